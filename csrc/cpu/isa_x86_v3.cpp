@@ -1,0 +1,15 @@
+// The row kernel for x86-64-v3: AVX2, FMA and F16C.
+#include "isa.h"
+
+#if defined(__x86_64__)
+#define DAL_VECTOR_BYTES 32
+#define DAL_HAS_F16C 1
+DAL_ISA_BEGIN("arch=x86-64-v3")
+namespace dal {
+namespace x86_v3 {
+#include "lanes.h"
+#include "row.h"
+}  // namespace x86_v3
+}  // namespace dal
+DAL_ISA_END
+#endif

@@ -1,0 +1,219 @@
+// Vectors of the width of one instruction set, through the compiler's own vector types (GCC, Clang).
+// Included once an instruction set, inside its namespace, with DAL_VECTOR_BYTES set: no include guard.
+
+#define DAL_LANE inline __attribute__((always_inline))
+
+template <class A> struct LaneTypes;
+template <> struct LaneTypes<float> { using Int = std::int32_t; using UInt = std::uint32_t; };
+template <> struct LaneTypes<double> { using Int = std::int64_t; using UInt = std::uint64_t; };
+
+template <class A> constexpr int kLanes = DAL_VECTOR_BYTES / sizeof(A);
+template <class T, int BYTES> struct VectorOf { typedef T type __attribute__((vector_size(BYTES))); };
+template <class A> using Vec = typename VectorOf<A, DAL_VECTOR_BYTES>::type;
+template <class A> using IntVec = typename VectorOf<typename LaneTypes<A>::Int, DAL_VECTOR_BYTES>::type;
+template <class A> using UIntVec = typename VectorOf<typename LaneTypes<A>::UInt, DAL_VECTOR_BYTES>::type;
+using HalfVec = VectorOf<std::uint16_t, DAL_VECTOR_BYTES / 2>::type;
+
+template <class To, class From> DAL_LANE To bits_as(const From& from) {
+  static_assert(sizeof(To) == sizeof(From), "same size");
+  To to;
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+template <class A> DAL_LANE Vec<A> splat(A x) { return Vec<A>{} + x; }
+
+// Both keep NaN in `x`: a comparison with NaN is false.
+template <class A> DAL_LANE Vec<A> at_least(Vec<A> x, A low) { return x < splat(low) ? splat(low) : x; }
+template <class A> DAL_LANE Vec<A> larger(Vec<A> best, Vec<A> x) { return x > best ? x : best; }
+
+// Fixed trees of halves: the same bits at every call.
+struct Add {
+  template <class V> DAL_LANE V operator()(V l, V r) const { return l + r; }
+};
+struct Larger {
+  template <class V> DAL_LANE V operator()(V l, V r) const { return r > l ? r : l; }
+};
+template <class Op, class A, class V> DAL_LANE A fold(const Op& op, V v) {
+  if constexpr (sizeof(V) > 16) {
+    typename VectorOf<A, sizeof(V) / 2>::type halves[2];
+    std::memcpy(halves, &v, sizeof(v));
+    return fold<Op, A>(op, op(halves[0], halves[1]));
+  } else if constexpr (sizeof(A) == 4) {
+    return op(op(v[0], v[2]), op(v[1], v[3]));
+  } else {
+    return op(v[0], v[1]);
+  }
+}
+template <class A> DAL_LANE A sum_of(Vec<A> v) { return fold<Add, A>(Add{}, v); }
+template <class A> DAL_LANE A max_of(Vec<A> v) { return fold<Larger, A>(Larger{}, v); }
+
+// ---- storage <-> arithmetic, whole vectors
+
+DAL_LANE Vec<float> widen(Vec<float> v, float) { return v; }
+DAL_LANE Vec<double> widen(Vec<double> v, double) { return v; }
+DAL_LANE Vec<float> narrow(Vec<float> v, float) { return v; }
+DAL_LANE Vec<double> narrow(Vec<double> v, double) { return v; }
+
+DAL_LANE Vec<float> widen(HalfVec v, BFloat16) {
+  return bits_as<Vec<float>>(__builtin_convertvector(v, UIntVec<float>) << 16);
+}
+
+// Round to nearest even; NaN stays NaN (the carry must not run into infinity or the sign).
+DAL_LANE HalfVec narrow(Vec<float> v, BFloat16) {
+  const UIntVec<float> bits = bits_as<UIntVec<float>>(v);
+  const UIntVec<float> rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const UIntVec<float> quiet = (bits >> 16) | 0x40u;
+  return __builtin_convertvector(v == v ? rounded : quiet, HalfVec);
+}
+
+#if DAL_HAS_F16C
+DAL_LANE Vec<float> widen(HalfVec v, Float16) {
+#if DAL_VECTOR_BYTES == 64
+  return bits_as<Vec<float>>(_mm512_cvtph_ps(bits_as<__m256i>(v)));
+#else
+  return bits_as<Vec<float>>(_mm256_cvtph_ps(bits_as<__m128i>(v)));
+#endif
+}
+DAL_LANE HalfVec narrow(Vec<float> v, Float16) {
+#if DAL_VECTOR_BYTES == 64
+  return bits_as<HalfVec>(_mm512_cvtps_ph(bits_as<__m512>(v), _MM_FROUND_TO_NEAREST_INT));
+#else
+  return bits_as<HalfVec>(_mm256_cvtps_ph(bits_as<__m256>(v), _MM_FROUND_TO_NEAREST_INT));
+#endif
+}
+#else
+// Exponent and fraction move up 13 places and the bias grows by 112. Subnormals: 2^-14 is put in front of the
+// fraction as an implicit one and taken off again.
+DAL_LANE Vec<float> widen(HalfVec v, Float16) {
+  using F = Vec<float>;
+  using U = UIntVec<float>;
+  const U half = __builtin_convertvector(v, U);
+  const U magnitude = (half & 0x7fffu) << 13;
+  const U normal = magnitude + (112u << 23);
+  const U special = magnitude + (224u << 23);
+  const F subnormal = bits_as<F>(magnitude + (113u << 23)) - 6.103515625e-5f;
+  U out = magnitude >= (31u << 23) ? special : normal;
+  out = magnitude < (1u << 23) ? bits_as<U>(subnormal) : out;
+  return bits_as<F>(out | ((half & 0x8000u) << 16));
+}
+// Round to nearest even. Subnormals: adding 0.5 leaves the fraction, rounded by the adder, in the low bits.
+DAL_LANE HalfVec narrow(Vec<float> v, Float16) {
+  using F = Vec<float>;
+  using U = UIntVec<float>;
+  const U bits = bits_as<U>(v);
+  const U magnitude = bits & 0x7fffffffu;
+  const U subnormal = bits_as<U>(bits_as<F>(magnitude) + 0.5f) - bits_as<U>(splat(0.5f));
+  const U normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  U out = magnitude < (113u << 23) ? subnormal : normal;
+  out = magnitude >= 0x477ff000u ? U{} + 0x7c00u : out;  // 65520 and above round to infinity
+  out = v == v ? out : U{} + 0x7e00u;
+  return __builtin_convertvector(out | ((bits >> 16) & 0x8000u), HalfVec);
+}
+#endif
+
+template <class S> struct StoredVec { using type = HalfVec; };
+template <> struct StoredVec<float> { using type = Vec<float>; };
+template <> struct StoredVec<double> { using type = Vec<double>; };
+
+template <class S> DAL_LANE Vec<Arithmetic<S>> load(const S* from) {
+  typename StoredVec<S>::type v;
+  std::memcpy(&v, from, sizeof(v));
+  return widen(v, S{});
+}
+template <class S> DAL_LANE void store(S* to, Vec<Arithmetic<S>> v) {
+  const typename StoredVec<S>::type out = narrow(v, S{});
+  std::memcpy(to, &out, sizeof(out));
+}
+
+// ---- one value, and the ragged end of a row (n < kLanes)
+
+template <class S> DAL_LANE Arithmetic<S> load_one(const S* from) {
+  if constexpr (std::is_same_v<S, Arithmetic<S>>) return *from;
+  else return widen(HalfVec{} + from->bits, S{})[0];
+}
+template <class S> DAL_LANE void store_one(S* to, Arithmetic<S> value) {
+  if constexpr (std::is_same_v<S, Arithmetic<S>>) *to = value;
+  else to->bits = narrow(splat(value), S{})[0];
+}
+
+#if DAL_VECTOR_BYTES == 64
+DAL_LANE Vec<float> load_masked(const float* from, int n, Vec<float> rest) {
+  return bits_as<Vec<float>>(_mm512_mask_loadu_ps(bits_as<__m512>(rest), __mmask16((1u << n) - 1), from));
+}
+DAL_LANE Vec<double> load_masked(const double* from, int n, Vec<double> rest) {
+  return bits_as<Vec<double>>(_mm512_mask_loadu_pd(bits_as<__m512d>(rest), __mmask8((1u << n) - 1), from));
+}
+template <class S> DAL_LANE HalfVec load_masked(const S* from, int n, HalfVec rest) {
+  return bits_as<HalfVec>(_mm256_mask_loadu_epi16(bits_as<__m256i>(rest), __mmask16((1u << n) - 1), from));
+}
+DAL_LANE void store_masked(float* to, Vec<float> v, int n) {
+  _mm512_mask_storeu_ps(to, __mmask16((1u << n) - 1), bits_as<__m512>(v));
+}
+DAL_LANE void store_masked(double* to, Vec<double> v, int n) {
+  _mm512_mask_storeu_pd(to, __mmask8((1u << n) - 1), bits_as<__m512d>(v));
+}
+template <class S> DAL_LANE void store_masked(S* to, HalfVec v, int n) {
+  _mm256_mask_storeu_epi16(to, __mmask16((1u << n) - 1), bits_as<__m256i>(v));
+}
+template <class S> DAL_LANE Vec<Arithmetic<S>> load_few(const S* from, int n, Arithmetic<S> rest) {
+  return widen(load_masked(from, n, narrow(splat(rest), S{})), S{});
+}
+template <class S> DAL_LANE void store_few(S* to, Vec<Arithmetic<S>> v, int n) {
+  store_masked(to, narrow(v, S{}), n);
+}
+#else
+// Copies of constant size: a memcpy of n bytes is a call.
+template <class S> DAL_LANE void copy_few(S* to, const S* from, int n) {
+  int done = 0;
+  for (int piece = kLanes<Arithmetic<S>> / 2; piece > 0; piece /= 2)
+    if (n & piece) {
+      std::memcpy(to + done, from + done, piece * sizeof(S));
+      done += piece;
+    }
+}
+template <class S> DAL_LANE Vec<Arithmetic<S>> load_few(const S* from, int n, Arithmetic<S> rest) {
+  S padded[kLanes<Arithmetic<S>>];
+  store(padded, splat(rest));
+  copy_few(padded, from, n);
+  return load(padded);
+}
+template <class S> DAL_LANE void store_few(S* to, Vec<Arithmetic<S>> v, int n) {
+  S padded[kLanes<Arithmetic<S>>];
+  store(padded, v);
+  copy_few(to, padded, n);
+}
+#endif
+
+// e^x for x <= 0, to about 1.5 ulp: 2^n 2^f with n the nearest integer to x log2(e) and |f| <= 1/2.
+// Adding the magic number leaves n + bias in the low bits, which a shift makes the exponent of 2^n. Below `low`
+// that exponent is 0 and the product is exactly 0. NaN passes through the multiplications.
+template <class A> struct Exp;
+template <> struct Exp<float> {
+  static constexpr float low = -88.0f, log2e = 1.44269504088896340736f, magic = 12582912.0f + 127.0f;
+  static constexpr int fraction_bits = 23;
+  // Minimax in relative error (9e-8), constant term 1.
+  static constexpr float c[] = {0.6931470036506653f, 0.24022242426872253f, 0.05550733581185341f,
+                                0.009671512991189957f, 0.001326472731307149f};
+};
+template <> struct Exp<double> {
+  static constexpr double low = -709.0, log2e = 1.44269504088896340736, magic = 6755399441055744.0 + 1023.0;
+  static constexpr int fraction_bits = 52;
+  // Taylor: ln(2)^k / k!, remainder 2e-16 at |f| = 1/2.
+  static constexpr double c[] = {0.69314718055994530942,    0.24022650695910071233,    0.055504108664821579953,
+                                 0.0096181291076284771620,  0.0013333558146428443423,  1.5403530393381609954e-4,
+                                 1.5252733804059840280e-5,  1.3215486790144309488e-6,  1.0178086009239699727e-7,
+                                 7.0549116208011233299e-9,  4.4455382718708114976e-10, 2.5678435993488205142e-11};
+};
+// x must be at least Exp<A>::low.
+template <class A> DAL_LANE Vec<A> exp_of(Vec<A> x) {
+  using E = Exp<A>;
+  constexpr int degree = sizeof(E::c) / sizeof(E::c[0]);
+  const Vec<A> shifted = x * E::log2e + E::magic;
+  const Vec<A> f = x * E::log2e - (shifted - E::magic);
+  Vec<A> poly = splat(E::c[degree - 1]);
+#pragma GCC unroll 16
+  for (int k = degree - 2; k >= 0; --k) poly = poly * f + E::c[k];
+  poly = poly * f + A(1);
+  return poly * bits_as<Vec<A>>(bits_as<UIntVec<A>>(shifted) << E::fraction_bits);
+}

@@ -1,0 +1,302 @@
+// The CPU row kernel: statistics, objective, affine gradient, on a row that stays in cache.
+// Included once an instruction set, inside its namespace, after lanes.h: no include guard.
+
+// Blocks of one row, or the part of a batch of rows, that begin at class `first`.
+struct Span {
+  std::int64_t first, size;
+};
+DAL_LANE Span block_span(std::int64_t block, std::int64_t classes) {
+  const std::int64_t first = block * kBlock;
+  return {first, std::min(kBlock, classes - first)};
+}
+
+// f(position, lanes): whole vectors first, then the ragged end. Lanes is a constant for whole vectors.
+template <class A, class F> DAL_LANE void for_vectors(std::int64_t size, const F& f) {
+  std::int64_t j = 0;
+  for (; j + kLanes<A> <= size; j += kLanes<A>) f(j, std::integral_constant<int, kLanes<A>>{});
+  if (j < size) f(j, static_cast<int>(size - j));
+}
+template <class S, int N>
+DAL_LANE Vec<Arithmetic<S>> get(const S* from, std::integral_constant<int, N>, Arithmetic<S>) { return load(from); }
+template <class S> DAL_LANE Vec<Arithmetic<S>> get(const S* from, int n, Arithmetic<S> rest) {
+  return load_few(from, n, rest);
+}
+template <class S, int N>
+DAL_LANE void put(S* to, Vec<Arithmetic<S>> v, std::integral_constant<int, N>) { store(to, v); }
+template <class S> DAL_LANE void put(S* to, Vec<Arithmetic<S>> v, int n) { store_few(to, v, n); }
+
+// The largest logit that is not NaN. Four chains hide the latency of max.
+template <class S> DAL_LANE Arithmetic<S> block_max(const S* z, std::int64_t size) {
+  using A = Arithmetic<S>;
+  constexpr A lowest = -std::numeric_limits<A>::infinity();
+  constexpr int W = kLanes<A>;
+  Vec<A> best[4] = {splat(lowest), splat(lowest), splat(lowest), splat(lowest)};
+  std::int64_t j = 0;
+  for (; j + 4 * W <= size; j += 4 * W)
+    for (int k = 0; k < 4; ++k) best[k] = larger<A>(best[k], load(z + j + k * W));
+  for_vectors<A>(size - j, [&](std::int64_t i, auto n) { best[0] = larger<A>(best[0], get(z + j + i, n, lowest)); });
+  return max_of<A>(larger<A>(larger<A>(best[0], best[1]), larger<A>(best[2], best[3])));
+}
+
+// m = max z,  S = sum e^(z-m),  W = sum e^(z-m) (z-m), and with KEEP the e^(z-m) themselves.
+// NaN and +inf make S NaN by themselves (+inf - +inf); -inf gives e = 0 and a finite, clamped z - m, so 0 in W.
+template <class S, bool KEEP>
+DAL_LANE RowStats<Arithmetic<S>> block_stats_of(const S* z, std::int64_t size, Arithmetic<S>* kept) {
+  using A = Arithmetic<S>;
+  constexpr A lowest = -std::numeric_limits<A>::infinity();
+  const A max = block_max(z, size);
+  const Vec<A> base = splat(max == lowest ? A(0) : max);
+  Vec<A> sum{}, weighted{};
+  for_vectors<A>(size, [&](std::int64_t j, auto n) {
+    const Vec<A> d = at_least<A>(get(z + j, n, lowest) - base, Exp<A>::low);
+    const Vec<A> e = exp_of<A>(d);
+    sum += e;
+    weighted += e * d;
+    if (KEEP) put(kept + j, e, n);
+  });
+  return {max, sum_of<A>(sum), sum_of<A>(weighted)};
+}
+
+// First class whose logit equals `value` (or is NaN, with `value` NaN), or `size`.
+template <class S> DAL_LANE std::int64_t first_equal(const S* z, std::int64_t size, Arithmetic<S> value) {
+  using A = Arithmetic<S>;
+  using I = typename LaneTypes<A>::Int;
+  const Vec<A> wanted = splat(value);
+  IntVec<A> position, first = IntVec<A>{} + I(kBlock);
+  for (int i = 0; i < kLanes<A>; ++i) position[i] = i;
+  const bool nan = value != value;
+  for_vectors<A>(size, [&](std::int64_t j, auto n) {
+    const Vec<A> v = get(z + j, n, nan ? A(0) : std::numeric_limits<A>::quiet_NaN());
+    const IntVec<A> hit = nan ? v != v : v == wanted;
+    const IntVec<A> here = position + I(j);
+    first = (hit != 0) & (here < first) ? here : first;
+  });
+  I best = kBlock;
+  for (int i = 0; i < kLanes<A>; ++i) best = first[i] < best ? first[i] : best;
+  return best < size ? best : size;
+}
+
+// The class torch.argmax names: the first NaN, else the first maximum.
+template <class S>
+std::int64_t argmax(const S* z, std::int64_t classes, const RowStats<Arithmetic<S>>* blocks,
+                    const RowStats<Arithmetic<S>>& row) {
+  using A = Arithmetic<S>;
+  const auto find = [&](A value, bool everywhere) {
+    for (std::int64_t b = 0; b * kBlock < classes; ++b) {
+      const Span span = block_span(b, classes);
+      if (!everywhere && blocks[b].max != value) continue;
+      const std::int64_t at = first_equal(z + span.first, span.size, value);
+      if (at < span.size) return span.first + at;
+    }
+    return std::int64_t(-1);
+  };
+  if (row.sum != row.sum) {
+    const std::int64_t at = find(std::numeric_limits<A>::quiet_NaN(), true);
+    if (at >= 0) return at;
+  }
+  return find(row.max, false);
+}
+
+// dL/dz_j = e_j (A + B (z_j - m)) - t [j = y] - u [j = k*], with e_j = e^(z_j - m) either KEPT by the first pass
+// relative to its block's maximum (then `ratio` moves it to m), or computed again. Rounded once, at the store.
+template <class S> struct GradientBlock {
+  using A = Arithmetic<S>;
+  const RowGradient<A>& row;
+  A ratio;
+
+  template <bool KEPT> DAL_LANE Vec<A> affine(Vec<A> z, Vec<A> e) const {
+    const Vec<A> d = at_least<A>(z - splat(row.affine.max), Exp<A>::low);
+    if (!KEPT) e = exp_of<A>(d);
+    return e * (splat(row.affine.A * ratio) + splat(row.affine.B * ratio) * d);
+  }
+  template <bool KEPT> DAL_LANE void write_affine(const S* z, const A* kept, S* out, std::int64_t size) const {
+    for_vectors<A>(size, [&](std::int64_t j, auto n) {
+      put(out + j, affine<KEPT>(get(z + j, n, A(0)), KEPT ? get(kept + j, n, A(0)) : Vec<A>{}), n);
+    });
+  }
+  // B = 0 needs no logits.
+  DAL_LANE void write_scaled(const A* kept, S* out, std::int64_t size) const {
+    const Vec<A> factor = splat(row.affine.A * ratio);
+    for_vectors<A>(size, [&](std::int64_t j, auto n) { put(out + j, get(kept + j, n, A(0)) * factor, n); });
+  }
+
+  // z, kept, out: of this block. `kept` may be `out` itself, so the two special classes are computed first.
+  DAL_LANE void write(const S* z, const A* kept, S* out, Span span) const {
+    const std::int64_t special[2] = {row.target - span.first, row.argmax - span.first};
+    const bool inside[2] = {special[0] >= 0 && special[0] < span.size,
+                            row.affine.u != A(0) && special[1] >= 0 && special[1] < span.size};
+    A value[2] = {};
+    for (int i = 0; i < 2; ++i) {
+      if (!inside[i]) continue;
+      const std::int64_t j = special[i];
+      const Vec<A> logit = splat(load_one(z + j));
+      value[i] = kept ? affine<true>(logit, splat(kept[j]))[0] : affine<false>(logit, Vec<A>{})[0];
+      if (j == special[0]) value[i] -= row.affine.t;
+      if (j == special[1]) value[i] -= row.affine.u;
+    }
+    if (!kept)
+      write_affine<false>(z, nullptr, out, span.size);
+    else if (row.affine.B == A(0))
+      write_scaled(kept, out, span.size);
+    else
+      write_affine<true>(z, kept, out, span.size);
+    for (int i = 0; i < 2; ++i)
+      if (inside[i]) store_one(out + special[i], value[i]);
+  }
+};
+
+// Gradient of one block of a row. Null `kept`: the exponentials are computed again.
+template <class S> DAL_LANE void write_gradient(
+    const RowGradient<Arithmetic<S>>& row, const S* z, const Arithmetic<S>* kept, Arithmetic<S> block_max, S* out,
+    Span span) {
+  using A = Arithmetic<S>;
+  if (row.target < 0) {
+    std::memset(static_cast<void*>(out), 0, span.size * sizeof(S));
+    return;
+  }
+  const A ratio = kept && block_max != row.affine.max ? std::exp(block_max - row.affine.max) : A(1);
+  GradientBlock<S>{row, ratio}.write(z, kept, out, span);
+}
+
+// Merged statistics -> loss, fields and prediction of one row, and what its gradient needs.
+template <class S>
+RowGradient<Arithmetic<S>> finish_row(
+    const ForwardBatch<S>& batch, std::int64_t row, const RowStats<Arithmetic<S>>* blocks) {
+  using A = Arithmetic<S>;
+  const S* z = batch.logits.row(row);
+  const std::int64_t classes = batch.logits.classes;
+  const bool ignored = batch.target.ignored(row);
+  const std::int64_t target = ignored ? -1 : batch.target.at(row);
+
+  RowStats<A> stats = blocks[0];
+  for (std::int64_t b = 1; b < batch.logits.blocks(); ++b) stats = merge(stats, blocks[b]);
+  const A target_logit = ignored ? std::numeric_limits<A>::quiet_NaN() : load_one(z + target);
+  const RowSummary<A> summary = summarise(stats, target_logit);
+
+  RowGradient<A> gradient{{}, target, -1};
+  if (batch.prediction || batch.hard) gradient.argmax = argmax(z, classes, blocks, stats);
+  batch.loss[row] = 0;
+  if (!ignored) {
+    const Objective<A> objective = dynamics_aware(
+        summary, A(batch.q.at(row)), A(batch.bootstrap_weight.at(row)), batch.log_classes, batch.hard);
+    const A weight = batch.weight ? batch.weight[target * batch.weight_stride] : A(1);
+    batch.loss[row] = weight * objective.loss;
+    gradient.affine = affine_gradient(stats, summary, objective, weight * batch.gradient_scale);
+  }
+  if (batch.prediction) batch.prediction[row] = gradient.argmax;
+  if (batch.fields) {
+    const AffineGradient<A>& g = gradient.affine;
+    const A values[kFields] = {g.max, g.A, g.B, g.t, g.u, std::exp(summary.target_log_prob), summary.entropy};
+    for (int f = 0; f < kFields; ++f) batch.fields[f * batch.logits.rows + row] = values[f];
+  }
+  return gradient;
+}
+
+// Where the exponentials wait for the row's coefficients: in the gradient itself where it has their type; else in
+// scratch of a row while that is small; else nowhere (null), and they are computed again.
+constexpr std::int64_t kScratch = 4 * kBlock;
+template <class S> DAL_LANE Arithmetic<S>* room_in(S* gradient) {
+  if constexpr (std::is_same_v<S, Arithmetic<S>>) return gradient;
+  return nullptr;
+}
+
+template <class S>
+DAL_LANE RowStats<Arithmetic<S>> read_block(const S* z, Span span, Arithmetic<S>* kept) {
+  return kept ? block_stats_of<S, true>(z + span.first, span.size, kept + span.first)
+              : block_stats_of<S, false>(z + span.first, span.size, nullptr);
+}
+
+// Short rows go through in groups, step by step: the long chain of dependent operations of one row (maximum, sum,
+// logarithm, coefficients) then overlaps with its neighbours'. A group's rows together fit a block.
+constexpr std::int64_t kGroup = 16;
+
+template <class S> void rows(const ForwardBatch<S>& batch, std::int64_t begin, std::int64_t end) {
+  using A = Arithmetic<S>;
+  const std::int64_t classes = batch.logits.classes, count = batch.logits.blocks();
+  const std::int64_t group = std::max<std::int64_t>(1, std::min(kGroup, kBlock / classes));
+  const bool scratch = batch.gradient && !std::is_same_v<S, A> && classes <= kScratch;
+  std::vector<A> exponentials(scratch ? group * classes : 0);
+  std::vector<RowStats<A>> stats(group * count);
+  RowGradient<A> gradients[kGroup];
+
+  for (std::int64_t first = begin; first < end; first += group) {
+    const std::int64_t size = std::min(group, end - first);
+    const auto out = [&](std::int64_t i) { return batch.gradient ? batch.gradient + (first + i) * classes : nullptr; };
+    const auto kept = [&](std::int64_t i) { return scratch ? exponentials.data() + i * classes : room_in(out(i)); };
+    // An ignored row is not even read, unless its statistics are asked for.
+    const auto skipped = [&](std::int64_t i) { return !batch.fields && batch.target.ignored(first + i); };
+
+    for (std::int64_t i = 0; i < size; ++i)
+      for (std::int64_t b = 0; b < count && !skipped(i); ++b)
+        stats[i * count + b] = read_block(batch.logits.row(first + i), block_span(b, classes), kept(i));
+    for (std::int64_t i = 0; i < size; ++i) {
+      if (skipped(i)) {
+        batch.loss[first + i] = 0;
+        gradients[i] = {{}, -1, -1};
+      } else {
+        gradients[i] = finish_row(batch, first + i, &stats[i * count]);
+      }
+    }
+    if (!batch.gradient) continue;
+    for (std::int64_t i = 0; i < size; ++i)
+      for (std::int64_t b = 0; b < count; ++b) {
+        const Span span = block_span(b, classes);
+        write_gradient(gradients[i], batch.logits.row(first + i) + span.first, kept(i) ? kept(i) + span.first : nullptr,
+                       stats[i * count + b].max, out(i) + span.first, span);
+      }
+  }
+}
+
+template <class S>
+void block_stats(const ForwardBatch<S>& batch, RowStats<Arithmetic<S>>* blocks, std::int64_t begin, std::int64_t end) {
+  const std::int64_t classes = batch.logits.classes, count = batch.logits.blocks();
+  for (std::int64_t i = begin; i < end; ++i) {
+    const std::int64_t row = i / count;
+    Arithmetic<S>* kept = batch.gradient ? room_in(batch.gradient + row * classes) : nullptr;
+    blocks[i] = read_block(batch.logits.row(row), block_span(i % count, classes), kept);
+  }
+}
+
+template <class S>
+void finish_rows(
+    const ForwardBatch<S>& batch, const RowStats<Arithmetic<S>>* blocks, RowGradient<Arithmetic<S>>* gradients) {
+  for (std::int64_t row = 0; row < batch.logits.rows; ++row)
+    gradients[row] = finish_row(batch, row, blocks + row * batch.logits.blocks());
+}
+
+template <class S>
+void block_gradients(
+    const ForwardBatch<S>& batch, const RowStats<Arithmetic<S>>* blocks, const RowGradient<Arithmetic<S>>* gradients,
+    std::int64_t begin, std::int64_t end) {
+  const std::int64_t classes = batch.logits.classes, count = batch.logits.blocks();
+  for (std::int64_t i = begin; i < end; ++i) {
+    const std::int64_t row = i / count;
+    const Span span = block_span(i % count, classes);
+    S* out = batch.gradient + row * classes + span.first;
+    write_gradient(gradients[row], batch.logits.row(row) + span.first, room_in(out), blocks[i].max, out, span);
+  }
+}
+
+template <class S> void recompute(const BackwardBatch<S>& batch, std::int64_t begin, std::int64_t end) {
+  using A = Arithmetic<S>;
+  const std::int64_t rows = batch.logits.rows, classes = batch.logits.classes, count = batch.logits.blocks();
+  for (std::int64_t i = begin; i < end; ++i) {
+    const std::int64_t row = i / count;
+    const auto field = [&](Field f) { return batch.fields[f * rows + row]; };
+    const A up = batch.upstream[row * batch.upstream_stride];
+    const std::int64_t target = batch.target.ignored(row) ? -1 : batch.target.at(row);
+    const RowGradient<A> gradient{
+        {field(kMax), up * field(kScale), up * field(kSlope), up * field(kTargetTerm), up * field(kArgmaxTerm)},
+        target, batch.prediction[row]};
+    const Span span = block_span(i % count, classes);
+    const A* again = nullptr;
+    write_gradient(gradient, batch.logits.row(row) + span.first, again, gradient.affine.max,
+                   batch.gradient + row * classes + span.first, span);
+  }
+}
+
+template <class S> constexpr RowKernel<S> row_kernel() {
+  return {rows<S>, block_stats<S>, finish_rows<S>, block_gradients<S>, recompute<S>};
+}
+extern const RowKernels kernels = {
+    row_kernel<float>(), row_kernel<double>(), row_kernel<BFloat16>(), row_kernel<Float16>()};

@@ -1,0 +1,112 @@
+// A batch of rows on threads: label checks and divisor first, then the row kernel, then the reduction.
+// Without torch: `Threads` is whatever runs a range in parallel.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include "batch.h"
+
+namespace dal {
+
+enum Reduction : std::int64_t { kNone = 0, kMean = 1, kSum = 2 };
+
+// Fresh memory costs a page fault every 4 KiB, more than the kernel itself; every 2 MiB is bearable.
+inline void advise_huge_pages(void* data, std::int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr std::uintptr_t huge = std::uintptr_t(2) << 20;
+  const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(data);
+  const std::uintptr_t first = (address + huge - 1) & ~(huge - 1);
+  const std::uintptr_t last = (address + static_cast<std::uintptr_t>(bytes)) & ~(huge - 1);
+  if (bytes >= std::int64_t(4) << 20 && last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#else
+  (void)data, (void)bytes;
+#endif
+}
+
+// Raises before anything is written. Returns sum_i weight[y_i] over the rows that are not ignored.
+template <class S>
+double check_and_count(const ForwardBatch<S>& batch) {
+  const std::int64_t classes = batch.logits.classes;
+  double divisor = 0;
+  for (std::int64_t row = 0; row < batch.logits.rows; ++row) {
+    if (row == 0 || batch.q.stride || batch.bootstrap_weight.stride) {
+      const double q = batch.q.at(row), lambda = batch.bootstrap_weight.at(row);
+      const auto require = [&](bool ok, const char* name, double got, const char* accepted) {
+        if (!ok)
+          throw std::invalid_argument(std::string(name) + " must be " + accepted + ", got " + std::to_string(got) +
+                                      " at row " + std::to_string(row));
+      };
+      require(q >= 0 && std::isfinite(q), "q", q, "finite and >= 0");
+      require(lambda >= 0 && std::isfinite(lambda), "bootstrap_weight", lambda, "finite and >= 0");
+      require(q > 0 || lambda == 0, "q", q, "> 0 where bootstrap_weight is not 0");
+    }
+    if (batch.target.ignored(row)) continue;
+    const std::int64_t y = batch.target.at(row);
+    if (y < 0 || y >= classes)
+      throw std::invalid_argument("target at row " + std::to_string(row) + " is " + std::to_string(y) +
+                                  ", accepted are 0 to " + std::to_string(classes - 1) + " and ignore_index " +
+                                  std::to_string(batch.target.ignore_index));
+    divisor += batch.weight ? static_cast<double>(batch.weight[y * batch.weight_stride]) : 1.0;
+  }
+  return divisor;
+}
+
+template <class A>
+double sum_in_order(const A* values, std::int64_t count) {
+  double sum = 0;
+  for (std::int64_t i = 0; i < count; ++i) sum += static_cast<double>(values[i]);
+  return sum;
+}
+
+// Elements a thread must have to do before another one is worth waking.
+constexpr std::int64_t kGrain = 16384;
+
+// Returns the reduced loss (unused for kNone).
+template <class S, class Threads>
+double forward(ForwardBatch<S>& batch, Reduction reduction, const RowKernel<S>& kernel, const Threads& threads) {
+  using A = Arithmetic<S>;
+  const std::int64_t rows = batch.logits.rows, classes = batch.logits.classes, blocks = batch.logits.blocks();
+  const double divisor = check_and_count(batch);
+  batch.gradient_scale = reduction == kMean ? static_cast<A>(1 / divisor) : A(1);
+  batch.log_classes = static_cast<A>(std::log(static_cast<double>(classes)));
+  if (batch.gradient) advise_huge_pages(batch.gradient, rows * classes * static_cast<std::int64_t>(sizeof(S)));
+
+  if (blocks > 1 && rows < 8 * threads.count()) {
+    std::vector<RowStats<A>> stats(rows * blocks);
+    std::vector<RowGradient<A>> gradients(rows);
+    const std::int64_t grain = std::max<std::int64_t>(1, kGrain / kBlock);
+    threads.run(rows * blocks, grain, [&](std::int64_t begin, std::int64_t end) {
+      kernel.block_stats(batch, stats.data(), begin, end);
+    });
+    kernel.finish_rows(batch, stats.data(), gradients.data());
+    if (batch.gradient)
+      threads.run(rows * blocks, grain, [&](std::int64_t begin, std::int64_t end) {
+        kernel.block_gradients(batch, stats.data(), gradients.data(), begin, end);
+      });
+  } else {
+    threads.run(rows, std::max<std::int64_t>(1, kGrain / classes), [&](std::int64_t begin, std::int64_t end) {
+      kernel.rows(batch, begin, end);
+    });
+  }
+  const double sum = reduction == kNone ? 0 : sum_in_order(batch.loss, rows);
+  return reduction == kMean ? sum / divisor : sum;
+}
+
+template <class S, class Threads>
+void backward(const BackwardBatch<S>& batch, const RowKernel<S>& kernel, const Threads& threads) {
+  const std::int64_t items = batch.logits.rows * batch.logits.blocks();
+  advise_huge_pages(
+      batch.gradient, batch.logits.rows * batch.logits.classes * static_cast<std::int64_t>(sizeof(S)));
+  const std::int64_t item = std::min(batch.logits.classes, kBlock);
+  threads.run(items, std::max<std::int64_t>(1, kGrain / item), [&](std::int64_t begin, std::int64_t end) {
+    kernel.recompute(batch, begin, end);
+  });
+}
+
+}  // namespace dal

@@ -1,0 +1,41 @@
+// Picks the instruction set once, when the library is loaded.
+#include <cstdlib>
+#include <string>
+
+#include "batch.h"
+
+namespace dal {
+namespace {
+
+struct Choice {
+  const RowKernels* kernels;
+  const char* name;
+};
+
+// ATEN_CPU_CAPABILITY (default, avx2, avx512) caps the choice, as it does for torch's own kernels.
+Choice choose() {
+#if defined(__x86_64__)
+  const char* variable = std::getenv("ATEN_CPU_CAPABILITY");
+  const std::string cap = variable ? variable : "";
+  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") &&
+                  __builtin_cpu_supports("f16c");
+  const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                  __builtin_cpu_supports("avx512vl");
+  if (v4 && cap != "default" && cap != "avx2") return {&x86_v4::kernels, "x86-64-v4"};
+  if (v3 && cap != "default") return {&x86_v3::kernels, "x86-64-v3"};
+#endif
+  return {&baseline::kernels, "baseline"};
+}
+
+const Choice& choice() {
+  static const Choice chosen = choose();
+  return chosen;
+}
+
+}  // namespace
+
+const RowKernels& row_kernels() { return *choice().kernels; }
+const char* row_kernels_name() { return choice().name; }
+
+}  // namespace dal

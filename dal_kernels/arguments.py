@@ -1,0 +1,226 @@
+"""What a call of the loss must look like: one clear error for each thing that can be wrong, and flat rows for the rest.
+
+Everything below this module may rely on :class:`Rows`.
+"""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+HALVES = (torch.float16, torch.bfloat16)
+_LOGITS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+_LABELS = frozenset(
+    {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64}
+)
+_REDUCTIONS = ("none", "mean", "sum")
+_BOOTSTRAPS = ("soft", "hard")
+
+
+class RowStats(NamedTuple):
+    """What the loss learnt of each row on the way, detached and shaped like ``target``.
+
+    Attributes:
+        target_prob: softmax probability of the target class; NaN where the row is ignored. float32, or float64 for
+            float64 logits.
+        entropy: entropy of the row's softmax in nats, in [0, ln C]. Same dtype.
+        prediction: argmax of the row, int64; of equal classes the first.
+    """
+
+    target_prob: Tensor
+    entropy: Tensor
+    prediction: Tensor
+
+
+class Rows(NamedTuple):
+    """A checked call: N rows of C logits, and everything else in the form the backends take.
+
+    Attributes:
+        logits: (N, C), float16, bfloat16, float32 or float64, any strides.
+        target: (N,) int64.
+        q, bootstrap_weight: 0-d or (N,), float32 or float64, on the device of the logits.
+        weight: (C,) in the dtype of the loss, or None.
+        shape: shape of the caller's target.
+    """
+
+    logits: Tensor
+    target: Tensor
+    q: Tensor
+    bootstrap_weight: Tensor
+    weight: Tensor | None
+    ignore_index: int
+    reduction: str
+    hard: bool
+    want_stats: bool
+    shape: torch.Size
+
+    def shaped(self, loss: Tensor, stats: RowStats | None) -> Any:
+        """What the caller gets: loss (and statistics) of flat rows, in the shape of the caller's target."""
+        flat = len(self.shape) == 1
+        if self.reduction == "none" and not flat:
+            loss = loss.reshape(self.shape)
+        if stats is None:
+            return loss
+        return loss, stats if flat else RowStats(*(field.reshape(self.shape) for field in stats))
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape))
+
+
+def _no_gradient(name: str, tensor: Tensor) -> None:
+    if tensor.requires_grad:
+        raise ValueError(f"{name} must not require grad, got a tensor that does: the loss has no gradient for it")
+
+
+def _schedule_value(name: str, value: float | Tensor, input: Tensor, shape: torch.Size) -> Tensor:
+    """q or bootstrap_weight as a 0-d or (N,) tensor next to the logits."""
+    if isinstance(value, Tensor):
+        if value.dtype not in _LOGITS:
+            raise TypeError(f"{name} must be a number or a floating-point tensor, got {value.dtype}")
+        _no_gradient(name, value)
+        if value.dtype in HALVES:
+            value = value.float()
+        if value.dim() == 0:
+            here = (value.is_cpu and input.is_cpu) or value.device == input.device
+            return value if here else value.to(input.device, non_blocking=True)
+        if value.device != input.device:
+            raise ValueError(f"{name} must be on the device of input, {input.device}, got {value.device}")
+        if value.shape == shape:
+            return value if value.dim() == 1 else value.reshape(-1)
+        if len(shape) > 1 and value.shape == shape[:1]:
+            return value.reshape(-1, *(1,) * (len(shape) - 1)).expand(shape).reshape(-1)
+        raise ValueError(
+            f"{name} must be a number, a 0-d tensor or one value a row, shape {tuple(shape)}, got shape {_shape(value)}"
+        )
+    if not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number or a floating-point tensor, got {type(value).__name__}")
+    number = float(value)
+    if not (math.isfinite(number) and number >= 0):
+        raise ValueError(f"{name} must be finite and >= 0, got {number}")
+    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    return torch.full((), number, dtype=dtype, device=input.device)
+
+
+def _class_weight(weight: Tensor, input: Tensor, classes: int) -> Tensor:
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight must be a tensor of shape ({classes},) or None, got {type(weight).__name__}")
+    if weight.dtype not in _LOGITS:
+        raise TypeError(f"weight must be floating-point, got {weight.dtype}")
+    _no_gradient("weight", weight)
+    if weight.dim() != 1 or weight.shape[0] != classes:
+        raise ValueError(f"weight must have one value a class, shape ({classes},), got shape {_shape(weight)}")
+    if weight.device != input.device:
+        raise ValueError(f"weight must be on the device of input, {input.device}, got {weight.device}")
+    return weight.to(torch.float64 if input.dtype == torch.float64 else torch.float32)
+
+
+def _check_input(input: Tensor, target: Tensor) -> None:
+    if not isinstance(input, Tensor):
+        raise TypeError(f"input must be a tensor, got {type(input).__name__}")
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target must be a tensor, got {type(target).__name__}")
+    if input.dtype not in _LOGITS:
+        raise TypeError(f"input must be float16, bfloat16, float32 or float64 logits, got {input.dtype}")
+    if target.dtype not in _LABELS:
+        hint = ""
+        if target.is_floating_point():
+            hint = "; class probabilities, as mixup or label smoothing make them, are not supported by this loss"
+        raise TypeError(f"target must hold class indices in an integer dtype, got {target.dtype}{hint}")
+
+
+def check(
+    input: Tensor,
+    target: Tensor,
+    q: float | Tensor,
+    bootstrap_weight: float | Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    bootstrap: str,
+    want_stats: bool,
+) -> Rows:
+    """Raise TypeError or ValueError for what no backend can take, else return the call as flat rows.
+
+    Labels are not looked at here: on a GPU that would cost a synchronisation, and a CPU kernel does it on the way.
+    """
+    _check_input(input, target)
+    dims = input.dim()
+    expected = input.shape
+    shape = target.shape
+    logits = input
+    if dims == 2:
+        rows, classes = expected
+        fits = len(shape) == 1 and shape[0] == rows
+    elif dims == 0:
+        raise ValueError("input must have shape (C,), (N, C) or (N, C, d1, ...), got a 0-d tensor")
+    else:
+        classes = expected[0 if dims == 1 else 1]
+        fits = shape == expected[: dims > 1] + expected[2:]
+    if classes == 0:
+        raise ValueError(f"input must have at least one class, got shape {_shape(input)}")
+    if not fits:
+        wanted = tuple(expected[: dims > 1] + expected[2:])
+        raise ValueError(f"target must have shape {wanted} for input of shape {_shape(input)}, got {_shape(target)}")
+    if not (input.is_cpu and target.is_cpu) and target.device != input.device:
+        raise ValueError(f"target must be on the device of input, {input.device}, got {target.device}")
+    if dims != 2:
+        logits = input.unsqueeze(0) if dims == 1 else input.movedim(1, -1).reshape(-1, classes)
+        target = target.reshape(-1)
+    if target.dtype != torch.int64:
+        target = target.to(torch.int64)
+    if not isinstance(ignore_index, int):
+        raise TypeError(f"ignore_index must be an int, got {type(ignore_index).__name__}")
+    if reduction not in _REDUCTIONS:
+        raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
+    if bootstrap not in _BOOTSTRAPS:
+        raise ValueError(f"bootstrap must be 'soft' or 'hard', got {bootstrap!r}")
+    if isinstance(q, Real) and isinstance(bootstrap_weight, Real) and q == 0 and bootstrap_weight != 0:
+        raise ValueError(f"q must be > 0 where bootstrap_weight is not 0, got q = 0 and {bootstrap_weight}")
+    return Rows(
+        logits,
+        target,
+        _schedule_value("q", q, input, shape),
+        _schedule_value("bootstrap_weight", bootstrap_weight, input, shape),
+        None if weight is None else _class_weight(weight, input, classes),
+        ignore_index,
+        reduction,
+        bootstrap == "hard",
+        want_stats,
+        shape,
+    )
+
+
+def raise_for_labels(rows: Rows) -> None:
+    """On a CPU, where looking is free: raise for labels and schedule values that the kernels would refuse.
+
+    Elsewhere, and under tracing or function transforms, such rows become NaN instead.
+    """
+    if rows.logits.device.type != "cpu" or torch.compiler.is_compiling() or transforms_active():
+        return
+    classes = rows.logits.shape[1]
+    bad = (rows.target != rows.ignore_index) & ((rows.target < 0) | (rows.target >= classes))
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0, 0])
+        raise ValueError(
+            f"target at row {row} is {int(rows.target[row])}, accepted are 0 to {classes - 1} "
+            f"and ignore_index {rows.ignore_index}"
+        )
+    for name, value in (("q", rows.q), ("bootstrap_weight", rows.bootstrap_weight)):
+        if bool((~torch.isfinite(value) | (value < 0)).any()):
+            raise ValueError(f"{name} must be finite and >= 0, got {value.tolist()}")
+    if bool(((rows.q == 0) & (rows.bootstrap_weight != 0)).any()):
+        raise ValueError("q must be > 0 where bootstrap_weight is not 0, got q = 0")
+
+
+# Private: where it is absent, a transform meets the fused kernels and torch refuses it.
+_transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+
+
+def transforms_active() -> bool:
+    """Whether a torch.func transform (grad, vmap, jvp, ...) is being applied around this call."""
+    return bool(_transforms_active())

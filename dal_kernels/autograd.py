@@ -1,0 +1,120 @@
+"""Which buffers live from forward to backward. Nothing numeric happens here.
+
+"mean" and "sum" write the gradient in the forward, while the row is in cache; the backward only scales it, and where
+the upstream gradient is 1 does nothing. "none", whose upstream gradient is known only later, and float16, in which a
+gradient already divided by N would flush to zero before a GradScaler's factor arrives, keep a few coefficients a row
+and compute the gradient in the backward.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dal_kernels.arguments import Rows, RowStats
+from dal_kernels.ops import FIELDS, KERNELS, REDUCTIONS
+
+# Above this, logits are not kept alive just to be able to refuse a second derivative.
+_SMALL_BYTES = 1 << 20
+
+_REDUCTION = {name: index for index, name in enumerate(REDUCTIONS)}
+_TARGET_PROB, _ENTROPY = FIELDS.index("target_prob"), FIELDS.index("entropy")
+
+# Private: where it is absent, every graph counts as kept, which costs a copy.
+_graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+
+
+def fused_loss(rows: Rows, backend: str) -> tuple[Tensor, RowStats | None]:
+    """The reduced loss of a checked call by the fused kernels of ``backend``, differentiable once."""
+    logits = rows.logits
+    if logits.requires_grad and torch.is_grad_enabled():
+        anchor = None
+        if not torch.compiler.is_compiling() and not logits.is_leaf and logits.nbytes > _SMALL_BYTES:
+            anchor = logits[:0].clone()
+        outputs = _FusedLoss.apply(logits, rows, backend, anchor)
+        if not rows.want_stats:
+            return outputs, None
+        loss, fields, prediction = outputs
+    else:
+        arguments = _arguments(logits, rows, want_gradient=False)
+        if not rows.want_stats:
+            return KERNELS[backend].loss(*arguments)[0], None
+        loss, _, fields, prediction = KERNELS[backend].loss_and_fields(*arguments)
+    return loss, RowStats(fields[_TARGET_PROB], fields[_ENTROPY], prediction)
+
+
+def _arguments(logits: Tensor, rows: Rows, want_gradient: bool) -> tuple[Any, ...]:
+    return (
+        logits,
+        rows.target,
+        rows.q,
+        rows.bootstrap_weight,
+        rows.weight,
+        rows.ignore_index,
+        _REDUCTION[rows.reduction],
+        rows.hard,
+        want_gradient,
+    )
+
+
+class _FusedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, rows: Rows, backend: str, anchor: Tensor | None
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        written = rows.reduction != "none" and logits.dtype != torch.float16
+        # A bfloat16 gradient has been rounded already: to scale it by anything but 1 it is computed again. Compiled
+        # code cannot choose by value, and rounds twice.
+        again = not written or (logits.dtype == torch.bfloat16 and not torch.compiler.is_compiling())
+        arguments = _arguments(logits, rows, written)
+        # What ties the gradient to the graph of the logits, should it be differentiated again.
+        ctx.anchor = logits if anchor is None else anchor
+        ctx.plan = (written, again, backend, rows.ignore_index)
+        if not (again or rows.want_stats):
+            loss, gradient = KERNELS[backend].loss(*arguments)
+            ctx.save_for_backward(gradient)
+            return loss
+        loss, gradient, fields, prediction = KERNELS[backend].loss_and_fields(*arguments)
+        ctx.save_for_backward(gradient, *((logits, rows.target, fields, prediction) if again else ()))
+        if not rows.want_stats:
+            return loss
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(fields, prediction)
+        return loss, fields, prediction
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, *_: None) -> tuple[Tensor, None, None, None]:
+        written, again, backend, ignore_index = ctx.plan
+        compiling = torch.compiler.is_compiling()
+        unchanged = written and not compiling and upstream.item() == 1.0
+        gradient, *rest = ctx.saved_tensors
+        if again and not unchanged:
+            gradient = KERNELS[backend].gradient(*rest, upstream, ignore_index)
+        elif compiling or _graph_is_kept():
+            # Out of place: the saved gradient may be asked for again.
+            gradient = gradient * upstream
+        elif not unchanged:
+            gradient.mul_(upstream)
+        if not compiling and torch.is_grad_enabled():
+            gradient = _DifferentiableOnce.apply(gradient, ctx.anchor)
+        return gradient, None, None, None
+
+
+class _DifferentiableOnce(torch.autograd.Function):
+    """Identity on a gradient that says so when it is differentiated again.
+
+    ``anchor`` ties it to the logits' graph: without an edge there, a gradient penalty would skip this part in silence.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, anchor: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, ...]:
+        raise RuntimeError(
+            "the fused kernels of dynamics_aware_loss have no second derivative: "
+            "pass backend='eager' for gradient penalties and other uses of create_graph=True"
+        )

@@ -1,0 +1,128 @@
+"""The loss in plain PyTorch: what every kernel is held against, and the backend of last resort.
+
+Nothing here is fused or clever. Gradients come from autograd, to any order, in any floating dtype, on any device.
+Source of the formula: "Dynamics-Aware Loss for Learning with Label Noise", arXiv 2303.11562.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dal_kernels.arguments import HALVES, Rows, RowStats, check, raise_for_labels
+
+__all__ = ["dynamics_aware_loss"]
+
+OFFICIAL_EPSILON = 1e-6
+
+
+class RowLosses(NamedTuple):
+    """Losses (N,) of rows, before any reduction; what row statistics are made of, still differentiable."""
+
+    loss: Tensor
+    target_prob: Tensor
+    entropy: Tensor
+    prediction: Tensor
+
+
+def row_losses(
+    logits: Tensor, target: Tensor, q: Tensor, bootstrap_weight: Tensor, *, hard: bool, official: bool = False
+) -> RowLosses:
+    r"""Loss of each row: :math:`(1 - p_y^q)/q + \lambda/(q \ln C) \, B(p)`.
+
+    B is the entropy of p, or with ``hard`` the negative log-likelihood of the predicted class.
+
+    Args:
+        logits: (N, C), float32 or float64.
+        target: (N,) int64, every entry in [0, C).
+        q, bootstrap_weight: 0-d or (N,).
+        hard: which bootstrap term.
+        official: the authors' arithmetic: p_y clamped to [1e-6, 1] and ln(p + 1e-6) in the entropy.
+    """
+    classes = logits.shape[1]
+    q, bootstrap_weight = q.to(logits.dtype), bootstrap_weight.to(logits.dtype)
+    log_prob = F.log_softmax(logits, dim=1)
+    prob = log_prob.exp()
+    prediction = logits.argmax(dim=1)
+    # p ln p -> 0 at p = 0, in value and gradient: masked classes have logits of -inf.
+    entropy = -(prob * log_prob.masked_fill(log_prob == -math.inf, 0.0)).sum(dim=1)
+    target_log_prob = log_prob.gather(1, target.unsqueeze(1)).squeeze(1)
+
+    positive = torch.where(q == 0, 1.0, q)
+    if official:
+        target_prob = prob.gather(1, target.unsqueeze(1)).squeeze(1).clamp(OFFICIAL_EPSILON, 1.0)
+        fit = (1.0 - target_prob**positive) / positive
+        soft = -(prob * (prob + OFFICIAL_EPSILON).log()).sum(dim=1)
+    else:
+        # expm1: 1 - p^q keeps no digit near p = 1.
+        fit = -torch.expm1(positive * target_log_prob) / positive
+        soft = entropy
+    loss = torch.where(q == 0, -target_log_prob, fit)
+
+    if classes > 1:
+        bootstrap = -log_prob.gather(1, prediction.unsqueeze(1)).squeeze(1) if hard else soft
+        factor = bootstrap_weight / (positive * math.log(classes))
+        # Skipped, not multiplied by zero: where it is off, the term must not add 0 * inf.
+        loss = loss + torch.where(bootstrap_weight == 0, 0.0, factor * bootstrap)
+    return RowLosses(loss, target_log_prob.exp(), entropy, prediction)
+
+
+def reduced_loss(rows: Rows, official: bool = False) -> tuple[Tensor, RowStats | None]:
+    """The reduced loss of a checked call, and its statistics where they were asked for, both over flat rows.
+
+    A target that is neither a class nor ``ignore_index`` makes its row's loss NaN, without a host synchronisation.
+    """
+    logits = rows.logits.float() if rows.logits.dtype in HALVES else rows.logits
+    ignored = rows.target == rows.ignore_index
+    valid = (rows.target >= 0) & (rows.target < logits.shape[1])
+    target = torch.where(valid, rows.target, 0)
+
+    # Ignored rows leave the graph before anything is computed from them: a NaN in one must not reach the gradient.
+    kept = logits.masked_fill(ignored.unsqueeze(1), 0.0)
+    losses = row_losses(kept, target, rows.q, rows.bootstrap_weight, hard=rows.hard, official=official)
+    factor = torch.where(valid, 1.0, math.nan).to(logits.dtype)
+    if rows.weight is not None:
+        factor = factor * rows.weight[target]
+    factor = torch.where(ignored, 0.0, factor)
+    loss = torch.where(ignored, 0.0, losses.loss * factor)
+    if rows.reduction != "none":
+        loss = loss.sum()
+    if rows.reduction == "mean":
+        loss = loss / factor.sum()
+    if not rows.want_stats:
+        return loss, None
+
+    with torch.no_grad():
+        every = row_losses(logits, target, rows.q, rows.bootstrap_weight, hard=rows.hard)
+        known = valid & ~ignored
+        return loss, RowStats(torch.where(known, every.target_prob, math.nan), every.entropy, every.prediction)
+
+
+def dynamics_aware_loss(
+    input: Tensor,
+    target: Tensor,
+    q: float | Tensor,
+    bootstrap_weight: float | Tensor = 0.0,
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    bootstrap: str = "soft",
+    return_stats: bool = False,
+    official: bool = False,
+) -> Any:
+    """What :func:`dal_kernels.dynamics_aware_loss` computes, by plain PyTorch operations.
+
+    Takes the same arguments (but ``backend``), raises the same errors, and returns the same things.
+
+    Args:
+        official: use the authors' arithmetic instead of the exact formula: p_y clamped to [1e-6, 1], so that rows below
+            have no gradient from the first term, and ln(p + 1e-6) in the entropy.
+    """
+    rows = check(input, target, q, bootstrap_weight, weight, ignore_index, reduction, bootstrap, return_stats)
+    raise_for_labels(rows)
+    return rows.shaped(*reduced_loss(rows, official))

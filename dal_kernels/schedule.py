@@ -1,0 +1,110 @@
+"""The schedule of DAL: the exponent q grows, and the bootstrap weight fades in once q has passed 1.
+
+Pure arithmetic on Python floats; no tensors. Source: arXiv 2303.11562 and its authors' training script, in which one
+step is an epoch. Any monotone clock works: epochs, iterations, or a fraction of either.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any
+
+__all__ = ["DynamicsAwareSchedule"]
+
+_SETTINGS = ("q_start", "q_end", "total_steps")
+
+
+def _number(name: str, value: Any, accepted: str, ok: bool | None = None) -> float:
+    if not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not math.isfinite(value) or value < 0 or ok is False:
+        raise ValueError(f"{name} must be {accepted}, got {value}")
+    return float(value)
+
+
+class DynamicsAwareSchedule:
+    r"""q(t) and bootstrap_weight(t) in closed form, with a position to step.
+
+    .. math::
+        q(t) = q_s + (q_e - q_s) \, t/T, \qquad
+        \lambda(t) = \mathrm{clamp}\Big(\frac{t - t_0}{T - t_0},\, 0,\, 1\Big), \qquad q(t_0) = 1
+
+    Past ``total_steps`` both stay at their last value. ``q_end <= 1`` never bootstraps: the weight stays 0. With
+    ``q_start == q_end`` q is constant, and the weight is 1 if it is above 1, else 0.
+
+    Args:
+        q_start: exponent at the first step, >= 0. Small values fit faster; with many classes take 0.2 to 0.4.
+        q_end: exponent at the last, >= q_start. Above 1 easy samples are stressed and noisy ones let go.
+        total_steps: length T of training, > 0, in the unit that :meth:`step` counts.
+
+    Attributes:
+        position: steps taken so far, a float; 0 at the start, so that the first epoch trains with ``q_start``.
+        q, bootstrap_weight: the values at ``position``.
+
+    Raises:
+        TypeError: a setting is not a number.
+        ValueError: a setting is negative or not finite, ``total_steps`` is 0, or ``q_start > q_end``.
+    """
+
+    def __init__(self, q_start: float, q_end: float, total_steps: float) -> None:
+        self.q_start = _number("q_start", q_start, "finite and >= 0")
+        self.q_end = _number("q_end", q_end, "finite and >= 0")
+        self.total_steps = _number("total_steps", total_steps, "finite and > 0", total_steps != 0)
+        if self.q_start > self.q_end:
+            raise ValueError(f"q_start must not be above q_end, got {self.q_start} and {self.q_end}")
+        self.position = 0.0
+
+    def at(self, t: float) -> tuple[float, float]:
+        """(q, bootstrap_weight) at time ``t`` >= 0, which may be fractional or past the end."""
+        t = _number("t", t, "finite and >= 0")
+        start, end, total = self.q_start, self.q_end, self.total_steps
+        if t >= total or start == end:
+            return end, 1.0 if end > 1.0 else 0.0
+        q = start + (end - start) * t / total
+        if end <= 1.0:
+            return q, 0.0
+        crossing = (1.0 - start) * total / (end - start)
+        return q, min(1.0, max(0.0, (t - crossing) / (total - crossing)))
+
+    @property
+    def q(self) -> float:
+        return self.at(self.position)[0]
+
+    @property
+    def bootstrap_weight(self) -> float:
+        return self.at(self.position)[1]
+
+    def step(self, t: float | None = None) -> tuple[float, float]:
+        """Go one step on, or with ``t`` to that position (as ``scheduler.step(epoch)``). Returns :meth:`at` there."""
+        self.position = self.position + 1.0 if t is None else _number("t", t, "finite and >= 0")
+        return self.at(self.position)
+
+    def state_dict(self) -> dict[str, float]:
+        """Settings and position as plain numbers."""
+        return {**{name: getattr(self, name) for name in _SETTINGS}, "position": self.position}
+
+    def load_state_dict(self, state_dict: Mapping[str, float]) -> None:
+        """Go to the saved position. The settings stay as constructed; a warning names those that were saved otherwise.
+
+        Raises:
+            ValueError: an entry is missing or the position is not a finite number >= 0.
+        """
+        missing = [name for name in (*_SETTINGS, "position") if name not in state_dict]
+        if missing:
+            raise ValueError(f"state_dict must have the entries of state_dict(), missing: {', '.join(missing)}")
+        position = _number("position", state_dict["position"], "finite and >= 0")
+        changed = [name for name in _SETTINGS if state_dict[name] != getattr(self, name)]
+        if changed:
+            listed = ", ".join(f"{name} was {state_dict[name]}, is {getattr(self, name)}" for name in changed)
+            warnings.warn(f"schedule resumed with other settings than it was saved with: {listed}", stacklevel=2)
+        self.position = position
+
+    def __repr__(self) -> str:
+        q, bootstrap_weight = self.at(self.position)
+        return (
+            f"{type(self).__name__}(q_start={self.q_start:g}, q_end={self.q_end:g}, total_steps={self.total_steps:g}, "
+            f"position={self.position:g}, q={q:.6g}, bootstrap_weight={bootstrap_weight:.6g})"
+        )
