@@ -106,7 +106,7 @@ template <bool FIELDS>
 auto run_loss(
     const Tensor& given, const Tensor& target, const Tensor& q, const Tensor& bootstrap_weight,
     const std::optional<Tensor>& weight, std::int64_t ignore_index, std::int64_t reduction, bool hard,
-    bool want_gradient) {
+    bool want_gradient, bool want_prediction) {
   const Tensor logits = with_unit_class_stride(given);
   return dispatch(logits, [&](auto storage, const auto& kernel) {
     using S = decltype(storage);
@@ -138,9 +138,9 @@ auto run_loss(
     };
     if constexpr (FIELDS) {
       Tensor fields = empty_cpu<2>({kFields, rows}, dtype_code<A>());
-      Tensor prediction = empty_cpu<1>({rows}, aoti_torch_dtype_int64());
+      Tensor prediction = empty_cpu<1>({want_prediction ? rows : 0}, aoti_torch_dtype_int64());
       batch.fields = static_cast<A*>(fields.mutable_data_ptr());
-      batch.prediction = static_cast<std::int64_t*>(prediction.mutable_data_ptr());
+      if (want_prediction) batch.prediction = static_cast<std::int64_t*>(prediction.mutable_data_ptr());
       run();
       return LossAndFields{loss, gradient, fields, prediction};
     } else {
@@ -154,13 +154,14 @@ Loss loss_cpu(
     Tensor logits, Tensor target, Tensor q, Tensor bootstrap_weight, std::optional<Tensor> weight,
     std::int64_t ignore_index, std::int64_t reduction, bool hard, bool want_gradient) {
   return run_loss<false>(
-      logits, target, q, bootstrap_weight, weight, ignore_index, reduction, hard, want_gradient);
+      logits, target, q, bootstrap_weight, weight, ignore_index, reduction, hard, want_gradient, false);
 }
 
 LossAndFields loss_and_fields_cpu(
     Tensor logits, Tensor target, Tensor q, Tensor bootstrap_weight, std::optional<Tensor> weight,
-    std::int64_t ignore_index, std::int64_t reduction, bool hard, bool want_gradient) {
-  return run_loss<true>(logits, target, q, bootstrap_weight, weight, ignore_index, reduction, hard, want_gradient);
+    std::int64_t ignore_index, std::int64_t reduction, bool hard, bool want_gradient, bool want_prediction) {
+  return run_loss<true>(
+      logits, target, q, bootstrap_weight, weight, ignore_index, reduction, hard, want_gradient, want_prediction);
 }
 
 Tensor gradient_cpu(
@@ -177,7 +178,7 @@ Tensor gradient_cpu(
         in,
         target_of(target, logits, ignore_index),
         static_cast<const A*>(fields.const_data_ptr()),
-        static_cast<const std::int64_t*>(prediction.const_data_ptr()),
+        prediction.numel() ? static_cast<const std::int64_t*>(prediction.const_data_ptr()) : nullptr,
         static_cast<const A*>(upstream.const_data_ptr()),
         row_stride(upstream, logits, "upstream must be 0-d or one value a row"),
         static_cast<S*>(gradient.mutable_data_ptr())};
@@ -189,13 +190,13 @@ Tensor gradient_cpu(
 }  // namespace
 }  // namespace dal
 
-#define DAL_LOSS_ARGUMENTS                                                                              \
-  "(Tensor logits, Tensor target, Tensor q, Tensor bootstrap_weight, Tensor? weight, int ignore_index, " \
-  "int reduction, bool hard, bool want_gradient)"
+#define DAL_LOSS_ARGUMENTS                                                                             \
+  "Tensor logits, Tensor target, Tensor q, Tensor bootstrap_weight, Tensor? weight, int ignore_index, " \
+  "int reduction, bool hard, bool want_gradient"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(dal_kernels, m) {
-  m.def("loss_cpu" DAL_LOSS_ARGUMENTS " -> (Tensor, Tensor)");
-  m.def("loss_and_fields_cpu" DAL_LOSS_ARGUMENTS " -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("loss_cpu(" DAL_LOSS_ARGUMENTS ") -> (Tensor, Tensor)");
+  m.def("loss_and_fields_cpu(" DAL_LOSS_ARGUMENTS ", bool want_prediction) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "gradient_cpu(Tensor logits, Tensor target, Tensor fields, Tensor prediction, Tensor upstream, "
       "int ignore_index) -> Tensor");

@@ -19,7 +19,8 @@ DAL_HD float expm1_nonpositive(float x, float power) {
   return x * series;
 }
 
-// Every loss here has the gradient  dL/dz_j = p_j (a + b ln p_j) - t [j = y] - u [j = argmax z].
+// Every loss here has the gradient  dL/dz_j = p_j (a + b (ln p_j + H)) - t [j = y] - u [j = argmax z].
+// H stands beside ln p_j because the two cancel: ln p_j + H = (z_j - m) - W / S, without a rounded ln S in between.
 template <class A>
 struct Objective {
   A loss = 0, a = 0, b = 0, t = 0, u = 0;
@@ -41,10 +42,10 @@ DAL_HD Objective<A> generalized_cross_entropy(const RowSummary<A>& row, A q) {
   return {-expm1_nonpositive(exponent, power) / q, power, A(0), power, A(0)};
 }
 
-// L = n H,  a = -n H,  b = -n
+// L = n H,  b = -n
 template <class A>
 DAL_HD Objective<A> soft_bootstrap(const RowSummary<A>& row, A n) {
-  return {n * row.entropy, -n * row.entropy, -n, A(0), A(0)};
+  return {n * row.entropy, A(0), -n, A(0), A(0)};
 }
 
 // L = -n ln p_argmax = n ln S,  a = u = n
@@ -65,7 +66,7 @@ DAL_HD Objective<A> dynamics_aware(
 }
 
 // The same gradient in what a kernel has at hand, e_j = e^(z_j - m):
-//   dL/dz_j = e_j (A + B (z_j - m)) - t [j = y] - u [j = argmax z],   A = (a - b ln S) / S,  B = b / S
+//   dL/dz_j = e_j (A + B (z_j - m)) - t [j = y] - u [j = argmax z],   A = (a - b W / S) / S,  B = b / S
 template <class T>
 struct AffineGradient {
   T max = 0, A = 0, B = 0, t = 0, u = 0;
@@ -73,10 +74,10 @@ struct AffineGradient {
 
 template <class T>
 DAL_HD AffineGradient<T> affine_gradient(
-    const RowStats<T>& stats, const RowSummary<T>& row, const Objective<T>& objective, T scale) {
+    const RowStats<T>& stats, const Objective<T>& objective, T scale) {
   return {
       stats.max,
-      scale * (objective.a - objective.b * row.log_sum) / stats.sum,
+      scale * (objective.a - objective.b * (stats.weighted / stats.sum)) / stats.sum,
       scale * objective.b / stats.sum,
       scale * objective.t,
       scale * objective.u};

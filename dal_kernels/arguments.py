@@ -6,11 +6,12 @@ Everything below this module may rely on :class:`Rows`.
 from __future__ import annotations
 
 import math
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 HALVES = (torch.float16, torch.bfloat16)
 _LOGITS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
@@ -99,7 +100,10 @@ def _schedule_value(name: str, value: float | Tensor, input: Tensor, shape: torc
         )
     if not isinstance(value, Real):
         raise TypeError(f"{name} must be a number or a floating-point tensor, got {type(value).__name__}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be finite and >= 0, got a number too large for a float") from None
     if not (math.isfinite(number) and number >= 0):
         raise ValueError(f"{name} must be finite and >= 0, got {number}")
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
@@ -172,9 +176,16 @@ def check(
         logits = input.unsqueeze(0) if dims == 1 else input.movedim(1, -1).reshape(-1, classes)
         target = target.reshape(-1)
     if target.dtype != torch.int64:
+        wraps = target.dtype == torch.uint64
         target = target.to(torch.int64)
-    if not isinstance(ignore_index, int):
-        raise TypeError(f"ignore_index must be an int, got {type(ignore_index).__name__}")
+        if wraps:  # 2**64 - 100 must not become ignore_index
+            target = torch.where(target < 0, torch.iinfo(torch.int64).max, target)
+    if type(ignore_index) is not int:
+        if not isinstance(ignore_index, Integral):
+            raise TypeError(f"ignore_index must be an int, got {type(ignore_index).__name__}")
+        ignore_index = int(ignore_index)
+    if not -(2**63) <= ignore_index < 2**63:
+        raise ValueError(f"ignore_index must fit in 64 bits, got {ignore_index}")
     if reduction not in _REDUCTIONS:
         raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
     if bootstrap not in _BOOTSTRAPS:
@@ -211,16 +222,19 @@ def raise_for_labels(rows: Rows) -> None:
             f"and ignore_index {rows.ignore_index}"
         )
     for name, value in (("q", rows.q), ("bootstrap_weight", rows.bootstrap_weight)):
-        if bool((~torch.isfinite(value) | (value < 0)).any()):
-            raise ValueError(f"{name} must be finite and >= 0, got {value.tolist()}")
-    if bool(((rows.q == 0) & (rows.bootstrap_weight != 0)).any()):
-        raise ValueError("q must be > 0 where bootstrap_weight is not 0, got q = 0")
+        wrong = (~torch.isfinite(value) | (value < 0)).reshape(-1)
+        if bool(wrong.any()):
+            row = int(wrong.nonzero()[0, 0])
+            raise ValueError(f"{name} must be finite and >= 0, got {value.reshape(-1)[row].item()} at row {row}")
+    wrong = ((rows.q == 0) & (rows.bootstrap_weight != 0)).reshape(-1)
+    if bool(wrong.any()):
+        raise ValueError(f"q must be > 0 where bootstrap_weight is not 0, got 0.0 at row {int(wrong.nonzero()[0, 0])}")
 
 
 # Private: where it is absent, a transform meets the fused kernels and torch refuses it.
-_transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+_functorch_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
 def transforms_active() -> bool:
-    """Whether a torch.func transform (grad, vmap, jvp, ...) is being applied around this call."""
-    return bool(_transforms_active())
+    """Whether a torch.func transform (grad, vmap, jvp, ...) or forward-mode differentiation is around this call."""
+    return bool(_functorch_active()) or getattr(forward_ad, "_current_level", -1) >= 0

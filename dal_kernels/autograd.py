@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dal_kernels.arguments import Rows, RowStats
+from dal_kernels.arguments import Rows, RowStats, transforms_active
 from dal_kernels.ops import FIELDS, KERNELS, REDUCTIONS
 
 # Above this, logits are not kept alive just to be able to refuse a second derivative.
@@ -41,7 +41,7 @@ def fused_loss(rows: Rows, backend: str) -> tuple[Tensor, RowStats | None]:
         arguments = _arguments(logits, rows, want_gradient=False)
         if not rows.want_stats:
             return KERNELS[backend].loss(*arguments)[0], None
-        loss, _, fields, prediction = KERNELS[backend].loss_and_fields(*arguments)
+        loss, _, fields, prediction = KERNELS[backend].loss_and_fields(*arguments, True)
     return loss, RowStats(fields[_TARGET_PROB], fields[_ENTROPY], prediction)
 
 
@@ -76,7 +76,7 @@ class _FusedLoss(torch.autograd.Function):
             loss, gradient = KERNELS[backend].loss(*arguments)
             ctx.save_for_backward(gradient)
             return loss
-        loss, gradient, fields, prediction = KERNELS[backend].loss_and_fields(*arguments)
+        loss, gradient, fields, prediction = KERNELS[backend].loss_and_fields(*arguments, rows.hard or rows.want_stats)
         ctx.save_for_backward(gradient, *((logits, rows.target, fields, prediction) if again else ()))
         if not rows.want_stats:
             return loss
@@ -87,12 +87,14 @@ class _FusedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, *_: None) -> tuple[Tensor, None, None, None]:
         written, again, backend, ignore_index = ctx.plan
+        # Compiled code and vmap over a backward (batched Jacobians) have no value to look at.
         compiling = torch.compiler.is_compiling()
-        unchanged = written and not compiling and upstream.item() == 1.0
+        traced = compiling or transforms_active()
+        unchanged = written and not traced and upstream.item() == 1.0
         gradient, *rest = ctx.saved_tensors
         if again and not unchanged:
             gradient = KERNELS[backend].gradient(*rest, upstream, ignore_index)
-        elif compiling or _graph_is_kept():
+        elif traced or _graph_is_kept():
             # Out of place: the saved gradient may be asked for again.
             gradient = gradient * upstream
         elif not unchanged:

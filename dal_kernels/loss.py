@@ -113,8 +113,9 @@ class DynamicsAwareLoss(nn.Module):
         self.bootstrap_weight.fill_(bootstrap_weight)
 
     def _follow(self, device: torch.device) -> None:
-        self.q = self.q.to(device)
-        self.bootstrap_weight = self.bootstrap_weight.to(device)
+        self.q = torch.empty((), dtype=torch.float32, device=device)
+        self.bootstrap_weight = torch.empty_like(self.q)
+        self._refresh()
         if self.weight is not None:
             self.weight = self.weight.to(device)
 

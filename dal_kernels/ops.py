@@ -3,11 +3,11 @@
 The operators of every backend have these schemas:
 
     loss(logits, target, q, bootstrap_weight, weight, ignore_index, reduction, hard, want_gradient) -> (loss, gradient)
-    loss_and_fields(the same) -> (loss, gradient, fields, prediction)
+    loss_and_fields(the same, want_prediction) -> (loss, gradient, fields, prediction)
     gradient(logits, target, fields, prediction, upstream, ignore_index) -> gradient
 
 with logits (N, C), reduction an index into :data:`REDUCTIONS`, gradient (N, C) already divided for "mean", or empty
-where it is not wanted, fields (len(FIELDS), N) and prediction (N,).
+where it is not wanted, fields (len(FIELDS), N) and prediction (N,) or empty. The gradient of a hard bootstrap needs it.
 """
 
 from __future__ import annotations
@@ -61,9 +61,11 @@ def _fake_loss(
 
 
 def _fake_loss_and_fields(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *shared, want_prediction = arguments
     rows = logits.shape[0]
     fields = logits.new_empty((len(FIELDS), rows), dtype=_loss_dtype(logits))
-    return *_fake_loss(logits, *arguments), fields, logits.new_empty((rows,), dtype=torch.int64)
+    prediction = logits.new_empty((rows,) if want_prediction else (0,), dtype=torch.int64)
+    return *_fake_loss(logits, *shared), fields, prediction
 
 
 def _fake_gradient(logits: Tensor, *_: Any) -> Tensor:

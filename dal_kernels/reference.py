@@ -58,8 +58,10 @@ def row_losses(
         fit = (1.0 - target_prob**positive) / positive
         soft = -(prob * (prob + OFFICIAL_EPSILON).log()).sum(dim=1)
     else:
-        # expm1: 1 - p^q keeps no digit near p = 1.
-        fit = -torch.expm1(positive * target_log_prob) / positive
+        # expm1, because 1 - p^q keeps no digit near p = 1; not far from it, because autograd's derivative of expm1,
+        # its result plus 1, keeps none there.
+        exponent = positive * target_log_prob
+        fit = torch.where(exponent < -0.5, 1.0 - exponent.exp(), -torch.expm1(exponent)) / positive
         soft = entropy
     loss = torch.where(q == 0, -target_log_prob, fit)
 

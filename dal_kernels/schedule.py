@@ -20,6 +20,10 @@ _SETTINGS = ("q_start", "q_end", "total_steps")
 def _number(name: str, value: Any, accepted: str, ok: bool | None = None) -> float:
     if not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    try:
+        value = float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be {accepted}, got a number too large for a float") from None
     if not math.isfinite(value) or value < 0 or ok is False:
         raise ValueError(f"{name} must be {accepted}, got {value}")
     return float(value)
@@ -63,7 +67,7 @@ class DynamicsAwareSchedule:
         start, end, total = self.q_start, self.q_end, self.total_steps
         if t >= total or start == end:
             return end, 1.0 if end > 1.0 else 0.0
-        q = start + (end - start) * t / total
+        q = min(end, start + (end - start) * t / total)
         if end <= 1.0:
             return q, 0.0
         crossing = (1.0 - start) * total / (end - start)

@@ -63,7 +63,7 @@ struct BackwardBatch {
   Logits<Storage> logits;
   Target target;
   const A* fields;
-  const std::int64_t* prediction;
+  const std::int64_t* prediction;  // (N,) or null: no hard bootstrap
   const A* upstream;
   std::int64_t upstream_stride;
   Storage* gradient;

@@ -97,16 +97,16 @@ std::int64_t argmax(const S* z, std::int64_t classes, const RowStats<Arithmetic<
   return find(row.max, false);
 }
 
-// dL/dz_j = e_j (A + B (z_j - m)) - t [j = y] - u [j = k*], with e_j = e^(z_j - m) either KEPT by the first pass
-// relative to its block's maximum (then `ratio` moves it to m), or computed again. Rounded once, at the store.
+// dL/dz_j = e_j (A + B (z_j - m)) - t [j = y] - u [j = k*], with e_j = ratio e^(z_j - base): e^(z_j - base) is either
+// KEPT by the first pass, base being its block's maximum, or computed again. Rounded once, at the store.
 template <class S> struct GradientBlock {
   using A = Arithmetic<S>;
   const RowGradient<A>& row;
-  A ratio;
+  A base, ratio;
 
   template <bool KEPT> DAL_LANE Vec<A> affine(Vec<A> z, Vec<A> e) const {
     const Vec<A> d = at_least<A>(z - splat(row.affine.max), Exp<A>::low);
-    if (!KEPT) e = exp_of<A>(d);
+    if (!KEPT) e = exp_of<A>(at_least<A>(z - splat(base), Exp<A>::low));
     return e * (splat(row.affine.A * ratio) + splat(row.affine.B * ratio) * d);
   }
   template <bool KEPT> DAL_LANE void write_affine(const S* z, const A* kept, S* out, std::int64_t size) const {
@@ -154,8 +154,10 @@ template <class S> DAL_LANE void write_gradient(
     std::memset(static_cast<void*>(out), 0, span.size * sizeof(S));
     return;
   }
-  const A ratio = kept && block_max != row.affine.max ? std::exp(block_max - row.affine.max) : A(1);
-  GradientBlock<S>{row, ratio}.write(z, kept, out, span);
+  // A block of -inf alone has nothing to move: its exponentials are 0 whatever the base.
+  const bool moved = block_max != row.affine.max && block_max != -std::numeric_limits<A>::infinity();
+  const A base = moved ? block_max : row.affine.max;
+  GradientBlock<S>{row, base, moved ? std::exp(block_max - row.affine.max) : A(1)}.write(z, kept, out, span);
 }
 
 // Merged statistics -> loss, fields and prediction of one row, and what its gradient needs.
@@ -181,7 +183,7 @@ RowGradient<Arithmetic<S>> finish_row(
         summary, A(batch.q.at(row)), A(batch.bootstrap_weight.at(row)), batch.log_classes, batch.hard);
     const A weight = batch.weight ? batch.weight[target * batch.weight_stride] : A(1);
     batch.loss[row] = weight * objective.loss;
-    gradient.affine = affine_gradient(stats, summary, objective, weight * batch.gradient_scale);
+    gradient.affine = affine_gradient(stats, objective, weight * batch.gradient_scale);
   }
   if (batch.prediction) batch.prediction[row] = gradient.argmax;
   if (batch.fields) {
@@ -192,9 +194,8 @@ RowGradient<Arithmetic<S>> finish_row(
   return gradient;
 }
 
-// Where the exponentials wait for the row's coefficients: in the gradient itself where it has their type; else in
-// scratch of a row while that is small; else nowhere (null), and they are computed again.
-constexpr std::int64_t kScratch = 4 * kBlock;
+// Where exponentials wait for the row's coefficients where there is no scratch for them: in the gradient itself if it
+// has their type, else nowhere (null), and they are computed again. The gradient has the same bits either way.
 template <class S> DAL_LANE Arithmetic<S>* room_in(S* gradient) {
   if constexpr (std::is_same_v<S, Arithmetic<S>>) return gradient;
   return nullptr;
@@ -206,6 +207,9 @@ DAL_LANE RowStats<Arithmetic<S>> read_block(const S* z, Span span, Arithmetic<S>
               : block_stats_of<S, false>(z + span.first, span.size, nullptr);
 }
 
+// Scratch of a longer row must be small beside the gradient that the rows of a thread make, and fit its own cache.
+constexpr std::int64_t kScratch = 16 * kBlock;
+
 // Short rows go through in groups, step by step: the long chain of dependent operations of one row (maximum, sum,
 // logarithm, coefficients) then overlaps with its neighbours'. A group's rows together fit a block.
 constexpr std::int64_t kGroup = 16;
@@ -214,7 +218,8 @@ template <class S> void rows(const ForwardBatch<S>& batch, std::int64_t begin, s
   using A = Arithmetic<S>;
   const std::int64_t classes = batch.logits.classes, count = batch.logits.blocks();
   const std::int64_t group = std::max<std::int64_t>(1, std::min(kGroup, kBlock / classes));
-  const bool scratch = batch.gradient && !std::is_same_v<S, A> && classes <= kScratch;
+  const bool roomy = group * classes <= kBlock || (classes <= kScratch && end - begin >= 32);
+  const bool scratch = batch.gradient && roomy && !std::is_same_v<S, A>;
   std::vector<A> exponentials(scratch ? group * classes : 0);
   std::vector<RowStats<A>> stats(group * count);
   RowGradient<A> gradients[kGroup];
@@ -287,10 +292,9 @@ template <class S> void recompute(const BackwardBatch<S>& batch, std::int64_t be
     const std::int64_t target = batch.target.ignored(row) ? -1 : batch.target.at(row);
     const RowGradient<A> gradient{
         {field(kMax), up * field(kScale), up * field(kSlope), up * field(kTargetTerm), up * field(kArgmaxTerm)},
-        target, batch.prediction[row]};
+        target, batch.prediction ? batch.prediction[row] : -1};
     const Span span = block_span(i % count, classes);
-    const A* again = nullptr;
-    write_gradient(gradient, batch.logits.row(row) + span.first, again, gradient.affine.max,
+    write_gradient<S>(gradient, batch.logits.row(row) + span.first, nullptr, gradient.affine.max,
                    batch.gradient + row * classes + span.first, span);
   }
 }

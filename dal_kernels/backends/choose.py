@@ -53,7 +53,7 @@ def available_backends() -> dict[str, str]:
 @functools.cache
 def _warn_once(device_type: str) -> None:
     reason = available_backends()["cpu"] if device_type == "cpu" else f"no fused kernels for {device_type} tensors"
-    warnings.warn(f"dynamics_aware_loss runs as plain PyTorch operations, exact but slower: {reason}", stacklevel=5)
+    warnings.warn(f"dynamics_aware_loss runs as plain PyTorch operations, exact but slower: {reason}", stacklevel=4)
 
 
 def choose(backend: str, input: Tensor) -> Run:
@@ -65,7 +65,7 @@ def choose(backend: str, input: Tensor) -> Run:
     """
     if backend == "auto":
         if input.is_cpu and ops.native_error is None:
-            # The fused kernels take no part in torch.func transforms; plain operations do.
+            # Fused kernels take no part in transforms; plain operations do.
             return _run_eager if transforms_active() else _run_cpu
         if not torch.compiler.is_compiling():
             _warn_once(input.device.type)
@@ -76,4 +76,9 @@ def choose(backend: str, input: Tensor) -> Run:
         raise RuntimeError(f"backend {backend!r} is {reason}")
     if backend == "cpu" and not input.is_cpu:
         raise ValueError(f"backend 'cpu' takes CPU tensors, got input on {input.device}")
+    if backend != "eager" and transforms_active():
+        raise RuntimeError(
+            f"backend {backend!r} takes no part in torch.func transforms and forward-mode differentiation; "
+            "backend 'eager' does, and 'auto' takes it there"
+        )
     return _RUN[backend]

@@ -1,0 +1,1 @@
+"""Speed against reference and peers, and training under label noise. Run from the repository's root."""

@@ -1,0 +1,15 @@
+"""Training under label noise: cross-entropy, GCE and DAL on one recipe, the same wrong labels and the same seeds.
+
+>>> from benchmarks.training import TrainingConfig, run_training
+>>> results = run_training(TrainingConfig(data="digits", noise=(0.4,), seeds=(0,), epochs=2, verbose=False))
+>>> results.runs[-1].loss
+'dal'
+"""
+
+from benchmarks.training.cli import main
+from benchmarks.training.errors import UsageError
+from benchmarks.training.experiment import Results, TrainingConfig, run_training
+from benchmarks.training.records import Run
+from benchmarks.training.report import write_report
+
+__all__ = ["Results", "Run", "TrainingConfig", "UsageError", "main", "run_training", "write_report"]

@@ -1,0 +1,130 @@
+"""Data sets as whole tensors: small enough that slicing them beats a DataLoader."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from zlib import error as zlib_error
+
+import torch
+from torch import Tensor
+
+from benchmarks.training.errors import UsageError, need
+
+__all__ = ["DATA", "DataSet", "digits", "fashion_mnist", "load_data", "read_idx"]
+
+# Where the Debian package dataset-fashion-mnist puts its files, below the root it is unpacked to.
+DEBIAN_FOLDER = Path("usr/share/datasets/fashion-mnist")
+IDX_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Standardised images (N, ...) float32 and true labels (N,) int64; the test part is never made noisy."""
+
+    name: str
+    classes: int
+    train_inputs: Tensor
+    train_labels: Tensor
+    test_inputs: Tensor
+    test_labels: Tensor
+
+    def to(self, device: str | torch.device) -> DataSet:
+        return replace(
+            self,
+            train_inputs=self.train_inputs.to(device),
+            train_labels=self.train_labels.to(device),
+            test_inputs=self.test_inputs.to(device),
+            test_labels=self.test_labels.to(device),
+        )
+
+
+def load_data(name: str, folder: Path | None = None) -> DataSet:
+    """The data set called ``name``; ``folder`` holds its files, if it has any."""
+    if name not in DATA:
+        raise UsageError(f"data must be one of {', '.join(DATA)}, got {name!r}")
+    return DATA[name](folder)
+
+
+def digits(folder: Path | None = None) -> DataSet:
+    """scikit-learn's digits, 1797 images of 8 x 8: three quarters train, the split fixed, each pixel standardised."""
+    if folder is not None:
+        raise UsageError("digits comes with scikit-learn and takes no data folder")
+    bunch = need("sklearn.datasets", "scikit-learn").load_digits()
+    split = need("sklearn.model_selection", "scikit-learn").train_test_split
+    images, labels = torch.from_numpy(bunch.images).float(), torch.from_numpy(bunch.target).long()
+    train, test = split(torch.arange(len(labels)).numpy(), test_size=0.25, stratify=bunch.target, random_state=0)
+    train, test = torch.from_numpy(train), torch.from_numpy(test)
+    mean, sd = images[train].mean(0), images[train].std(0)
+    images = (images - mean) / torch.where(sd > 0, sd, 1.0)  # some corner pixels are always 0
+    return DataSet("digits", 10, images[train], labels[train], images[test], labels[test])
+
+
+def fashion_mnist(folder: Path | None = None) -> DataSet:
+    """Fashion-MNIST, 60 000 + 10 000 images of 28 x 28, standardised by the training pixels' one mean and deviation.
+
+    ``folder`` holds the four idx files, .gz or plain, or is where the Debian package was unpacked.
+    """
+    train_images, train_labels, test_images, test_labels = (read_idx(path) for path in _find_idx_files(folder))
+    for images, labels in ((train_images, train_labels), (test_images, test_labels)):
+        if len(images) != len(labels) or images.ndim != 3 or labels.ndim != 1 or int(labels.max()) > 9:
+            raise UsageError(
+                f"fashion-mnist must have one label from 0 to 9 for each image, got images {tuple(images.shape)} and "
+                f"labels {tuple(labels.shape)} up to {int(labels.max())}"
+            )
+    train, test = train_images.float(), test_images.float()
+    mean, sd = train.mean(), train.std()
+    return DataSet(
+        "fashion-mnist", 10, (train - mean) / sd, train_labels.long(), (test - mean) / sd, test_labels.long()
+    )
+
+
+def _find_idx_files(folder: Path | None) -> list[Path]:
+    folders = [Path("/") / DEBIAN_FOLDER] if folder is None else [folder, folder / DEBIAN_FOLDER]
+    for candidate in folders:
+        found = [_existing(candidate / name) for name in IDX_FILES]
+        if all(found):
+            return [path for path in found if path]
+    missing = [name for name in IDX_FILES if not any(_existing(candidate / name) for candidate in folders)]
+    raise UsageError(
+        f"fashion-mnist: {', '.join(missing or IDX_FILES)} (.gz or plain) not found in "
+        f"{' or '.join(map(str, folders))}; on Debian or Ubuntu run, without root, 'apt-get download "
+        "dataset-fashion-mnist && dpkg -x dataset-fashion-mnist_*.deb FOLDER' and give that FOLDER as --data-dir"
+    )
+
+
+def _existing(path: Path) -> Path | None:
+    return next((p for p in (path.with_name(path.name + ".gz"), path) if p.is_file()), None)
+
+
+def read_idx(path: Path) -> Tensor:
+    """An idx file of unsigned bytes, gzipped if its name ends in .gz, as a uint8 tensor of the shape it declares.
+
+    Layout: two zero bytes, the type (8: unsigned byte), the number of dimensions, each size as a big-endian uint32,
+    then the values in row-major order.
+    """
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib_error) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+    if len(content) < 4 or content[:3] != b"\0\0\x08" or content[3] == 0:
+        raise UsageError(f"{path} is not an idx file of bytes: its magic number is 0x{content[:4].hex()}")
+    header = 4 + 4 * content[3]
+    if len(content) < header:
+        raise UsageError(f"{path} ends within its header of {header} bytes")
+    shape = struct.unpack(f">{content[3]}I", content[4:header])
+    values = torch.tensor(shape).prod().item()
+    if len(content) - header != values or values == 0:
+        raise UsageError(f"{path} declares the shape {shape}, {values} bytes, and holds {len(content) - header}")
+    return torch.frombuffer(bytearray(content[header:]), dtype=torch.uint8).reshape(shape)
+
+
+DATA: dict[str, Callable[[Path | None], DataSet]] = {"digits": digits, "fashion-mnist": fashion_mnist}

@@ -1,0 +1,27 @@
+"""What the user can put right, said in one sentence."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+
+__all__ = ["UsageError", "need"]
+
+
+class UsageError(ValueError):
+    """A wrong setting, a missing file or a missing package; the message says what to do."""
+
+
+def need(module: str, package: str | None = None) -> ModuleType:
+    """Import an optional module; ``package`` is what pip calls it, if that differs.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        name = package or module.partition(".")[0]
+        raise UsageError(
+            f"{name} is missing ({error}): install the extra dal_kernels[demo], in a checkout: pip install '.[demo]'"
+        ) from error

@@ -1,0 +1,141 @@
+"""What only the compiled CPU kernel promises: the same bits always, little memory, every instruction set."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from truth import DTYPES, HALVES, Case, make_case
+
+from dal_kernels import RowStats, dynamics_aware_loss
+from dal_kernels.ops import KERNELS
+
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+
+# Few long rows (threads share a row), many short ones (groups of rows), blocks of 4096 with and without a rest.
+SHAPES = [(1, 1), (3, 300_000), (2, 8192), (5, 4097), (40, 4099), (300, 1000), (4000, 14), (64, 257)]
+
+
+def everything(case: Case, reduction: str, bootstrap: str) -> tuple[Tensor, ...]:
+    leaf = case.logits.detach().clone().requires_grad_()
+    loss, stats = dynamics_aware_loss(
+        leaf, case.target, 1.2, 0.5, reduction=reduction, bootstrap=bootstrap, return_stats=True, backend="cpu"
+    )
+    loss.sum().backward()
+    assert isinstance(stats, RowStats)
+    assert leaf.grad is not None
+    return loss.detach(), leaf.grad, *stats
+
+
+def assert_same_bits(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> None:
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@dtypes
+def test_bits_do_not_depend_on_the_run_or_the_number_of_threads(
+    fused: str, threads: None, shape: tuple[int, int], reduction: str, dtype: torch.dtype
+) -> None:
+    case = make_case(*shape, dtype)
+    torch.set_num_threads(1)
+    expected = everything(case, reduction, "soft")
+    for count in (1, 2, 3, 8):
+        torch.set_num_threads(count)
+        assert_same_bits(everything(case, reduction, "soft"), expected)
+
+
+@pytest.mark.parametrize("bootstrap", ["soft", "hard"])
+def test_concurrent_calls_give_the_same_bits(fused: str, bootstrap: str) -> None:
+    cases = [make_case(*shape, dtype, seed=seed) for seed in range(2) for shape in SHAPES[1:] for dtype in DTYPES[:3]]
+    expected = [everything(case, "mean", bootstrap) for case in cases]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(2):
+            for got, true in zip(
+                pool.map(lambda case: everything(case, "mean", bootstrap), cases), expected, strict=True
+            ):
+                assert_same_bits(got, true)
+
+
+def peak_above_start(function: str, rows: int, classes: int, dtype: str) -> float:
+    """Peak resident memory of a step above that before it, over the size of the logits; in a fresh process."""
+    program = f"""
+import resource, torch
+from dal_kernels import dynamics_aware_loss
+logits = torch.randn({rows}, {classes}).to(torch.{dtype})
+target = torch.randint({classes}, ({rows},))
+small = torch.randn(4, 8, dtype=torch.{dtype}, requires_grad=True)
+dynamics_aware_loss(small, torch.zeros(4, dtype=torch.long), 0.7, 0.5, backend="cpu").backward()
+leaf = logits.requires_grad_()
+def peak():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
+open("/proc/self/clear_refs", "w").write("5")
+before = peak()
+{function}
+print((peak() - before) / (logits.numel() * logits.element_size()))
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return float(result.stdout)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc/self/clear_refs")
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize(("rows", "classes"), [(8192, 1000), (256, 50000), (2, 4_000_000)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_step_needs_the_gradient_and_nothing_else(
+    fused: str, reduction: str, rows: int, classes: int, dtype: str
+) -> None:
+    call = f"dynamics_aware_loss(leaf, target, 0.7, 0.5, reduction={reduction!r}, backend='cpu')"
+    assert peak_above_start(f"{call}.sum().backward()", rows, classes, dtype) <= 1.1
+    assert peak_above_start(f"with torch.no_grad(): {call}", rows, classes, dtype) <= 0.05
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
+def test_every_instruction_set_passes_the_numerical_tests(fused: str, capability: str) -> None:
+    """ATEN_CPU_CAPABILITY caps ours as it does torch's; a set that this machine lacks runs as the next lower one."""
+    selected = "test_matches_truth or poisoned or masked or extreme or ties or any_strides"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", f"cpu and ({selected})"]
+    result = subprocess.run(
+        [*command, str(Path(__file__).parent / "test_numerics.py")],
+        env={**os.environ, "ATEN_CPU_CAPABILITY": capability},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert " passed" in result.stdout
+
+
+def test_forward_without_gradient_allocates_none(fused: str) -> None:
+    case = make_case(32, 100)
+    arguments = (case.logits, case.target, torch.tensor(0.7), torch.tensor(0.5), None, -100, 1, False)
+    _, gradient = KERNELS[fused].loss(*arguments, False)
+    assert gradient.numel() == 0
+    _, gradient = KERNELS[fused].loss(*arguments, True)
+    assert gradient.shape == (32, 100)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_every_half_value_is_read_and_written_exactly(fused: str, dtype: torch.dtype) -> None:
+    """All 65536 bit patterns as logits of two-class rows whose gradient is known from float32."""
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    values = bits.view(dtype)
+    logits = torch.stack([values, torch.zeros_like(values)], dim=1)
+    target = torch.ones(len(values), dtype=torch.long)
+    results = []
+    for z in (logits, logits.float()):
+        leaf = z.clone().requires_grad_()
+        loss = dynamics_aware_loss(leaf, target, 0.7, 0.3, reduction="none", backend=fused)
+        loss.sum().backward()
+        assert leaf.grad is not None
+        results.append((loss.detach(), leaf.grad))
+    assert torch.equal(results[0][0].nan_to_num(-1.0), results[1][0].nan_to_num(-1.0))
+    expected = results[1][1].to(dtype)
+    assert torch.equal(results[0][1].isnan(), expected.isnan())
+    assert torch.equal(results[0][1].nan_to_num(), expected.nan_to_num())
