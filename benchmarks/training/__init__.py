@@ -6,10 +6,21 @@
 'dal'
 """
 
-from benchmarks.training.cli import main
+from benchmarks.training.cli import main, parse
+from benchmarks.training.data import load_data
 from benchmarks.training.errors import UsageError
 from benchmarks.training.experiment import Results, TrainingConfig, run_training
 from benchmarks.training.records import Run
 from benchmarks.training.report import write_report
 
-__all__ = ["Results", "Run", "TrainingConfig", "UsageError", "main", "run_training", "write_report"]
+__all__ = [
+    "Results",
+    "Run",
+    "TrainingConfig",
+    "UsageError",
+    "load_data",
+    "main",
+    "parse",
+    "run_training",
+    "write_report",
+]

@@ -14,7 +14,7 @@ from benchmarks.training.experiment import TrainingConfig, run_training
 from benchmarks.training.losses import LOSSES
 from benchmarks.training.report import check_packages, write_report
 
-__all__ = ["main"]
+__all__ = ["main", "parse"]
 
 OUT = Path("demo-output")
 
@@ -48,15 +48,25 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+def parse(argv: Sequence[str] | None = None) -> TrainingConfig:
+    """The configuration that a command line asks for.
+
+    Raises:
+        UsageError: a value makes no sense, or a package is missing.
+        SystemExit: the command line itself is wrong, or asks for help.
+    """
     arguments: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in vars(parser().parse_args(argv)).items()
     }
+    check_packages()
+    return TrainingConfig(**arguments)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
     try:
-        check_packages()
-        files, text = write_report(run_training(TrainingConfig(**arguments)))
+        files, text = write_report(run_training(parse(argv)))
     except UsageError as error:
         print(f"benchmarks.training: {error}", file=sys.stderr)
         return 2

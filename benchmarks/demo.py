@@ -1,0 +1,77 @@
+"""The main job of the project in one command (`make demo`): is it there, is it right, is it fast, does it help.
+
+Arguments are those of `python -m benchmarks.training`: `make demo ARGS="--data fashion-mnist"`.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+
+import torch
+
+from benchmarks import speed, training
+from dal_kernels import available_backends, dynamics_aware_loss, reference
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def worst_error(dtype: torch.dtype) -> float:
+    """Largest relative error of the gradient against the reference in float64, over sizes and both bootstraps."""
+    worst = 0.0
+    for rows, classes in ((64, 10), (32, 1000), (4, 33000)):
+        for bootstrap in ("soft", "hard"):
+            logits = (3 * torch.randn(rows, classes)).to(dtype)
+            target = torch.randint(classes, (rows,))
+            fused, exact = logits.clone().requires_grad_(), logits.double().clone().requires_grad_()
+            dynamics_aware_loss(fused, target, 1.2, 0.4, bootstrap=bootstrap).backward()
+            reference.dynamics_aware_loss(exact, target, 1.2, 0.4, bootstrap=bootstrap).backward()
+            assert fused.grad is not None
+            assert exact.grad is not None
+            worst = max(worst, ((fused.grad.double() - exact.grad).norm() / exact.grad.norm()).item())
+    return worst
+
+
+def demonstrate(config: training.TrainingConfig) -> None:
+    start = time.perf_counter()
+    training.load_data(config.data, config.data_dir)  # missing files are said before anything takes time
+
+    print("Backends")
+    for name, reason in available_backends().items():
+        print(f"  {name:<7} {reason}")
+
+    print("\nGradient against the reference in float64: largest relative error over sizes and bootstraps")
+    torch.manual_seed(0)
+    for dtype in DTYPES:
+        rounding = torch.finfo(dtype).eps / 2
+        print(
+            f"  {str(dtype).removeprefix('torch.'):<9} {worst_error(dtype):.1e} (one rounding costs up to {rounding:.1e})"
+        )
+
+    print(f"\nForward + backward, float32, medians; {speed.machine()}\n", flush=True)
+    timings = {size: speed.measure(*size, seconds=0.15) for size in speed.SIZES}
+    print(speed.table(timings))
+
+    print("\nTraining with wrong labels\n", flush=True)
+    files, text = training.write_report(training.run_training(config))
+    print(f"\n{text}")
+    ratios = [of[speed.CROSS_ENTROPY].median / of[speed.OURS].median for of in timings.values()]
+    print(
+        f"Done in {time.perf_counter() - start:.0f} s. F.cross_entropy took {min(ratios):.1f} to {max(ratios):.1f} times "
+        f"as long as our loss, depending on the size; what the losses did to training stands above.\n"
+        f"Files: {', '.join(map(str, files))}"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    try:
+        demonstrate(training.parse(argv))
+    except training.UsageError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
