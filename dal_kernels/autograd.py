@@ -8,6 +8,7 @@ and compute the gradient in the backward.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,10 +31,11 @@ def fused_loss(rows: Rows, backend: str) -> tuple[Tensor, RowStats | None]:
     """The reduced loss of a checked call by the fused kernels of ``backend``, differentiable once."""
     logits = rows.logits
     if logits.requires_grad and torch.is_grad_enabled():
-        anchor = None
-        if not torch.compiler.is_compiling() and not logits.is_leaf and logits.nbytes > _SMALL_BYTES:
-            anchor = logits[:0].clone()
-        outputs = _FusedLoss.apply(logits, rows, backend, anchor)
+        if torch.compiler.is_compiling():
+            outputs = _FusedLoss.apply(logits, rows, backend, None)
+        else:
+            large = not logits.is_leaf and logits.nbytes > _SMALL_BYTES
+            outputs = _apply(logits, rows, backend, logits[:0].clone() if large else None)
         if not rows.want_stats:
             return outputs, None
         loss, fields, prediction = outputs
@@ -102,6 +104,11 @@ class _FusedLoss(torch.autograd.Function):
         if not compiling and torch.is_grad_enabled():
             gradient = _DifferentiableOnce.apply(gradient, ctx.anchor)
         return gradient, None, None, None
+
+
+# Function.apply first looks for torch.func transforms, as long as a kernel takes at classifier sizes. Calls under
+# transforms do not come here.
+_apply: Callable[..., Any] = getattr(super(torch.autograd.Function, _FusedLoss), "apply", _FusedLoss.apply)
 
 
 class _DifferentiableOnce(torch.autograd.Function):

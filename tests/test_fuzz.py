@@ -48,7 +48,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 @settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
 @given(case=cases(), seed=st.integers(0, 100))
-def test_any_call_matches_truth(backend: str, case: Case, seed: int) -> None:
+def test_any_call_matches_truth(fused: str, case: Case, seed: int) -> None:
     if case.target.eq(case.options["ignore_index"]).all() and case.options["reduction"] == "mean":
         return  # NaN over no rows: held against cross_entropy elsewhere
-    check(case, random_upstream(case, seed), backend, cancelling=True)
+    check(case, random_upstream(case, seed), fused, cancelling=True)

@@ -1,0 +1,87 @@
+"""What is installed: with and without a compiler, and the example of the README."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def source_tree(tmp_path: Path) -> Path:
+    copy = tmp_path / "source"
+    ignored = shutil.ignore_patterns(".*", "build", "*.so", "*.egg-info", "__pycache__", "demo-output")
+    shutil.copytree(ROOT, copy, ignore=ignored)
+    return copy
+
+
+def build(source: Path, *what: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "setup.py", "-q", *what],
+        cwd=source,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+
+def test_without_a_compiler_it_installs_and_says_what_is_lost(source_tree: Path, tmp_path: Path) -> None:
+    pytest.importorskip("setuptools")
+    result = build(source_tree, "bdist_wheel", "-d", str(tmp_path), CXX="no-such-compiler", CC="no-such-compiler")
+    assert "WITHOUT the compiled CPU kernels" in result.stderr
+    assert "no-such-compiler" in result.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.endswith("py3-none-any.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    program = """
+import torch, warnings, dal_kernels
+assert dal_kernels.__file__.startswith({site!r}), dal_kernels.__file__
+reason = dal_kernels.available_backends()["cpu"]
+assert reason.startswith("not available") and "compiler" in reason, reason
+logits = torch.randn(4, 5, requires_grad=True)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for _ in range(2):
+        dal_kernels.dynamics_aware_loss(logits, torch.arange(4), 0.7).backward()
+assert len(caught) == 1 and "exact but slower" in str(caught[0].message), caught
+try:
+    dal_kernels.dynamics_aware_loss(logits, torch.arange(4), 0.7, backend="cpu")
+except RuntimeError as error:
+    assert "compiler" in str(error)
+else:
+    raise SystemExit("no error")
+"""
+    site = str(tmp_path / "site")
+    environment = {**os.environ, "PYTHONPATH": site}
+    subprocess.run([sys.executable, "-c", program.format(site=site)], cwd=tmp_path, env=environment, check=True)
+
+
+def test_the_source_distribution_has_what_a_build_needs(source_tree: Path, tmp_path: Path) -> None:
+    pytest.importorskip("setuptools")
+    build(source_tree, "sdist", "-d", str(tmp_path))
+    (archive,) = tmp_path.glob("*.tar.gz")
+    shutil.unpack_archive(archive, tmp_path / "unpacked")
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+    needed = [path.relative_to(ROOT) for folder in ("csrc", "dal_kernels") for path in (ROOT / folder).rglob("*")]
+    needed = [path for path in needed if path.suffix in (".h", ".cpp", ".py", ".typed")]
+    missing = [str(path) for path in (*needed, Path("LICENSE"), Path("setup.py")) if not (unpacked / path).exists()]
+    assert not missing
+
+
+def test_the_example_of_the_readme_runs() -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    model = torch.nn.Linear(3, 4)
+    names = {"epochs": 2, "loader": [(torch.randn(5, 3), torch.randint(4, (5,)))], "model": model}
+    exec(example, names)
+    assert names["criterion"].schedule.position == 2  # type: ignore[attr-defined]
+    assert model.weight.grad is not None

@@ -1,0 +1,113 @@
+"""The suite can fail: each of these faults, put into the kernel's source, is one that it must catch."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+COMPILER = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+FLAGS = ["-std=c++17", "-O1", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-Wno-psabi"]
+TORCH = Path(torch.__file__).parent
+
+# Only the portable instruction set is built: the others compile the same source.
+STUB = '#include "batch.h"\nnamespace dal {{ namespace {name} {{ extern const RowKernels kernels = {{}}; }} }}\n'
+
+MUTANTS = {
+    "target term dropped": ("cpu/row.h", "if (j == special[0]) value[i] -= row.affine.t;", ""),
+    "argmax term dropped": (
+        "objective.h",
+        "{n * row.log_sum, n, A(0), A(0), n}",
+        "{n * row.log_sum, n, A(0), A(0), A(0)}",
+    ),
+    "NaN clamped away": ("cpu/lanes.h", "x < splat(low) ? splat(low) : x", "x > splat(low) ? x : splat(low)"),
+    "merge forgets the shift": (
+        "row_stats.h",
+        "ratio * (stats.weighted + stats.sum * shift)",
+        "ratio * stats.weighted",
+    ),
+    "blocks are not moved to the row's maximum": (
+        "cpu/row.h",
+        "moved ? std::exp(block_max - row.affine.max) : A(1)",
+        "A(1)",
+    ),
+    "ragged end padded with zeros": ("cpu/row.h", "get(z + j + i, n, lowest)", "get(z + j + i, n, A(0))"),
+    "bfloat16 truncated": ("cpu/lanes.h", "(bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16", "bits >> 16"),
+    "1 - p^q without expm1": ("objective.h", "-expm1_nonpositive(exponent, power) / q", "(A(1) - power) / q"),
+    "ignored rows are written": (
+        "cpu/row.h",
+        "ignored ? -1 : batch.target.at(row)",
+        "ignored ? 0 : batch.target.at(row)",
+    ),
+    "upstream gradient not applied to the slope": ("cpu/row.h", "up * field(kSlope)", "field(kSlope)"),
+    "last of equal classes": ("cpu/row.h", "(here < first)", "((here > first) | (first == I(kBlock)))"),
+}
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+
+
+def compile_object(source: Path, target: Path) -> None:
+    include = [f"-isystem{TORCH / 'include'}", f"-I{sysconfig.get_path('include')}"]
+    defines = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DPy_LIMITED_API=0x030a0000"]
+    subprocess.run([str(COMPILER), *FLAGS, *include, *defines, "-c", str(source), "-o", str(target)], check=True)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of package, sources and tests, with everything compiled that no mutant touches."""
+    copy = tmp_path_factory.mktemp("mutants")
+    for folder in ("csrc", "dal_kernels"):
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    (copy / "tests").mkdir()
+    for name in ("conftest.py", "truth.py", "test_numerics.py"):
+        shutil.copy(ROOT / "tests" / name, copy / "tests")
+    for name in ("x86_v3", "x86_v4"):
+        (copy / "csrc/cpu" / f"isa_{name}.cpp").write_text(STUB.format(name=name))
+    for source in ("bindings.cpp", "cpu/select.cpp", "cpu/isa_x86_v3.cpp", "cpu/isa_x86_v4.cpp"):
+        compile_object(copy / "csrc" / source, copy / f"{Path(source).stem}.o")
+    return copy
+
+
+def run_tests(tree: Path) -> subprocess.CompletedProcess[str]:
+    compile_object(tree / "csrc/cpu/isa_baseline.cpp", tree / "isa_baseline.o")
+    library = tree / "dal_kernels/_native.abi3.so"
+    library.unlink(missing_ok=True)
+    objects = [str(path) for path in tree.glob("*.o")]
+    libraries = [f"-L{TORCH / 'lib'}", "-ltorch_cpu"]
+    subprocess.run([str(COMPILER), "-shared", *objects, "-o", str(library), *libraries], check=True)
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "cpu", "tests"],
+        cwd=tree,
+        env={**os.environ, "ATEN_CPU_CAPABILITY": "default", "PYTHONPATH": str(tree)},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_unchanged_source_passes(tree: Path) -> None:
+    result = run_tests(tree)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
+    assert re.search(r"\d{3,} passed", result.stdout)
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_the_suite_catches(tree: Path, name: str) -> None:
+    file, old, new = MUTANTS[name]
+    source = tree / "csrc" / file
+    text = source.read_text()
+    assert text.count(old) == 1, f"the source of the mutant moved: {old}"
+    source.write_text(text.replace(old, new))
+    try:
+        result = run_tests(tree)
+    finally:
+        source.write_text(text)
+    assert result.returncode == 1, result.stdout[-3000:] + result.stderr[-2000:]
+    assert "1 failed" in result.stdout
