@@ -67,19 +67,25 @@ def test_concurrent_calls_give_the_same_bits(fused: str, bootstrap: str) -> None
 def peak_above_start(function: str, rows: int, classes: int, dtype: str) -> float:
     """Peak resident memory of a step above that before it, over the size of the logits; in a fresh process."""
     program = f"""
-import resource, torch
+import torch
 from dal_kernels import dynamics_aware_loss
-logits = torch.randn({rows}, {classes}).to(torch.{dtype})
-target = torch.randint({classes}, ({rows},))
-small = torch.randn(4, 8, dtype=torch.{dtype}, requires_grad=True)
-dynamics_aware_loss(small, torch.zeros(4, dtype=torch.long), 0.7, 0.5, backend="cpu").backward()
-leaf = logits.requires_grad_()
+
+def step(leaf, target):
+    {function}
+
 def peak():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
+
+def case(rows, classes):
+    leaf = torch.randn(rows, classes).to(torch.{dtype}).requires_grad_()
+    return leaf, torch.randint(classes, (rows,))
+
+step(*case(64, 4096))  # wakes the threads and maps the code
+leaf, target = case({rows}, {classes})
 open("/proc/self/clear_refs", "w").write("5")
 before = peak()
-{function}
-print((peak() - before) / (logits.numel() * logits.element_size()))
+step(leaf, target)
+print((peak() - before) / (leaf.numel() * leaf.element_size()))
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     return float(result.stdout)
