@@ -124,6 +124,7 @@ auto run_loss(
       batch.weight = static_cast<const A*>(weight->const_data_ptr());
       batch.weight_stride = weight->stride(0);
     }
+    require(reduction == kNone || reduction == kMean || reduction == kSum, "reduction must be 0, 1 or 2");
     const bool scalar = reduction != kNone;
     Tensor loss = scalar ? empty_cpu<0>({}, dtype_code<A>()) : empty_cpu<1>({rows}, dtype_code<A>());
     std::vector<A> row_loss(scalar ? rows : 0);
@@ -173,6 +174,11 @@ Tensor gradient_cpu(
     require(dtype_of(upstream) == dtype_code<A>() && dtype_of(fields) == dtype_code<A>(),
             "fields and upstream must be in the dtype of the loss");
     const Logits<S> in = logits_of<S>(logits);
+    require(fields.dim() == 2 && fields.size(0) == kFields && fields.size(1) == in.rows && fields.is_contiguous(),
+            "fields must be a contiguous (7, N)");
+    require(prediction.scalar_type() == ScalarType::Long && prediction.dim() == 1 && prediction.is_contiguous() &&
+                (prediction.size(0) == 0 || prediction.size(0) == in.rows),
+            "prediction must be a contiguous (N,) int64 or empty");
     Tensor gradient = empty_cpu<2>({in.rows, in.classes}, dtype_of(logits));
     const BackwardBatch<S> batch{
         in,

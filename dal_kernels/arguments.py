@@ -5,7 +5,6 @@ Everything below this module may rely on :class:`Rows`.
 
 from __future__ import annotations
 
-import math
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
@@ -28,7 +27,7 @@ class RowStats(NamedTuple):
     Attributes:
         target_prob: softmax probability of the target class; NaN where the row is ignored. float32, or float64 for
             float64 logits.
-        entropy: entropy of the row's softmax in nats, in [0, ln C]. Same dtype.
+        entropy: entropy of the row's softmax in nats, in [0, ln C] up to rounding. Same dtype.
         prediction: argmax of the row, int64; of equal classes the first.
     """
 
@@ -100,14 +99,11 @@ def _schedule_value(name: str, value: float | Tensor, input: Tensor, shape: torc
         )
     if not isinstance(value, Real):
         raise TypeError(f"{name} must be a number or a floating-point tensor, got {type(value).__name__}")
-    try:
-        number = float(value)
-    except OverflowError:
-        raise ValueError(f"{name} must be finite and >= 0, got a number too large for a float") from None
-    if not (math.isfinite(number) and number >= 0):
-        raise ValueError(f"{name} must be finite and >= 0, got {number}")
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
-    return torch.full((), number, dtype=dtype, device=input.device)
+    # Comparisons only: under torch.compile a number that changes is a symbol, which math.isfinite cannot take.
+    if not 0 <= value <= torch.finfo(dtype).max:
+        raise ValueError(f"{name} must be finite and >= 0, got {value}")
+    return torch.full((), float(value), dtype=dtype, device=input.device)
 
 
 def _class_weight(weight: Tensor, input: Tensor, classes: int) -> Tensor:
@@ -211,7 +207,7 @@ def raise_for_labels(rows: Rows) -> None:
 
     Elsewhere, and under tracing or function transforms, such rows become NaN instead.
     """
-    if rows.logits.device.type != "cpu" or torch.compiler.is_compiling() or transforms_active():
+    if not rows.logits.is_cpu or torch.compiler.is_compiling() or transforms_active():
         return
     classes = rows.logits.shape[1]
     bad = (rows.target != rows.ignore_index) & ((rows.target < 0) | (rows.target >= classes))
@@ -221,12 +217,13 @@ def raise_for_labels(rows: Rows) -> None:
             f"target at row {row} is {int(rows.target[row])}, accepted are 0 to {classes - 1} "
             f"and ignore_index {rows.ignore_index}"
         )
-    for name, value in (("q", rows.q), ("bootstrap_weight", rows.bootstrap_weight)):
+    dtype = torch.float64 if rows.logits.dtype == torch.float64 else torch.float32
+    for name, value in (("q", rows.q.to(dtype)), ("bootstrap_weight", rows.bootstrap_weight.to(dtype))):
         wrong = (~torch.isfinite(value) | (value < 0)).reshape(-1)
         if bool(wrong.any()):
             row = int(wrong.nonzero()[0, 0])
             raise ValueError(f"{name} must be finite and >= 0, got {value.reshape(-1)[row].item()} at row {row}")
-    wrong = ((rows.q == 0) & (rows.bootstrap_weight != 0)).reshape(-1)
+    wrong = ((rows.q.to(dtype) == 0) & (rows.bootstrap_weight != 0)).reshape(-1)
     if bool(wrong.any()):
         raise ValueError(f"q must be > 0 where bootstrap_weight is not 0, got 0.0 at row {int(wrong.nonzero()[0, 0])}")
 

@@ -15,13 +15,24 @@ import torch
 from torch import Tensor
 
 from dal_kernels.arguments import Rows, RowStats, transforms_active
-from dal_kernels.ops import FIELDS, KERNELS, REDUCTIONS
+from dal_kernels.fields import FIELDS, REDUCTIONS
+from dal_kernels.ops import KERNELS, Kernels
 
 # Above this, logits are not kept alive just to be able to refuse a second derivative.
 _SMALL_BYTES = 1 << 20
 
 _REDUCTION = {name: index for index, name in enumerate(REDUCTIONS)}
 _TARGET_PROB, _ENTROPY = FIELDS.index("target_prob"), FIELDS.index("entropy")
+
+# Private: where they are absent, a batched upstream gradient (vmap over a backward) is an error of torch's.
+_functorch = getattr(torch._C, "_functorch", None)
+_is_batched = getattr(_functorch, "is_legacy_batchedtensor", lambda tensor: False)
+
+
+def _has_no_value(tensor: Tensor) -> bool:
+    """Whether a tensor stands for values that cannot be looked at: vmap over a backward, fake tensors."""
+    return transforms_active() or type(tensor) is not Tensor or _is_batched(tensor)
+
 
 # Private: where it is absent, every graph counts as kept, which costs a copy.
 _graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
@@ -43,7 +54,7 @@ def fused_loss(rows: Rows, backend: str) -> tuple[Tensor, RowStats | None]:
         arguments = _arguments(logits, rows, want_gradient=False)
         if not rows.want_stats:
             return KERNELS[backend].loss(*arguments)[0], None
-        loss, _, fields, prediction = KERNELS[backend].loss_and_fields(*arguments, True)
+        loss, _, fields, prediction, *_ = KERNELS[backend].loss_and_fields(*arguments, True)
     return loss, RowStats(fields[_TARGET_PROB], fields[_ENTROPY], prediction)
 
 
@@ -75,13 +86,17 @@ class _FusedLoss(torch.autograd.Function):
         ctx.anchor = logits if anchor is None else anchor
         ctx.plan = (written, again, backend, rows.ignore_index)
         if not (again or rows.want_stats):
-            loss, gradient = KERNELS[backend].loss(*arguments)
-            ctx.save_for_backward(gradient)
+            loss, gradient, *correction = KERNELS[backend].loss(*arguments)
+            ctx.save_for_backward(gradient, *correction)
             return loss
-        loss, gradient, fields, prediction = KERNELS[backend].loss_and_fields(*arguments, rows.hard or rows.want_stats)
-        ctx.save_for_backward(gradient, *((logits, rows.target, fields, prediction) if again else ()))
+        loss, gradient, fields, prediction, *correction = KERNELS[backend].loss_and_fields(
+            *arguments, rows.hard or rows.want_stats
+        )
+        ctx.save_for_backward(gradient, *((logits, rows.target, fields, prediction) if again else ()), *correction)
         if not rows.want_stats:
             return loss
+        if again:  # what the user gets may be edited
+            fields, prediction = fields.clone(), prediction.clone()
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(fields, prediction)
         return loss, fields, prediction
@@ -89,21 +104,37 @@ class _FusedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, *_: None) -> tuple[Tensor, None, None, None]:
         written, again, backend, ignore_index = ctx.plan
-        # Compiled code and vmap over a backward (batched Jacobians) have no value to look at.
+        kernels = KERNELS[backend]
         compiling = torch.compiler.is_compiling()
-        traced = compiling or transforms_active()
-        unchanged = written and not traced and upstream.item() == 1.0
+        fixed = not written or compiling or _graph_is_kept() or _has_no_value(upstream)
         gradient, *rest = ctx.saved_tensors
-        if again and not unchanged:
-            gradient = KERNELS[backend].gradient(*rest, upstream, ignore_index)
-        elif traced or _graph_is_kept():
-            # Out of place: the saved gradient may be asked for again.
+        if not fixed:
+            # Nobody asks for the saved gradient again, so it may be scaled in place, or given away as it is.
+            rescale = kernels.rescale or _rescale_on_host
+            gradient = rescale(ctx.saved_tensors, upstream, ignore_index, again, kernels)
+        elif again:
+            logits, target, fields, prediction, *correction = rest
+            gradient = kernels.gradient(logits, target, fields, prediction, upstream, ignore_index, *correction)
+        else:
             gradient = gradient * upstream
-        elif not unchanged:
-            gradient.mul_(upstream)
+            for factor in rest:
+                gradient = gradient * factor
         if not compiling and torch.is_grad_enabled():
             gradient = _DifferentiableOnce.apply(gradient, ctx.anchor)
         return gradient, None, None, None
+
+
+def _rescale_on_host(
+    saved: tuple[Tensor, ...], upstream: Tensor, ignore_index: int, again: bool, kernels: Kernels
+) -> Tensor:
+    """The saved gradient times the upstream one, whose value costs nothing to look at here."""
+    gradient, *rest = saved
+    if upstream.item() == 1.0:
+        return gradient
+    if again:
+        logits, target, fields, prediction = rest
+        return kernels.gradient(logits, target, fields, prediction, upstream, ignore_index)
+    return gradient.mul_(upstream)
 
 
 # Function.apply first looks for torch.func transforms, as long as a kernel takes at classifier sizes. Calls under

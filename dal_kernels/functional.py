@@ -67,7 +67,8 @@ def dynamics_aware_loss(
             with unit class stride are read in place; any other layout, (N, C, d1, ...) among them, is copied once.
         target: class indices shaped like ``input`` without its class dimension, any integer dtype.
         q: exponent >= 0. A number, a 0-d tensor, or one value a row. Tensors are read by the kernel: changing one in
-            place neither recompiles nor synchronises. 0 only where ``bootstrap_weight`` is 0.
+            place neither recompiles nor synchronises (a number that changes recompiles). 0 only where
+            ``bootstrap_weight`` is 0.
         bootstrap_weight: weight lambda >= 0 of the bootstrap term; as ``q``.
         weight: (C,) class weights; they multiply both terms of a row, and "mean" divides by their sum over the rows.
         ignore_index: rows with this target have loss 0 and gradient 0 and are not counted.

@@ -121,8 +121,9 @@ class DynamicsAwareLoss(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
-        # .half() and .bfloat16() would round q; only the device is theirs to change.
-        self.q = torch.empty((), dtype=torch.float32, device=self.q.device)
-        self.bootstrap_weight = torch.empty_like(self.q)
+        if self.q.dtype != torch.float32:
+            # .half() and .bfloat16() would round q; only where it lives is theirs to change.
+            self.q = self.q.to(torch.float32)
+            self.bootstrap_weight = self.bootstrap_weight.to(torch.float32)
         self._refresh()
         return self

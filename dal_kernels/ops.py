@@ -1,13 +1,18 @@
-"""The fused operators as torch.library knows them: loaded here, with the fake kernels that tracing needs.
+"""The fused operators as torch.library knows them: registered here, with the fake kernels that tracing needs.
 
 The operators of every backend have these schemas:
 
-    loss(logits, target, q, bootstrap_weight, weight, ignore_index, reduction, hard, want_gradient) -> (loss, gradient)
-    loss_and_fields(the same, want_prediction) -> (loss, gradient, fields, prediction)
-    gradient(logits, target, fields, prediction, upstream, ignore_index) -> gradient
+    loss(logits, target, q, bootstrap_weight, weight, ignore_index, reduction, hard, want_gradient)
+        -> (loss, gradient, *correction)
+    loss_and_fields(the same, want_prediction) -> (loss, gradient, fields, prediction, *correction)
+    gradient(logits, target, fields, prediction, upstream, ignore_index, *correction) -> gradient
 
-with logits (N, C), reduction an index into :data:`REDUCTIONS`, gradient (N, C) already divided for "mean", or empty
-where it is not wanted, fields (len(FIELDS), N) and prediction (N,) or empty. The gradient of a hard bootstrap needs it.
+with logits (N, C), reduction an index into :data:`dal_kernels.fields.REDUCTIONS`, gradient (N, C) already divided for
+"mean", or empty where it is not wanted, fields (7, N) and prediction (N,) or empty. The gradient of a hard bootstrap
+needs the prediction; of the fields, target_prob and entropy are there only with it.
+
+On a GPU the divisor of a mean is known only after the gradient is written: that is divided by N, and ``correction``,
+N over the true divisor, is left for the backward. On a CPU there is none.
 """
 
 from __future__ import annotations
@@ -20,29 +25,29 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-REDUCTIONS = ("none", "mean", "sum")
-
-# Row by row, what csrc/cpu/batch.h calls Field.
-FIELDS = ("max", "scale", "slope", "target_term", "argmax_term", "target_prob", "entropy")
+from dal_kernels.fields import FIELDS, loss_dtype
 
 
 class Kernels(NamedTuple):
-    """The operators of one backend."""
+    """The operators of one backend.
+
+    Attributes:
+        rescale: gradient in place from (saved tensors, upstream, ignore_index, whether it must be made again because it
+            is rounded), without looking at the upstream's value; None where looking is free.
+    """
 
     loss: OpOverload
     loss_and_fields: OpOverload
     gradient: OpOverload
+    rescale: Callable[..., Tensor] | None
 
 
 KERNELS: dict[str, Kernels] = {}
 
-# Why the compiled extension is not there, or None.
+# Why the compiled extension, or Triton, is not there, or None.
 native_error: str | None = None
+triton_error: str | None = None
 native_instruction_set = ""
-
-
-def _loss_dtype(logits: Tensor) -> torch.dtype:
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
 def _fake_loss(
@@ -56,14 +61,14 @@ def _fake_loss(
     hard: bool,
     want_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    loss = logits.new_empty((logits.shape[0],) if reduction == 0 else (), dtype=_loss_dtype(logits))
+    loss = logits.new_empty((logits.shape[0],) if reduction == 0 else (), dtype=loss_dtype(logits))
     return loss, logits.new_empty(tuple(logits.shape) if want_gradient else (0,))
 
 
 def _fake_loss_and_fields(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *shared, want_prediction = arguments
     rows = logits.shape[0]
-    fields = logits.new_empty((len(FIELDS), rows), dtype=_loss_dtype(logits))
+    fields = logits.new_empty((len(FIELDS), rows), dtype=loss_dtype(logits))
     prediction = logits.new_empty((rows,) if want_prediction else (0,), dtype=torch.int64)
     return *_fake_loss(logits, *shared), fields, prediction
 
@@ -72,17 +77,33 @@ def _fake_gradient(logits: Tensor, *_: Any) -> Tensor:
     return logits.new_empty(tuple(logits.shape))
 
 
-_FAKES: dict[str, Callable[..., Any]] = {
-    "loss": _fake_loss,
-    "loss_and_fields": _fake_loss_and_fields,
-    "gradient": _fake_gradient,
+def _with_correction(fake: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+    def made(logits: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+        outputs = fake(logits, *arguments)
+        return *outputs, outputs[0].new_empty(() if outputs[0].dim() == 0 else (0,))
+
+    return made
+
+
+_LOSS_ARGUMENTS = (
+    "Tensor logits, Tensor target, Tensor q, Tensor bootstrap_weight, Tensor? weight, int ignore_index, "
+    "int reduction, bool hard, bool want_gradient"
+)
+_TRITON_SCHEMAS = {
+    "loss": f"({_LOSS_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
+    "loss_and_fields": f"({_LOSS_ARGUMENTS}, bool want_prediction) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "gradient": (
+        "(Tensor logits, Tensor target, Tensor fields, Tensor prediction, Tensor upstream, int ignore_index, "
+        "Tensor correction) -> Tensor"
+    ),
 }
 
 
-def _register(backend: str) -> None:
-    for name, fake in _FAKES.items():
+def _register(backend: str, fakes: dict[str, Callable[..., Any]], rescale: Callable[..., Tensor] | None) -> None:
+    for name, fake in fakes.items():
         torch.library.register_fake(f"dal_kernels::{name}_{backend}", fake)
-    KERNELS[backend] = Kernels(*(getattr(torch.ops.dal_kernels, f"{name}_{backend}").default for name in _FAKES))
+    loss, loss_and_fields, gradient = (getattr(torch.ops.dal_kernels, f"{name}_{backend}").default for name in fakes)
+    KERNELS[backend] = Kernels(loss, loss_and_fields, gradient, rescale)
 
 
 try:
@@ -91,4 +112,26 @@ except ImportError as error:
     native_error = str(error)
 else:
     native_instruction_set = _native.instruction_set
-    _register("cpu")
+    _register(
+        "cpu", {"loss": _fake_loss, "loss_and_fields": _fake_loss_and_fields, "gradient": _fake_gradient}, rescale=None
+    )
+
+_library = torch.library.Library("dal_kernels", "FRAGMENT")
+try:
+    from dal_kernels.backends.triton import launch as _launch
+except ImportError as error:
+    triton_error = str(error)
+else:
+    for _name, _schema in _TRITON_SCHEMAS.items():
+        _library.define(f"{_name}_triton{_schema}")
+        for _device in ("CPU", "CUDA"):  # CPU tensors: an interpreter or an emulator
+            _library.impl(f"{_name}_triton", getattr(_launch, _name), _device)
+    _register(
+        "triton",
+        {
+            "loss": _with_correction(_fake_loss),
+            "loss_and_fields": _with_correction(_fake_loss_and_fields),
+            "gradient": _fake_gradient,
+        },
+        rescale=_launch.rescale,
+    )

@@ -305,3 +305,15 @@ def test_every_backend_gives_what_the_reference_gives(backend: str, reduction: s
     options = {"reduction": reduction, "bootstrap": bootstrap, "weight": torch.arange(1.0, C + 1), "ignore_index": 4}
     truth = value_and_gradient(reference.dynamics_aware_loss, **options)
     assert_same(value_and_gradient(dynamics_aware_loss, backend=backend, **options), truth, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("q", [1e39, 1e308, torch.tensor(1e39, dtype=torch.float64)], ids=str)
+def test_a_q_that_float32_cannot_hold_is_a_value_error(q: float | Tensor) -> None:
+    with pytest.raises(ValueError, match="q must be finite"):
+        dynamics_aware_loss(LOGITS, TARGET, q)
+
+
+@everywhere
+def test_a_q_that_becomes_zero_in_float32_is_refused_with_a_bootstrap(loss_of: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match="q must be > 0"):
+        loss_of(LOGITS, TARGET, torch.tensor(1e-50, dtype=torch.float64), 0.5)

@@ -196,18 +196,48 @@ def test_forward_mode_differentiation_is_not_lost(fused: str) -> None:
     torch.testing.assert_close(tangent, EXPECTED["jvp"](logits, target))
 
 
-@pytest.mark.parametrize("reduction", ["sum", "none"])
-def test_batched_jacobians_are_right_or_refused(fused: str, reduction: str) -> None:
-    """vmap over the backward: there is no value of a scalar upstream gradient to look at."""
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_batched_jacobians(fused: str, reduction: str) -> None:
+    """vmap over the backward: there is no value of the upstream gradient to look at."""
     logits, target = torch.randn(6, 5, dtype=torch.float64), torch.randint(5, (6,))
 
     def loss(z: Tensor) -> Tensor:
         return dynamics_aware_loss(z, target, 0.7, 0.5, reduction=reduction, backend=fused).reshape(-1)
 
-    if reduction == "sum":
-        with pytest.raises(RuntimeError, match="Batching rule"):
-            torch.autograd.functional.jacobian(loss, logits, vectorize=True)
+    plain = torch.autograd.functional.jacobian(loss, logits)
+    batched = torch.autograd.functional.jacobian(loss, logits, vectorize=True)
+    torch.testing.assert_close(batched, plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("bootstrap", ["soft", "hard"])
+def test_statistics_may_be_edited_before_the_backward(
+    fused: str, dtype: torch.dtype, reduction: str, bootstrap: str
+) -> None:
+    gradients = []
+    for edit in (False, True):
+        case = make_case(12, 40, dtype)
+        leaf = case.logits.requires_grad_()
+        loss, stats = dynamics_aware_loss(
+            leaf, case.target, 0.7, 0.5, reduction=reduction, bootstrap=bootstrap, return_stats=True, backend=fused
+        )
+        if edit:
+            for value in stats:
+                value.zero_()
+        (3 * loss).sum().backward()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_logits_edited_before_a_backward_that_needs_them_are_an_error(fused: str, reduction: str) -> None:
+    leaf = torch.randn(6, 5, requires_grad=True)
+    logits = leaf * 1.0
+    loss = dynamics_aware_loss(logits, torch.zeros(6, dtype=torch.long), 0.7, reduction=reduction, backend=fused).sum()
+    logits.detach().zero_()
+    if reduction == "mean":
+        loss.backward()  # the gradient is written already
     else:
-        plain = torch.autograd.functional.jacobian(loss, logits)
-        batched = torch.autograd.functional.jacobian(loss, logits, vectorize=True)
-        torch.testing.assert_close(batched, plain)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()

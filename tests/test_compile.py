@@ -51,6 +51,17 @@ def test_one_graph_and_one_compilation_while_the_schedule_moves(
     assert counter.frame_count == 1
 
 
+def test_a_python_number_may_change_between_compiled_calls(backend: str) -> None:
+    case = make_case(8, 10)
+
+    def loss_of(q: float) -> Tensor:
+        return dynamics_aware_loss(case.logits, case.target, q, 0.5, backend=backend)
+
+    compiled = torch.compile(loss_of, fullgraph=True, backend="aot_eager")
+    for q in (0.5, 0.6, 0.7, 0.9):
+        torch.testing.assert_close(compiled(q), loss_of(q))
+
+
 def test_inductor_runs_a_training_step(backend: str) -> None:
     torch.manual_seed(0)
     classifier = torch.nn.Linear(16, 12)
@@ -121,15 +132,38 @@ def test_opcheck(fused: str, dtype: torch.dtype, reduction: int, hard: bool) -> 
         (3, torch.zeros(6, dtype=torch.int64), "q and bootstrap_weight"),
         (4, torch.zeros(8), "weight must be"),
         (4, torch.zeros(9, dtype=torch.float64), "weight must be"),
+        (6, 7, "reduction must be"),
     ],
 )
-def test_the_raw_operator_refuses_what_it_cannot_read(fused: str, index: int, value: Tensor, match: str) -> None:
+def test_the_raw_operator_refuses_what_it_cannot_read(fused: str, index: int, value: object, match: str) -> None:
     """The public function checks first; the operator must be memory-safe by itself."""
     arguments: list[Any] = [*loss_arguments(torch.float32, 1, False), True]
     KERNELS[fused].loss(*arguments)
     arguments[index] = value
     with pytest.raises(ValueError, match=match):
         KERNELS[fused].loss(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("index", "value"),
+    [
+        (2, torch.zeros(7, 1)),
+        (2, torch.zeros(0)),
+        (2, torch.zeros(6, 7).T),
+        (3, torch.zeros(5, dtype=torch.long)),
+        (3, torch.zeros(6, dtype=torch.int32)),
+        (3, torch.zeros(12, dtype=torch.long)[::2]),
+        (4, torch.zeros(5)),
+        (4, torch.zeros(6, dtype=torch.float64)),
+    ],
+)
+def test_the_raw_gradient_refuses_what_it_cannot_read(fused: str, index: int, value: Tensor) -> None:
+    case = make_case(6, 9)
+    arguments = [case.logits, case.target, torch.zeros(7, 6), torch.zeros(6, dtype=torch.long), torch.ones(6), -100]
+    KERNELS[fused].gradient(*arguments)
+    arguments[index] = value
+    with pytest.raises(ValueError, match=r"(fields|prediction|upstream) .*must be"):
+        KERNELS[fused].gradient(*arguments)
 
 
 def test_an_exported_program_keeps_the_operator(fused: str) -> None:

@@ -69,7 +69,7 @@ template <class S> DAL_LANE std::int64_t first_equal(const S* z, std::int64_t si
     const Vec<A> v = get(z + j, n, nan ? A(0) : std::numeric_limits<A>::quiet_NaN());
     const IntVec<A> hit = nan ? v != v : v == wanted;
     const IntVec<A> here = position + I(j);
-    first = (hit != 0) & (here < first) ? here : first;
+    first = ((hit != 0) & (here < first)) ? here : first;
   });
   I best = kBlock;
   for (int i = 0; i < kLanes<A>; ++i) best = first[i] < best ? first[i] : best;

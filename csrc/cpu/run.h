@@ -32,11 +32,13 @@ inline void advise_huge_pages(void* data, std::int64_t bytes) {
 // Raises before anything is written. Returns sum_i weight[y_i] over the rows that are not ignored.
 template <class S>
 double check_and_count(const ForwardBatch<S>& batch) {
+  using A = Arithmetic<S>;
   const std::int64_t classes = batch.logits.classes;
   double divisor = 0;
   for (std::int64_t row = 0; row < batch.logits.rows; ++row) {
     if (row == 0 || batch.q.stride || batch.bootstrap_weight.stride) {
-      const double q = batch.q.at(row), lambda = batch.bootstrap_weight.at(row);
+      // As the kernel will read them: a float64 q may be 0 in float32.
+      const double q = static_cast<A>(batch.q.at(row)), lambda = static_cast<A>(batch.bootstrap_weight.at(row));
       const auto require = [&](bool ok, const char* name, double got, const char* accepted) {
         if (!ok)
           throw std::invalid_argument(std::string(name) + " must be " + accepted + ", got " + std::to_string(got) +

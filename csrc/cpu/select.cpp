@@ -17,8 +17,8 @@ Choice choose() {
 #if defined(__x86_64__)
   const char* variable = std::getenv("ATEN_CPU_CAPABILITY");
   const std::string cap = variable ? variable : "";
-  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") &&
-                  __builtin_cpu_supports("f16c");
+  // All with AVX2, FMA and BMI2 have F16C too, which older compilers cannot ask for.
+  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
   const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                   __builtin_cpu_supports("avx512vl");

@@ -15,8 +15,6 @@ from dal_kernels.autograd import fused_loss
 
 Run = Callable[[Rows], tuple[Tensor, RowStats | None]]
 
-NAMES = ("triton", "cuda", "cpu", "eager")
-
 
 def _run_eager(rows: Rows) -> tuple[Tensor, RowStats | None]:
     raise_for_labels(rows)
@@ -27,7 +25,46 @@ def _run_cpu(rows: Rows) -> tuple[Tensor, RowStats | None]:
     return fused_loss(rows, "cpu")
 
 
-_RUN: dict[str, Run] = {"cpu": _run_cpu, "eager": _run_eager}
+def _run_triton(rows: Rows) -> tuple[Tensor, RowStats | None]:
+    raise_for_labels(rows)
+    return fused_loss(rows, "triton")
+
+
+_RUN: dict[str, Run] = {"triton": _run_triton, "cpu": _run_cpu, "eager": _run_eager}
+
+
+def _triton_reason() -> str:
+    if ops.triton_error is not None:
+        return f"not available: Triton cannot be imported ({ops.triton_error}); install triton"
+    from triton import knobs
+    from triton.runtime import driver
+
+    if torch.cuda.is_available():
+        return f"available: Triton kernels for {'ROCm' if torch.version.hip else 'CUDA'} tensors"
+    if knobs.runtime.interpret:
+        return "available: Triton kernels under its interpreter"
+    try:
+        target = driver.active.get_current_target()
+    except Exception as error:
+        return f"not available: Triton finds no device ({error})"
+    return f"available: Triton kernels for {target.backend} {target.arch} through the active driver"
+
+
+def _cpu_reason() -> str:
+    if ops.native_error is None:
+        return f"available: compiled kernels for CPU tensors, using {ops.native_instruction_set} instructions"
+    return (
+        f"not available: the compiled extension is missing ({ops.native_error}); "
+        "install dal_kernels again with a C++17 compiler (GCC or Clang) at hand"
+    )
+
+
+_REASONS: dict[str, Callable[[], str]] = {
+    "triton": _triton_reason,
+    "cuda": lambda: "not available: not part of this version",
+    "cpu": _cpu_reason,
+    "eager": lambda: "available: plain PyTorch operations, exact on any device, not fused",
+}
 
 
 def available_backends() -> dict[str, str]:
@@ -35,24 +72,12 @@ def available_backends() -> dict[str, str]:
 
     A text that begins with "available" means that the name can be passed as ``backend``.
     """
-    if ops.native_error is None:
-        cpu = f"available: compiled kernels for CPU tensors, using {ops.native_instruction_set} instructions"
-    else:
-        cpu = (
-            f"not available: the compiled extension is missing ({ops.native_error}); "
-            "install dal_kernels again with a C++17 compiler (GCC or Clang) at hand"
-        )
-    return {
-        "triton": "not available: not part of this version",
-        "cuda": "not available: not part of this version",
-        "cpu": cpu,
-        "eager": "available: plain PyTorch operations, exact on any device, not fused",
-    }
+    return {name: reason() for name, reason in _REASONS.items()}
 
 
 @functools.cache
 def _warn_once(device_type: str) -> None:
-    reason = available_backends()["cpu"] if device_type == "cpu" else f"no fused kernels for {device_type} tensors"
+    reason = _cpu_reason() if device_type == "cpu" else f"no fused kernels for {device_type} tensors"
     warnings.warn(f"dynamics_aware_loss runs as plain PyTorch operations, exact but slower: {reason}", stacklevel=4)
 
 
@@ -64,15 +89,21 @@ def choose(backend: str, input: Tensor) -> Run:
         RuntimeError: it is not available here.
     """
     if backend == "auto":
+        if input.is_cuda and ops.triton_error is None:
+            return _run_eager if transforms_active() else _run_triton
         if input.is_cpu and ops.native_error is None:
             # Fused kernels take no part in transforms; plain operations do.
             return _run_eager if transforms_active() else _run_cpu
         if not torch.compiler.is_compiling():
             _warn_once(input.device.type)
         return _run_eager
-    if backend not in NAMES:
-        raise ValueError(f"backend must be 'auto', {', '.join(map(repr, NAMES))}, got {backend!r}")
-    if not (reason := available_backends()[backend]).startswith("available"):
+    if backend not in _REASONS:
+        raise ValueError(f"backend must be 'auto', {', '.join(map(repr, _REASONS))}, got {backend!r}")
+    # Why a backend is missing cannot be found out while tracing; that it is, can.
+    if torch.compiler.is_compiling():
+        if backend not in _RUN or (backend != "eager" and backend not in ops.KERNELS):
+            raise RuntimeError(f"backend {backend!r} is not available")
+    elif not (reason := _REASONS[backend]()).startswith("available"):
         raise RuntimeError(f"backend {backend!r} is {reason}")
     if backend == "cpu" and not input.is_cpu:
         raise ValueError(f"backend 'cpu' takes CPU tensors, got input on {input.device}")

@@ -1,0 +1,1 @@
+"""Fused kernels in Triton: kernels (device code), plan (layout), launch (buffers and launches)."""

@@ -1,0 +1,419 @@
+"""Device code. Three ideas, as everywhere: merge row statistics, turn them into an objective, write its gradient.
+
+All exponents are to base 2: with M = round(m log2 e) and d = z log2 e - M, one fused multiply-add an element, e = 2^d.
+M need not be m exactly: what it is off by multiplies every e of the row alike and cancels in e / S and in d - W / S.
+
+    S = sum e,   W = sum e d,   ln p_y = ln 2 d_y - ln S,   H = ln S - ln 2 W / S
+    dL/dz_j = e_j (A + B d_j) - t [j = y] - u [j = argmax z]
+
+dal_kernels/reference.py is the long form; csrc/objective.h the same in C++.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+# Below 2^-1000 (and for -inf) e is 0 in float32; a finite d keeps e d at 0 too.
+LOWEST = tl.constexpr(-1100.0)
+# Fields of one row, field-major (len(FIELDS), N), in the order of dal_kernels.ops.FIELDS.
+SHIFT, SCALE, SLOPE, TARGET_TERM, ARGMAX_TERM, TARGET_PROB, ENTROPY = (tl.constexpr(i) for i in range(7))
+
+
+# ---- row statistics
+
+
+@triton.jit
+def shift_of(peak):
+    """M for a maximum. A row (so far) of -inf alone takes 0: its exponentials are 0, not 2^(-inf + inf)."""
+    return tl.where(peak == -float("inf"), 0.0, peak * LOG2E)
+
+
+@triton.jit
+def rebase(total, weighted, shift, new):
+    """Statistics moved from one shift to another: with s = shift - new, W <- 2^s (W + S s), S <- 2^s S."""
+    ratio = tl.exp2(shift - new)
+    step = tl.maximum(shift - new, LOWEST)
+    return ratio * total, ratio * (weighted + total * step)
+
+
+# ---- objectives, to base 2 as well: l = log2 p_y, M = W / S, h = H / ln 2 = log2 S - M.
+# Each is a loss and coefficients (a, b, t, u) of  p_j (a + b (log2 p_j + h)) - t [j = y] - u [j = argmax z].
+
+
+@triton.jit
+def expm1_nonpositive(x, power):
+    """e^x - 1 for x <= 0, given e^x: that difference keeps its digits below -1/8, the series above."""
+    TERMS: tl.constexpr = 11 if x.dtype == tl.float64 else 6
+    series = x * (1.0 / TERMS) + 1.0
+    for k in tl.static_range(1, TERMS - 1):
+        series = tl.fma(series, x * (1.0 / (TERMS - k)), tl.full(x.shape, 1.0, x.dtype))
+    return tl.where(x > -0.125, x * series, power - 1.0)
+
+
+@triton.jit
+def schedule(q, bootstrap_weight, LOG_CLASSES: tl.constexpr):
+    """1 / q (1 where q = 0, which is cross-entropy) and n ln 2 with n = lambda / (q ln C); 0 for a single class."""
+    inverse = 1.0 / tl.where(q == 0.0, 1.0, q)
+    if LOG_CLASSES > 0:
+        return inverse, bootstrap_weight * inverse * (LN2 / LOG_CLASSES)
+    else:
+        return inverse, bootstrap_weight * 0.0
+
+
+@triton.jit
+def dynamics_aware(log_prob, log_max_prob, mean, entropy, q, inverse, n, HARD: tl.constexpr):
+    """(1 - p_y^q) / q + lambda / (q ln C) B(p): arXiv 2303.11562. B = H, or with HARD -ln p_argmax.
+
+    Returns the loss and (a - b M, b, t, u).
+    """
+    exponent = tl.where(q == 0.0, 0.0, q * log_prob)
+    power = tl.exp2(exponent)
+    loss = tl.where(q == 0.0, -LN2 * log_prob, -inverse * expm1_nonpositive(LN2 * exponent, power))
+    if HARD:
+        u = n * (1.0 / LN2) + power * 0.0
+        return loss - tl.where(n == 0.0, 0.0, n * log_max_prob), power + u, power * 0.0, power, u
+    else:
+        return loss + tl.where(n == 0.0, 0.0, n * entropy), power + n * mean, -n + power * 0.0, power, power * 0.0
+
+
+@triton.jit
+def finish(peak_d, total, weighted, target_d, ignored, q, inverse, n, row_weight, HARD: tl.constexpr):
+    """Statistics of rows -> loss, the coefficients of e_j (A + B d_j) - t - u, and l. A bad label came with NaN.
+
+    An ignored row goes through as one of a single class, with weight 0: nothing of it is left.
+    """
+    total = tl.where(ignored, 1.0, total)
+    weighted = tl.where(ignored, 0.0, weighted)
+    scaled = 1.0 / total
+    log_sum = tl.log2(total)
+    mean = weighted * scaled
+    log_prob = tl.where(ignored, 0.0, target_d - log_sum)
+    log_max_prob = tl.where(ignored, 0.0, peak_d - log_sum)
+    loss, a, b, t, u = dynamics_aware(log_prob, log_max_prob, mean, log_sum - mean, q, inverse, n, HARD)
+    scaled *= row_weight
+    return loss, scaled * a, scaled * b, row_weight * t, row_weight * u, log_prob
+
+
+@triton.jit
+def store_fields(fields_ptr, row, count, live, shift, a, b, t, u):
+    """What the gradient of a row is made from again."""
+    tl.store(fields_ptr + SHIFT * count + row, shift, mask=live)
+    tl.store(fields_ptr + SCALE * count + row, a, mask=live)
+    tl.store(fields_ptr + SLOPE * count + row, b, mask=live)
+    tl.store(fields_ptr + TARGET_TERM * count + row, t, mask=live)
+    tl.store(fields_ptr + ARGMAX_TERM * count + row, u, mask=live)
+
+
+@triton.jit
+def store_statistics(fields_ptr, prediction_ptr, row, count, live, log_prob, total, weighted, argmax, ignored):
+    """What the user learns of a row."""
+    tl.store(prediction_ptr + row, argmax, mask=live)
+    tl.store(fields_ptr + TARGET_PROB * count + row, tl.where(ignored, float("nan"), tl.exp2(log_prob)), mask=live)
+    tl.store(fields_ptr + ENTROPY * count + row, LN2 * (tl.log2(total) - weighted / total), mask=live)
+
+
+@triton.jit
+def store_sums(partial_ptr, loss, weight):
+    """Sum of the losses and of the weights of a program's rows, for the reduction."""
+    tl.store(partial_ptr + tl.program_id(0), loss)
+    tl.store(partial_ptr + tl.num_programs(0) + tl.program_id(0), weight)
+
+
+@triton.jit
+def correct_terms(gradient_ptr, at_target, at_argmax, target, argmax, t, u, live, HARD: tl.constexpr):
+    """The two classes of a row that differ from the affine rule, stored over it once the row is written.
+
+    Cheaper than a comparison for each element. ``at_*``: the affine value there.
+    """
+    tl.debug_barrier()
+    same = target == argmax
+    if HARD:
+        tl.store(gradient_ptr + argmax, at_argmax - u - tl.where(same, t, 0.0), mask=live)
+        tl.store(gradient_ptr + target, at_target - t, mask=live & ~same)
+    else:
+        tl.store(gradient_ptr + target, at_target - t, mask=live)
+
+
+# ---- a row in registers: several short rows a program, or one row of up to 32 K classes
+
+
+# AXIS 1: the classes of a row lie over the lanes of a warp. AXIS 0, for very few classes: a row is one lane's, so that
+# no lane idles on masked classes, nothing is shuffled, and the objective is computed once a row.
+@triton.jit(do_not_specialize=["class_stride"])
+def loss_rows(
+    logits_ptr, row_stride, class_stride, target_ptr, target_stride, q_ptr, q_stride, lam_ptr, lam_stride, weight_ptr,
+    gradient_ptr, loss_ptr, partial_ptr, fields_ptr, prediction_ptr, count, ignore_index,
+    CLASSES: tl.constexpr, LOG_CLASSES: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, AXIS: tl.constexpr,
+    PACKED: tl.constexpr, PER_ROW: tl.constexpr, HARD: tl.constexpr, MEAN: tl.constexpr, REDUCED: tl.constexpr,
+    GRADIENT: tl.constexpr, FIELDS: tl.constexpr, PREDICTION: tl.constexpr,
+):  # fmt: skip
+    ACC: tl.constexpr = tl.float64 if logits_ptr.dtype.element_ty == tl.float64 else tl.float32
+    # 64-bit arithmetic once a program; offsets within it fit 32 bits unless rows lie far apart.
+    first = tl.program_id(0).to(tl.int64) * ROWS
+    row = tl.arange(0, ROWS)
+    live = first + row < count
+    columns = tl.arange(0, BLOCK)
+    if PACKED:
+        start = logits_ptr + first * CLASSES
+        offset = row * CLASSES
+    else:
+        start = logits_ptr + first * row_stride
+        offset = row.to(tl.int64) * row_stride
+
+    target = tl.load(target_ptr + first * target_stride + row * target_stride, mask=live, other=ignore_index)
+    ignored = target == ignore_index
+    counted = (target >= 0) & (target < CLASSES) & ~ignored
+    # An ignored row is not read unless its statistics are wanted: as -inf it has e = 0 and gradient 0.
+    wanted = live if PREDICTION else live & ~ignored
+    across = tl.expand_dims(columns, 1 - AXIS)
+    inside = tl.expand_dims(wanted, AXIS) & (across < CLASSES)
+    if AXIS == 0:
+        # class_stride is 1, which the compiler must not know: it would lay the classes of a row over lanes again.
+        offsets = tl.expand_dims(offset, AXIS) + across * class_stride
+    else:
+        offsets = tl.expand_dims(offset, AXIS) + across
+    z = tl.load(start + offsets, mask=inside, other=-float("inf")).to(ACC)
+    target_z = tl.load(start + offset + target, mask=counted, other=float("nan")).to(ACC)
+    if PER_ROW:
+        q = tl.load(q_ptr + (first + row) * q_stride, mask=live, other=1.0).to(ACC)
+        lam = tl.load(lam_ptr + (first + row) * lam_stride, mask=live, other=0.0).to(ACC)
+        largest = tl.max(lam, 0)
+    else:
+        q = tl.load(q_ptr).to(ACC)
+        lam = tl.load(lam_ptr).to(ACC)
+        largest = lam
+    inverse, n = schedule(q, lam, LOG_CLASSES)
+    # Nothing asks for W without an entropy term: one branch for the whole program.
+    entropic = PREDICTION or (not HARD and largest != 0.0)
+
+    peak = tl.max(z, AXIS)
+    shift = shift_of(peak)
+    d = tl.fma(z, tl.full(z.shape, LOG2E, ACC), -tl.expand_dims(shift, AXIS))
+    e = tl.exp2(d)
+    d = tl.maximum(d, LOWEST)
+    total = tl.sum(e, AXIS)
+    weighted = tl.zeros_like(total)
+    if entropic:
+        weighted = tl.sum(e * d, AXIS)
+    target_d = tl.fma(target_z, tl.full(target_z.shape, LOG2E, ACC), -shift)
+    peak_d = tl.fma(peak, tl.full(peak.shape, LOG2E, ACC), -shift)
+    one = tl.full((), 1.0, ACC)
+    weight = tl.where(ignored, 0.0, one)
+    if weight_ptr is not None:
+        weight = tl.load(weight_ptr + target, mask=counted, other=0.0)
+    scale = one / count if MEAN else one
+    loss, a, b, t, u, log_prob = finish(peak_d, total, weighted, target_d, ignored, q, inverse, n, weight * scale, HARD)
+
+    loss = loss * weight
+    argmax = target
+    if HARD or PREDICTION:
+        at = tl.min(tl.where(z == tl.expand_dims(peak, AXIS), across, BLOCK), AXIS)
+        nan = tl.min(tl.where(z != z, across, BLOCK), AXIS)
+        argmax = tl.where(nan < BLOCK, nan, at).to(tl.int64)
+    if PREDICTION:
+        store_statistics(
+            fields_ptr, prediction_ptr, first + row, count, live, log_prob, total, weighted, argmax, ignored
+        )  # fmt: skip
+    if REDUCED:
+        store_sums(partial_ptr, tl.sum(loss, 0), tl.sum(weight, 0))
+    else:
+        tl.store(loss_ptr + first + row, loss, mask=live)
+    if FIELDS:
+        store_fields(fields_ptr, first + row, count, live, shift, a, b, t, u)
+    if GRADIENT:
+        out = gradient_ptr + first * CLASSES
+        place = row * CLASSES
+        inside = tl.expand_dims(live, AXIS) & (across < CLASSES)
+        to = out + (tl.expand_dims(place, AXIS) + across)
+        element = gradient_ptr.dtype.element_ty
+        # Stored in each branch: a tensor that leaves a branch costs a move an element.
+        if entropic and not HARD:
+            slope = tl.broadcast_to(tl.expand_dims(b, AXIS), d.shape)
+            g = e * tl.fma(slope, d, tl.broadcast_to(tl.expand_dims(a, AXIS), d.shape))
+            if PREDICTION:
+                g = tl.where(tl.expand_dims(ignored, AXIS), 0.0, g)
+            tl.store(to, g.to(element), mask=inside)
+        else:
+            g = e * tl.expand_dims(a, AXIS)
+            if PREDICTION:
+                g = tl.where(tl.expand_dims(ignored, AXIS), 0.0, g)
+            tl.store(to, g.to(element), mask=inside)
+        at_target = tl.exp2(target_d) * (a + b * tl.maximum(target_d, LOWEST))
+        at_argmax = tl.exp2(peak_d) * (a + b * peak_d)
+        correct_terms(out + place, at_target, at_argmax, target, argmax, t, u, counted, HARD)
+
+
+# ---- longer rows: one program a row, in blocks
+
+
+@triton.jit
+def loss_long_rows(
+    logits_ptr, row_stride, class_stride, target_ptr, target_stride, q_ptr, q_stride, lam_ptr, lam_stride, weight_ptr,
+    gradient_ptr, loss_ptr, partial_ptr, fields_ptr, prediction_ptr, count, ignore_index,
+    CLASSES: tl.constexpr, LOG_CLASSES: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, AXIS: tl.constexpr,
+    PACKED: tl.constexpr, PER_ROW: tl.constexpr, HARD: tl.constexpr, MEAN: tl.constexpr, REDUCED: tl.constexpr,
+    GRADIENT: tl.constexpr, FIELDS: tl.constexpr, PREDICTION: tl.constexpr,
+):  # fmt: skip
+    ACC: tl.constexpr = tl.float64 if logits_ptr.dtype.element_ty == tl.float64 else tl.float32
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    if PACKED:
+        start = logits_ptr + row * CLASSES
+    else:
+        start = logits_ptr + row * row_stride
+    target = tl.load(target_ptr + row * target_stride)
+    ignored = target == ignore_index
+    counted = (target >= 0) & (target < CLASSES) & (target != ignore_index)
+    q = tl.load(q_ptr + row * q_stride).to(ACC)
+    lam = tl.load(lam_ptr + row * lam_stride).to(ACC)
+    inverse, n = schedule(q, lam, LOG_CLASSES)
+    entropic = PREDICTION or (not HARD and lam != 0.0)
+    blocks = tl.cdiv(CLASSES, BLOCK)
+    if not PREDICTION:
+        blocks = tl.where(ignored, 0, blocks)
+    log2e = tl.full((BLOCK,), LOG2E, ACC)
+
+    # One accumulator a lane, all relative to the largest logit so far; they move only when that grows.
+    peak = tl.full((), -float("inf"), ACC)
+    argmax = tl.full((), 0, tl.int64)
+    nan_at = tl.full((), CLASSES, tl.int64)
+    total = tl.zeros((BLOCK,), ACC)
+    weighted = tl.zeros((BLOCK,), ACC)
+    for block in range(0, blocks):
+        at = block * BLOCK + columns
+        z = tl.load(start + at, mask=at < CLASSES, other=-float("inf")).to(ACC)
+        top = tl.max(z, 0)
+        if top > peak:
+            old = shift_of(peak)
+            new = shift_of(top)
+            if peak > -float("inf"):
+                total, weighted = rebase(total, weighted, old, new)
+            peak = top
+            if HARD or PREDICTION:
+                argmax = tl.min(tl.where(z == top, at, CLASSES), 0).to(tl.int64)
+        if PREDICTION:
+            nan_at = tl.minimum(nan_at, tl.min(tl.where(z != z, at, CLASSES), 0).to(tl.int64))
+        d = tl.fma(z, log2e, tl.zeros((BLOCK,), ACC) - shift_of(peak))
+        e = tl.exp2(d)
+        total += e
+        if entropic:
+            weighted += e * tl.maximum(d, LOWEST)
+    shift = shift_of(peak)
+    total = tl.sum(total, 0)
+    weighted = tl.sum(weighted, 0)
+
+    target_z = tl.load(start + target, mask=counted, other=float("nan")).to(ACC)
+    target_d = tl.fma(target_z, tl.full((), LOG2E, ACC), -shift)
+    peak_d = tl.fma(peak, tl.full((), LOG2E, ACC), -shift)
+    one = tl.full((), 1.0, ACC)
+    weight = tl.where(ignored, 0.0, one)
+    if weight_ptr is not None:
+        weight = tl.load(weight_ptr + target, mask=counted, other=0.0)
+    scale = one / count if MEAN else one
+    loss, a, b, t, u, log_prob = finish(peak_d, total, weighted, target_d, ignored, q, inverse, n, weight * scale, HARD)
+    loss = loss * weight
+    if PREDICTION:
+        argmax = tl.where(nan_at < CLASSES, nan_at, argmax)
+        live = row < count
+        store_statistics(fields_ptr, prediction_ptr, row, count, live, log_prob, total, weighted, argmax, ignored)
+    if REDUCED:
+        store_sums(partial_ptr, loss, weight)
+    else:
+        tl.store(loss_ptr + row, loss)
+    if FIELDS:
+        store_fields(fields_ptr, row, count, row < count, shift, a, b, t, u)
+    if GRADIENT:
+        out = gradient_ptr + row * CLASSES
+        element = gradient_ptr.dtype.element_ty
+        # Backwards: the blocks read last are the likeliest to be in cache still.
+        for back in range(0, tl.cdiv(CLASSES, BLOCK)):
+            at = (tl.cdiv(CLASSES, BLOCK) - 1 - back) * BLOCK + columns
+            inside = at < CLASSES
+            z = tl.load(start + at, mask=inside & (target != ignore_index), other=-float("inf")).to(ACC)
+            d = tl.fma(z, log2e, tl.zeros((BLOCK,), ACC) - shift)
+            e = tl.exp2(d)
+            g = e * tl.fma(tl.zeros((BLOCK,), ACC) + b, tl.maximum(d, LOWEST), tl.zeros((BLOCK,), ACC) + a)
+            if PREDICTION:
+                g = tl.where(ignored, 0.0, g)
+            tl.store(out + at, g.to(element), mask=inside)
+        at_target = tl.exp2(target_d) * (a + b * tl.maximum(target_d, LOWEST))
+        at_argmax = tl.exp2(peak_d) * (a + b * peak_d)
+        correct_terms(out, at_target, at_argmax, target, argmax, t, u, counted, HARD)
+
+
+# ---- the reduction, the backward
+
+
+@triton.jit
+def reduce_sums(partial_ptr, loss_ptr, correction_ptr, programs, rows, MEAN: tl.constexpr, BLOCK: tl.constexpr):
+    """Sums of the programs in fixed order. A mean was divided by N so far; N / divisor is left for the backward."""
+    lane = tl.arange(0, BLOCK)
+    loss = tl.zeros((BLOCK,), tl.float64)
+    weight = tl.zeros((BLOCK,), tl.float64)
+    for first in range(0, programs, BLOCK):
+        inside = first + lane < programs
+        loss += tl.load(partial_ptr + first + lane, mask=inside, other=0.0).to(tl.float64)
+        weight += tl.load(partial_ptr + programs + first + lane, mask=inside, other=0.0).to(tl.float64)
+    total = tl.sum(loss, 0)
+    divisor = tl.sum(weight, 0)
+    if MEAN:
+        tl.store(loss_ptr, (total / divisor).to(loss_ptr.dtype.element_ty))
+        # No row counted: the gradient is 0, not 0 * inf.
+        correction = tl.where(divisor == 0.0, 0.0, rows / tl.where(divisor == 0.0, 1.0, divisor))
+        tl.store(correction_ptr, correction.to(correction_ptr.dtype.element_ty))
+    else:
+        tl.store(loss_ptr, total.to(loss_ptr.dtype.element_ty))
+        tl.store(correction_ptr, 1.0)
+
+
+@triton.jit
+def scale_gradient(gradient_ptr, upstream_ptr, correction_ptr, size, BLOCK: tl.constexpr):
+    """gradient * upstream * correction in place; where that is 1, nothing at all."""
+    factor = tl.load(upstream_ptr) * tl.load(correction_ptr)
+    if factor == 1.0:
+        return
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    value = tl.load(gradient_ptr + at, mask=at < size).to(factor.dtype)
+    tl.store(gradient_ptr + at, (value * factor).to(gradient_ptr.dtype.element_ty), mask=at < size)
+
+
+@triton.jit
+def gradient_rows(
+    logits_ptr, row_stride, target_ptr, target_stride, fields_ptr, prediction_ptr, upstream_ptr, upstream_stride,
+    correction_ptr, gradient_ptr, count, ignore_index,
+    CLASSES: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, HARD: tl.constexpr, IF_CHANGED: tl.constexpr,
+):  # fmt: skip
+    """Gradient from the fields of the forward. With IF_CHANGED the rows stand there already for a factor of 1."""
+    ACC: tl.constexpr = tl.float64 if logits_ptr.dtype.element_ty == tl.float64 else tl.float32
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    live = row < count
+    factor = tl.load(upstream_ptr + row * upstream_stride, mask=live, other=1.0)
+    if correction_ptr is not None:
+        factor *= tl.load(correction_ptr)
+    if IF_CHANGED and tl.min(tl.where(factor == 1.0, 1, 0), 0) == 1:
+        return
+    first = tl.program_id(1) * BLOCK
+    columns = first + tl.arange(0, BLOCK)
+    target = tl.load(target_ptr + row * target_stride, mask=live, other=ignore_index)
+    counted = live & (target != ignore_index)
+    shift = tl.load(fields_ptr + SHIFT * count + row, mask=live, other=0.0)
+    a = factor * tl.load(fields_ptr + SCALE * count + row, mask=live, other=0.0)
+    b = factor * tl.load(fields_ptr + SLOPE * count + row, mask=live, other=0.0)
+    t = factor * tl.load(fields_ptr + TARGET_TERM * count + row, mask=live, other=0.0)
+    u = factor * tl.load(fields_ptr + ARGMAX_TERM * count + row, mask=live, other=0.0)
+    inside = live[:, None] & (columns < CLASSES)[None, :]
+    start = logits_ptr + row * row_stride
+    z = tl.load(start[:, None] + columns[None, :], mask=inside & counted[:, None], other=-float("inf")).to(ACC)
+    d = tl.fma(z, tl.full(z.shape, LOG2E, ACC), -shift[:, None])
+    g = tl.exp2(d) * (a[:, None] + b[:, None] * tl.maximum(d, LOWEST))
+    g = tl.where(counted[:, None], g, 0.0)
+    # The program of a block corrects the special classes that lie in it.
+    g = g - tl.where(columns[None, :] == target[:, None], t[:, None], 0.0)
+    if HARD:
+        argmax = tl.load(prediction_ptr + row, mask=live, other=-1)
+        g = g - tl.where(columns[None, :] == argmax[:, None], u[:, None], 0.0)
+    out = gradient_ptr + row * CLASSES
+    tl.store(out[:, None] + columns[None, :], g.to(gradient_ptr.dtype.element_ty), mask=inside)

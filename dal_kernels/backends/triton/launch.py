@@ -1,0 +1,178 @@
+"""The operators of the Triton backend: buffers, plan, launch. Nothing here waits for the device."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from dal_kernels.backends.triton import kernels
+from dal_kernels.backends.triton.plan import plan_backward, plan_forward
+from dal_kernels.fields import FIELDS, REDUCTIONS, loss_dtype
+
+_SCALE_BLOCK = 8192
+
+
+def _warp_size() -> int:
+    return 64 if torch.version.hip else 32
+
+
+def _on(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Triton launches on the current device, which need not be the tensor's."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+def _unit_class_stride(logits: Tensor) -> Tensor:
+    return logits if logits.stride(1) == 1 or logits.shape[1] == 1 else logits.contiguous()
+
+
+def _row_stride(value: Tensor) -> int:
+    return 0 if value.dim() == 0 else value.stride(0)
+
+
+def _launch_loss(
+    arguments: tuple[Any, ...], want_prediction: bool, want_fields: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    logits, target, q, bootstrap_weight, weight, ignore_index, reduction, hard, want_gradient = arguments
+    logits = _unit_class_stride(logits)
+    rows, classes = logits.shape
+    dtype = loss_dtype(logits)
+    mean, reduced = REDUCTIONS[reduction] == "mean", REDUCTIONS[reduction] != "none"
+    new = logits.new_empty
+    gradient = new((rows, classes) if want_gradient else (0,))
+    loss = new(() if reduced else (rows,), dtype=dtype)
+    fields = new((len(FIELDS), rows) if want_fields else (0,), dtype=dtype)
+    prediction = new((rows,) if want_prediction else (0,), dtype=torch.int64)
+    correction = new(() if reduced else (0,), dtype=dtype)
+    plan = plan_forward(rows, classes, logits.element_size(), _warp_size())
+    programs = triton.cdiv(rows, plan.rows)
+    partial = new((2, programs) if reduced else (0,), dtype=dtype)
+    with _on(logits):
+        if rows:
+            kernel = kernels.loss_long_rows if plan.long else kernels.loss_rows
+            kernel[(programs,)](
+                logits,
+                logits.stride(0),
+                1,
+                target,
+                target.stride(0),
+                q,
+                _row_stride(q),
+                bootstrap_weight,
+                _row_stride(bootstrap_weight),
+                weight if weight is None else weight.contiguous(),
+                gradient,
+                loss,
+                partial,
+                fields,
+                prediction,
+                rows,
+                ignore_index,
+                CLASSES=classes,
+                LOG_CLASSES=math.log(classes),
+                BLOCK=plan.block,
+                ROWS=plan.rows,
+                AXIS=0 if plan.lanes else 1,
+                PACKED=logits.stride(0) == classes,
+                PER_ROW=q.dim() + bootstrap_weight.dim() > 0,
+                HARD=hard,
+                MEAN=mean,
+                REDUCED=reduced,
+                GRADIENT=want_gradient,
+                FIELDS=want_fields,
+                PREDICTION=want_prediction,
+                num_warps=plan.warps,
+            )
+        if reduced:
+            block = min(1024, max(32, triton.next_power_of_2(max(1, programs))))
+            kernels.reduce_sums[(1,)](
+                partial, loss, correction, programs, rows, MEAN=mean, BLOCK=block, num_warps=max(1, block // 256)
+            )
+    return loss, gradient, fields, prediction, correction
+
+
+def loss(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    value, written, _, _, correction = _launch_loss(arguments, want_prediction=False, want_fields=False)
+    return value, written, correction
+
+
+def loss_and_fields(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return _launch_loss(arguments[:-1], want_prediction=arguments[-1], want_fields=True)
+
+
+def gradient(
+    logits: Tensor,
+    target: Tensor,
+    fields: Tensor,
+    prediction: Tensor,
+    upstream: Tensor,
+    ignore_index: int,
+    correction: Tensor,
+) -> Tensor:
+    return rewrite_gradient(
+        logits.new_empty(logits.shape), logits, target, fields, prediction, upstream, ignore_index, correction, False
+    )
+
+
+def rewrite_gradient(
+    out: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    fields: Tensor,
+    prediction: Tensor,
+    upstream: Tensor,
+    ignore_index: int,
+    correction: Tensor,
+    if_changed: bool,
+) -> Tensor:
+    """The gradient, again, into ``out``; with ``if_changed`` only where it is not what stands there."""
+    logits = _unit_class_stride(logits)
+    rows, classes = logits.shape
+    plan = plan_backward(rows, classes, logits.element_size(), _warp_size())
+    if rows:
+        with _on(logits):
+            kernels.gradient_rows[(triton.cdiv(rows, plan.rows), triton.cdiv(classes, plan.block))](
+                logits,
+                logits.stride(0),
+                target,
+                target.stride(0),
+                fields,
+                prediction,
+                upstream,
+                _row_stride(upstream),
+                correction if correction.numel() else None,
+                out,
+                rows,
+                ignore_index,
+                CLASSES=classes,
+                BLOCK=plan.block,
+                ROWS=plan.rows,
+                HARD=prediction.numel() > 0,
+                IF_CHANGED=if_changed,
+                num_warps=plan.warps,
+            )
+    return out
+
+
+def rescale(saved: tuple[Tensor, ...], upstream: Tensor, ignore_index: int, again: bool, _: Any) -> Tensor:
+    """The written gradient times the upstream gradient and the correction, in place; a factor of 1 touches nothing.
+
+    With ``again`` the rows that change are made again from the logits and rounded once, not scaled and rounded twice.
+    """
+    gradient, *rest, correction = saved
+    if again:
+        logits, target, fields, prediction = rest
+        return rewrite_gradient(
+            gradient, logits, target, fields, prediction, upstream, ignore_index, correction, if_changed=True
+        )
+    size = gradient.numel()
+    if size:
+        with _on(gradient):
+            kernels.scale_gradient[(triton.cdiv(size, _SCALE_BLOCK),)](
+                gradient, upstream, correction, size, BLOCK=_SCALE_BLOCK, num_warps=8 * 32 // _warp_size()
+            )
+    return gradient

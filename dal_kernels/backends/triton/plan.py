@@ -1,0 +1,54 @@
+"""How a call is laid out on a GPU: one pure function of its size, to be tested without a device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["LaunchPlan", "plan_backward", "plan_forward"]
+
+NVIDIA_WARP = 32
+# A row of so many float32 exponentials, with their exponents, fits the registers of 16 warps; twice as many spill.
+REGISTER_CLASSES = 16384
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """Layout of one kernel.
+
+    Attributes:
+        block: columns a program handles at a time, a power of two.
+        rows: rows a program handles.
+        warps: per program; of 32 lanes, or 64 on AMD, where there are half as many.
+        long: rows are read in blocks, twice; otherwise they stay in registers.
+        lanes: the lanes of a warp lie over the rows first, so that few of them share a row.
+    """
+
+    block: int
+    rows: int
+    warps: int
+    long: bool = False
+    lanes: bool = False
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << max(0, n - 1).bit_length()
+
+
+def plan_forward(rows: int, classes: int, itemsize: int, warp_size: int = NVIDIA_WARP) -> LaunchPlan:
+    """The plan for statistics, loss and gradient of (rows, classes) logits of ``itemsize`` bytes."""
+    wide = 2 if itemsize == 8 else 1  # float64 takes twice the registers
+    block = _power_of_two(classes)
+    if classes > REGISTER_CLASSES // wide:
+        return LaunchPlan(block=8192 // wide, rows=1, warps=16 * 32 // warp_size, long=True)
+    if block <= 256:
+        # 32 values a lane: few lanes share a row, so its objective is computed few times over.
+        return LaunchPlan(block=block, rows=min(warp_size, warp_size * 32 // wide // block), warps=1, lanes=True)
+    warps = max(1, min(16, block * wide // 1024) * 32 // warp_size)
+    return LaunchPlan(block=block, rows=1, warps=warps)
+
+
+def plan_backward(rows: int, classes: int, itemsize: int, warp_size: int = NVIDIA_WARP) -> LaunchPlan:
+    """The plan for a gradient from saved coefficients: every block of a row is on its own."""
+    block = min(_power_of_two(classes), 4096)
+    several = max(1, min(32, 512 // block))
+    return LaunchPlan(block=block, rows=several, warps=max(1, block // 2048 * 32 // warp_size))

@@ -1,0 +1,16 @@
+"""What operators of all backends agree on: names by position, and the dtype of a loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+REDUCTIONS = ("none", "mean", "sum")
+
+# Of one row, in the order of csrc/cpu/batch.h and backends/triton/kernels.py. The first five make its gradient.
+FIELDS = ("max", "scale", "slope", "target_term", "argmax_term", "target_prob", "entropy")
+
+
+def loss_dtype(logits: Tensor) -> torch.dtype:
+    """float64 for float64 logits, else float32."""
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
