@@ -31,9 +31,9 @@ $(READY): $(BUILT_FROM)
 		echo "making $(VENV)"; $(PYTHON) -m venv $$shared $(VENV); \
 	fi
 	@$(BIN)/python -c '$(HAS_TORCH)' 2>/dev/null || \
-		{ echo "installing torch (once; this takes a while)"; $(BIN)/pip install --quiet $$(grep '^torch' requirements-dev.txt); }
+		{ echo "installing torch (once; this takes a while)"; $(BIN)/pip install --quiet -r requirements-dev.txt; }
 	@echo "installing dal_kernels and what its tests and demo need"
-	@$(BIN)/pip install --quiet $$(grep -v '^torch\|^#' requirements-dev.txt)
+	@grep -v '^torch\|^triton' requirements-dev.txt | $(BIN)/pip install --quiet -r /dev/stdin
 	@rm -f dal_kernels/_native*.so
 	@$(BIN)/pip install --quiet --no-build-isolation --editable '.[demo,test,lint]'
 	@$(BIN)/python -c 'import dal_kernels; [print("backend", n + ":", r) for n, r in dal_kernels.available_backends().items()]'

@@ -73,9 +73,9 @@ std::int64_t row_stride(const Tensor& values, const Tensor& logits, const char* 
 
 Knob knob_of(const Tensor& value, const Tensor& logits) {
   const bool is_double = value.scalar_type() == ScalarType::Double;
-  require(is_double || value.scalar_type() == ScalarType::Float, "q and bootstrap_weight must be float32 or float64");
+  require(is_double || value.scalar_type() == ScalarType::Float, "q and bootstrap_weight must be float32 or float64, 0-d or one value a row");
   return {value.const_data_ptr(), is_double,
-          row_stride(value, logits, "q and bootstrap_weight must be 0-d or one value a row")};
+          row_stride(value, logits, "q and bootstrap_weight must be float32 or float64, 0-d or one value a row")};
 }
 
 // f(storage, kernel) with the storage type and row kernel of a dtype.
@@ -172,7 +172,7 @@ Tensor gradient_cpu(
     using S = decltype(storage);
     using A = Arithmetic<S>;
     require(dtype_of(upstream) == dtype_code<A>() && dtype_of(fields) == dtype_code<A>(),
-            "fields and upstream must be in the dtype of the loss");
+            "upstream must be 0-d or one value a row; it and fields must be in the dtype of the loss");
     const Logits<S> in = logits_of<S>(logits);
     require(fields.dim() == 2 && fields.size(0) == kFields && fields.size(1) == in.rows && fields.is_contiguous(),
             "fields must be a contiguous (7, N)");

@@ -7,8 +7,9 @@ from torch import Tensor
 
 REDUCTIONS = ("none", "mean", "sum")
 
-# Of one row, in the order of csrc/cpu/batch.h and backends/triton/kernels.py. The first five make its gradient.
+# Of one row, in the order of csrc/cpu/batch.h and backends/triton/kernels.py. The first make its gradient.
 FIELDS = ("max", "scale", "slope", "target_term", "argmax_term", "target_prob", "entropy")
+GRADIENT_FIELDS = 5
 
 
 def loss_dtype(logits: Tensor) -> torch.dtype:

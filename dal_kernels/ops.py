@@ -9,7 +9,7 @@ The operators of every backend have these schemas:
 
 with logits (N, C), reduction an index into :data:`dal_kernels.fields.REDUCTIONS`, gradient (N, C) already divided for
 "mean", or empty where it is not wanted, fields (7, N) and prediction (N,) or empty. The gradient of a hard bootstrap
-needs the prediction; of the fields, target_prob and entropy are there only with it.
+needs the prediction. Triton has target_prob and entropy only with it: fields (5, N) without.
 
 On a GPU the divisor of a mean is known only after the gradient is written: that is divided by N, and ``correction``,
 N over the true divisor, is left for the backward. On a CPU there is none.
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from dal_kernels.fields import FIELDS, loss_dtype
+from dal_kernels.fields import FIELDS, GRADIENT_FIELDS, loss_dtype
 
 
 class Kernels(NamedTuple):
@@ -77,12 +77,16 @@ def _fake_gradient(logits: Tensor, *_: Any) -> Tensor:
     return logits.new_empty(tuple(logits.shape))
 
 
-def _with_correction(fake: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
-    def made(logits: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-        outputs = fake(logits, *arguments)
-        return *outputs, outputs[0].new_empty(() if outputs[0].dim() == 0 else (0,))
+def _fake_triton_loss(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    loss, gradient = _fake_loss(logits, *arguments)
+    return loss, gradient, loss.new_empty(() if loss.dim() == 0 else (0,))
 
-    return made
+
+def _fake_triton_loss_and_fields(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    loss, gradient, correction = _fake_triton_loss(logits, *arguments[:-1])
+    *_, fields, prediction = _fake_loss_and_fields(logits, *arguments)
+    count = len(FIELDS) if arguments[-1] else GRADIENT_FIELDS
+    return loss, gradient, fields.new_empty((count, logits.shape[0])), prediction, correction
 
 
 _LOSS_ARGUMENTS = (
@@ -129,8 +133,8 @@ else:
     _register(
         "triton",
         {
-            "loss": _with_correction(_fake_loss),
-            "loss_and_fields": _with_correction(_fake_loss_and_fields),
+            "loss": _fake_triton_loss,
+            "loss_and_fields": _fake_triton_loss_and_fields,
             "gradient": _fake_gradient,
         },
         rescale=_launch.rescale,

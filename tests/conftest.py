@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from dal_kernels import available_backends
+
+# Beside the repository there may be an executor of compiled GPU code.
+sys.path.append(str(Path(__file__).parent.parent.parent / "shared"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -18,32 +25,61 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     return [f"dal_kernels backend {name}: {reason}" for name, reason in available_backends().items()]
 
 
+# How Triton's kernels run on CPU tensors in this process: "interpreter", or "executor asc" and "executor desc" (the
+# order of warps). test_triton.py starts processes with it; they run a sample of the tests, the same each time.
+TRITON_MODE = os.environ.get("DAL_TEST_TRITON", "")
+TRITON_SAMPLE = int(os.environ.get("DAL_TEST_TRITON_SAMPLE", "1"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="no GPU: torch.cuda.is_available() is False")
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(skip)
+    if TRITON_MODE:
+        mine = [item for item in items if getattr(item, "callspec", None) and "triton" in item.callspec.params.values()]
+        items[:] = [item for item in mine if zlib.crc32(item.nodeid.encode()) % TRITON_SAMPLE == 0]
 
 
 def _available(name: str) -> bool:
     return available_backends()[name].startswith("available")
 
 
-@pytest.fixture(params=["cpu", "eager"])
+@pytest.fixture(scope="session")
+def triton_on_cpu() -> Iterator[None]:
+    """Triton's kernels on CPU tensors, in the way that DAL_TEST_TRITON names."""
+    import gpuless
+
+    mode, _, order = TRITON_MODE.partition(" ")
+    if mode == "interpreter":
+        from gpuless import interpreter_fixes
+
+        interpreter_fixes.apply()
+        yield
+    else:
+        with gpuless.install(90, warp_order=order):
+            yield
+
+
+@pytest.fixture(params=["cpu", "eager", *(["triton"] if TRITON_MODE else [])])
 def backend(request: pytest.FixtureRequest) -> str:
     """Each backend that takes CPU tensors."""
+    if request.param == "triton":
+        request.getfixturevalue("triton_on_cpu")
     if not _available(request.param):
         pytest.skip(available_backends()[request.param])
     return request.param
 
 
-@pytest.fixture
-def fused() -> str:
-    """The fused CPU backend, for tests of what only fused kernels promise."""
-    if not _available("cpu"):
-        pytest.skip(available_backends()["cpu"])
-    return "cpu"
+@pytest.fixture(params=["cpu", *(["triton"] if TRITON_MODE else [])])
+def fused(request: pytest.FixtureRequest) -> str:
+    """Each fused backend that takes CPU tensors, for what only fused kernels promise."""
+    if request.param == "triton":
+        request.getfixturevalue("triton_on_cpu")
+    if not _available(request.param):
+        pytest.skip(available_backends()[request.param])
+    return request.param
 
 
 @pytest.fixture

@@ -116,9 +116,9 @@ def test_opcheck(fused: str, dtype: torch.dtype, reduction: int, hard: bool) -> 
     for want_gradient in (False, True):
         torch.library.opcheck(kernels.loss, (*arguments, want_gradient))
         torch.library.opcheck(kernels.loss_and_fields, (*arguments, want_gradient, hard))
-    _, _, fields, prediction = kernels.loss_and_fields(*arguments, False, hard)
+    _, _, fields, prediction, *correction = kernels.loss_and_fields(*arguments, False, hard)
     upstream = torch.rand(6 if reduction == 0 else (), dtype=fields.dtype)
-    torch.library.opcheck(kernels.gradient, (*arguments[:2], fields, prediction, upstream, -100))
+    torch.library.opcheck(kernels.gradient, (*arguments[:2], fields, prediction, upstream, -100, *correction))
 
 
 @pytest.mark.parametrize(
@@ -160,6 +160,8 @@ def test_the_raw_operator_refuses_what_it_cannot_read(fused: str, index: int, va
 def test_the_raw_gradient_refuses_what_it_cannot_read(fused: str, index: int, value: Tensor) -> None:
     case = make_case(6, 9)
     arguments = [case.logits, case.target, torch.zeros(7, 6), torch.zeros(6, dtype=torch.long), torch.ones(6), -100]
+    if fused == "triton":
+        arguments.append(torch.ones(()))  # the correction
     KERNELS[fused].gradient(*arguments)
     arguments[index] = value
     with pytest.raises(ValueError, match=r"(fields|prediction|upstream) .*must be"):

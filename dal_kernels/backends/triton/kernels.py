@@ -71,7 +71,7 @@ def dynamics_aware(log_prob, log_max_prob, mean, entropy, q, inverse, n, HARD: t
     """
     exponent = tl.where(q == 0.0, 0.0, q * log_prob)
     power = tl.exp2(exponent)
-    loss = tl.where(q == 0.0, -LN2 * log_prob, -inverse * expm1_nonpositive(LN2 * exponent, power))
+    loss = tl.where(q == 0.0, log_prob * -LN2, -inverse * expm1_nonpositive(exponent * LN2, power))
     if HARD:
         u = n * (1.0 / LN2) + power * 0.0
         return loss - tl.where(n == 0.0, 0.0, n * log_max_prob), power + u, power * 0.0, power, u
@@ -112,7 +112,7 @@ def store_statistics(fields_ptr, prediction_ptr, row, count, live, log_prob, tot
     """What the user learns of a row."""
     tl.store(prediction_ptr + row, argmax, mask=live)
     tl.store(fields_ptr + TARGET_PROB * count + row, tl.where(ignored, float("nan"), tl.exp2(log_prob)), mask=live)
-    tl.store(fields_ptr + ENTROPY * count + row, LN2 * (tl.log2(total) - weighted / total), mask=live)
+    tl.store(fields_ptr + ENTROPY * count + row, (tl.log2(total) - weighted / total) * LN2, mask=live)
 
 
 @triton.jit

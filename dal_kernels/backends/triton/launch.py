@@ -12,9 +12,10 @@ from torch import Tensor
 
 from dal_kernels.backends.triton import kernels
 from dal_kernels.backends.triton.plan import plan_backward, plan_forward
-from dal_kernels.fields import FIELDS, REDUCTIONS, loss_dtype
+from dal_kernels.fields import FIELDS, GRADIENT_FIELDS, REDUCTIONS, loss_dtype
 
 _SCALE_BLOCK = 8192
+_LOGITS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def _warp_size() -> int:
@@ -34,18 +35,43 @@ def _row_stride(value: Tensor) -> int:
     return 0 if value.dim() == 0 else value.stride(0)
 
 
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise ValueError(message)
+
+
+def _check_rows(logits: Tensor, target: Tensor) -> None:
+    _require(logits.dim() == 2 and logits.shape[1] > 0, "logits must be (N, C) with C >= 1")
+    _require(logits.dtype in _LOGITS, "logits must be float32, float64, bfloat16 or float16")
+    _require(target.shape == logits.shape[:1] and target.dtype == torch.int64, "target must be (N,) int64")
+
+
+def _is_one_or_per_row(value: Tensor, logits: Tensor) -> bool:
+    return value.dim() == 0 or value.shape == logits.shape[:1]
+
+
 def _launch_loss(
     arguments: tuple[Any, ...], want_prediction: bool, want_fields: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     logits, target, q, bootstrap_weight, weight, ignore_index, reduction, hard, want_gradient = arguments
+    _check_rows(logits, target)
     logits = _unit_class_stride(logits)
     rows, classes = logits.shape
     dtype = loss_dtype(logits)
+    for value in (q, bootstrap_weight):
+        _require(
+            value.dtype in (torch.float32, torch.float64) and _is_one_or_per_row(value, logits),
+            "q and bootstrap_weight must be float32 or float64, 0-d or one value a row",
+        )
+    if weight is not None:
+        _require(weight.shape == (classes,) and weight.dtype == dtype, "weight must be (C,) in the dtype of the loss")
+    _require(0 <= reduction < len(REDUCTIONS), "reduction must be 0, 1 or 2")
     mean, reduced = REDUCTIONS[reduction] == "mean", REDUCTIONS[reduction] != "none"
     new = logits.new_empty
     gradient = new((rows, classes) if want_gradient else (0,))
     loss = new(() if reduced else (rows,), dtype=dtype)
-    fields = new((len(FIELDS), rows) if want_fields else (0,), dtype=dtype)
+    kept = len(FIELDS) if want_prediction else GRADIENT_FIELDS
+    fields = new((kept, rows) if want_fields else (0,), dtype=dtype)
     prediction = new((rows,) if want_prediction else (0,), dtype=torch.int64)
     correction = new(() if reduced else (0,), dtype=dtype)
     plan = plan_forward(rows, classes, logits.element_size(), _warp_size())
@@ -130,8 +156,21 @@ def rewrite_gradient(
     if_changed: bool,
 ) -> Tensor:
     """The gradient, again, into ``out``; with ``if_changed`` only where it is not what stands there."""
+    _check_rows(logits, target)
     logits = _unit_class_stride(logits)
     rows, classes = logits.shape
+    _require(
+        fields.dim() == 2 and fields.shape[0] >= GRADIENT_FIELDS and fields.shape[1] == rows and fields.is_contiguous(),
+        "fields must be a contiguous (5, N) or (7, N)",
+    )
+    _require(
+        prediction.dtype == torch.int64 and prediction.shape in ((0,), (rows,)) and prediction.is_contiguous(),
+        "prediction must be a contiguous (N,) int64 or empty",
+    )
+    _require(
+        fields.dtype == upstream.dtype == loss_dtype(logits) and _is_one_or_per_row(upstream, logits),
+        "upstream must be 0-d or one value a row; it and fields must be in the dtype of the loss",
+    )
     plan = plan_backward(rows, classes, logits.element_size(), _warp_size())
     if rows:
         with _on(logits):

@@ -1,0 +1,143 @@
+"""Triton's kernels without a GPU: the shared tests under an interpreter and under an executor of the compiled code.
+
+Each way runs in its own process, on a sample of the tests that is the same each time (DAL_TEST_TRITON_SAMPLE=1 in the
+environment takes them all: hours). Nothing here has run on a GPU; test_gpu.py is for when there is one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from dal_kernels.backends.triton.plan import LaunchPlan, plan_backward, plan_forward
+
+HERE = Path(__file__).parent
+
+executor = pytest.mark.skipif(
+    importlib.util.find_spec("gpuless") is None or importlib.util.find_spec("triton") is None,
+    reason="needs triton and, beside the repository, the executor of compiled GPU code",
+)
+
+
+def run_sample(mode: str, sample: int, *selection: str) -> None:
+    environment = {
+        "DAL_TEST_TRITON": mode,
+        "DAL_TEST_TRITON_SAMPLE": os.environ.get("DAL_TEST_TRITON_SAMPLE", str(sample)),
+    }
+    if mode == "interpreter":
+        environment["TRITON_INTERPRET"] = "1"
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--show-capture=no", *selection],
+        cwd=HERE.parent,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout[-5000:]
+    assert re.search(r"\d\d passed", result.stdout)
+    assert " skipped" not in result.stdout
+
+
+@executor
+@pytest.mark.parametrize(("order", "sample"), [("asc", 24), ("desc", 25)])
+def test_the_compiled_code_passes_the_shared_tests(order: str, sample: int) -> None:
+    """With checks for races, accesses out of bounds and misaligned ones, in both orders of warps."""
+    names = ("numerics", "autograd", "compile", "fuzz")
+    run_sample(f"executor {order}", sample, *(f"tests/test_{name}.py" for name in names))
+
+
+@executor
+def test_the_interpreter_passes_the_shared_tests() -> None:
+    # It multiplies and adds with two roundings where a GPU fuses: not for logits of hundreds.
+    selection = "not extreme and not scale_of_the_logits and not 33000 and not 9000"
+    run_sample("interpreter", 24, "tests/test_numerics.py", "tests/test_autograd.py", "-k", selection)
+
+
+@pytest.fixture
+def gpuless() -> ModuleType:
+    return pytest.importorskip("gpuless")
+
+
+# Upper bounds of what one mean-reduced step through the public API executes: thread-instructions an element, and reads
+# and writes in units of the logits. Counted, not timed.
+COUNTS = {
+    (128, 10, torch.float32): (65, None, None),
+    (128, 100, torch.float32): (40, 1.2, 1.06),
+    (64, 1000, torch.float32): (18, 1.05, 1.01),
+    (64, 1000, torch.bfloat16): (19.5, 1.12, 1.06),
+    (8, 16000, torch.bfloat16): (22, 1.05, 1.01),
+    (8, 32000, torch.bfloat16): (26, 2.05, 1.01),
+    (4, 131072, torch.bfloat16): (24, 2.05, 1.01),
+}
+
+
+@executor
+@pytest.mark.parametrize("case", COUNTS, ids=lambda case: f"{case[0]}x{case[1]} {case[2]}")
+def test_a_step_executes_no_more_than_this(gpuless: ModuleType, case: tuple[int, int, torch.dtype]) -> None:
+    from dal_kernels import dynamics_aware_loss
+
+    rows, classes, dtype = case
+    logits = torch.randn(rows, classes).to(dtype).requires_grad_()
+    target = torch.randint(classes, (rows,))
+    with gpuless.install(90) as recorder:
+        loss = dynamics_aware_loss(logits, target, torch.tensor(1.2), torch.tensor(0.4), backend="triton")
+        loss.backward()
+        steps = len(recorder)
+        moved = gpuless.traffic(recorder, logits.numel(), logits.element_size())
+        instructions = sum(launch.stats.warp_instructions for launch in recorder) * 32 / logits.numel()
+        spilled = sum(launch.spill_bytes for launch in recorder)
+        recorder.clear()
+        with torch.no_grad():
+            dynamics_aware_loss(logits, target, torch.tensor(1.2), torch.tensor(0.4), backend="triton")
+        without_grad = len(recorder)
+    most, reads, writes = COUNTS[case]
+    assert instructions <= most
+    assert reads is None or moved.reads <= reads
+    assert writes is None or moved.writes <= writes
+    assert (steps, without_grad, spilled) == (3, 2, 0)
+
+
+@executor
+def test_repeated_steps_give_the_same_bits(gpuless: ModuleType) -> None:
+    from dal_kernels import dynamics_aware_loss
+
+    logits, target = torch.randn(70, 33), torch.randint(33, (70,))
+    results = []
+    for order in ("asc", "desc", "random"):
+        with gpuless.install(90, warp_order=order, cta_order=order):
+            leaf = logits.clone().requires_grad_()
+            loss = dynamics_aware_loss(leaf, target, 1.2, 0.4, backend="triton")
+            loss.backward()
+            results.append((loss.detach(), leaf.grad))
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("warp_size", [32, 64])
+@pytest.mark.parametrize("itemsize", [2, 4, 8])
+@pytest.mark.parametrize("classes", [1, 2, 10, 16, 17, 256, 257, 1024, 1025, 8192, 8193, 16384, 16385, 10**6])
+def test_plans_are_sound_at_their_edges(classes: int, itemsize: int, warp_size: int) -> None:
+    for plan in (plan_forward(100, classes, itemsize, warp_size), plan_backward(100, classes, itemsize, warp_size)):
+        assert plan.block & (plan.block - 1) == 0
+        assert plan.rows & (plan.rows - 1) == 0
+        assert 1 <= plan.warps * warp_size <= 1024
+        assert plan.warps & (plan.warps - 1) == 0
+    forward = plan_forward(100, classes, itemsize, warp_size)
+    assert forward.long or forward.block >= classes
+    assert forward.rows == 1 or not forward.long
+    # What a lane must hold: exponentials and exponents of its share of the tile, in 255 registers.
+    values = forward.block * forward.rows / (forward.warps * warp_size)
+    assert forward.long or 2 * values * max(1, itemsize // 4) <= 160
+
+
+def test_the_plan_of_few_classes_gives_each_lane_a_row() -> None:
+    assert plan_forward(4096, 10, 4) == LaunchPlan(block=16, rows=32, warps=1, lanes=True)
+    assert plan_forward(4096, 1000, 4) == LaunchPlan(block=1024, rows=1, warps=1)
+    assert plan_forward(8, 10**6, 2).long
