@@ -1,6 +1,6 @@
 """For a machine with a GPU: `pytest -m gpu tests`. None of this has run on one yet.
 
-Race and memory checks by the vendor's tool: `compute-sanitizer --tool racecheck python -m pytest -m gpu tests/test_gpu.py`
+Races and memory by the vendor's tool: `compute-sanitizer --tool racecheck python -m pytest -m gpu tests/test_gpu.py`
 (and memcheck, initcheck).
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -51,7 +52,33 @@ MUTANTS = {
     "last of equal classes": ("cpu/row.h", "(here < first)", "((here > first) | (first == I(kBlock)))"),
 }
 
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+# Of the Triton kernels, with the tests that must catch each under the executor.
+TRITON_MUTANTS = {
+    "barrier removed": ("    tl.debug_barrier()\n", "", "matches_truth and 4099 and float32 and soft-mean"),
+    "target term dropped": (
+        "at_target - t, mask=live)\n\n",
+        "at_target, mask=live)\n\n",
+        "matches_truth and 17 and mean",
+    ),
+    "row mask dropped": (
+        "inside = tl.expand_dims(live, AXIS) & (across < CLASSES)",
+        "inside = across < CLASSES",
+        "matches_truth and 100 and float32 and mean",
+    ),
+    "accumulators keep their old maximum": (
+        "total, weighted = rebase(total, weighted, old, new)",
+        "total, weighted = total, weighted",
+        "matches_truth and 33000 and float32 and soft-mean",
+    ),
+    "correction forgotten": (
+        "rows / tl.where(divisor == 0.0, 1.0, divisor)",
+        "1.0",
+        "ignored_rows and float32 and mean and False",
+    ),
+    "upstream gradient ignored": ("if factor == 1.0:", "if factor == factor:", "scalar_upstream and float32"),
+}
+
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 
 
 def compile_object(source: Path, target: Path) -> None:
@@ -92,12 +119,14 @@ def run_tests(tree: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@needs_compiler
 def test_the_unchanged_source_passes(tree: Path) -> None:
     result = run_tests(tree)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
     assert re.search(r"\d{3,} passed", result.stdout)
 
 
+@needs_compiler
 @pytest.mark.parametrize("name", MUTANTS)
 def test_the_suite_catches(tree: Path, name: str) -> None:
     file, old, new = MUTANTS[name]
@@ -111,3 +140,56 @@ def test_the_suite_catches(tree: Path, name: str) -> None:
         source.write_text(text)
     assert result.returncode == 1, result.stdout[-3000:] + result.stderr[-2000:]
     assert "1 failed" in result.stdout
+
+
+def run_triton_tests(source: str | None, selection: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    for name in ("dal_kernels", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    if source is not None:
+        (folder / "dal_kernels/backends/triton/kernels.py").write_text(source)
+    # The copy lies elsewhere: the executor is found from here.
+    paths = [str(folder), str(ROOT.parent / "shared")]
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-x",
+            "-p",
+            "no:cacheprovider",
+            "-k",
+            selection,
+            "tests/test_numerics.py",
+        ],
+        cwd=folder,
+        env={**os.environ, "DAL_TEST_TRITON": "executor asc", "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+    )
+
+
+needs_executor = pytest.mark.skipif(
+    importlib.util.find_spec("gpuless") is None or importlib.util.find_spec("triton") is None,
+    reason="needs triton and, beside the repository, the executor of compiled GPU code",
+)
+KERNELS = ROOT / "dal_kernels/backends/triton/kernels.py"
+
+
+@needs_executor
+@pytest.mark.parametrize("name", TRITON_MUTANTS)
+def test_the_suite_catches_in_triton(name: str, tmp_path: Path) -> None:
+    old, new, selection = TRITON_MUTANTS[name]
+    text = KERNELS.read_text()
+    assert old in text, f"the source of the mutant moved: {old}"
+    result = run_triton_tests(text.replace(old, new), selection, tmp_path)
+    assert result.returncode == 1, result.stdout[-3000:] + result.stderr[-2000:]
+    assert "1 failed" in result.stdout
+
+
+@needs_executor
+def test_the_unchanged_triton_source_passes_what_catches_mutants(tmp_path: Path) -> None:
+    selection = " or ".join(f"({selection})" for _, _, selection in TRITON_MUTANTS.values())
+    result = run_triton_tests(None, selection, tmp_path)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
+    assert " passed" in result.stdout
