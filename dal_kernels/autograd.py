@@ -77,7 +77,8 @@ class _FusedLoss(torch.autograd.Function):
     def forward(
         ctx: Any, logits: Tensor, rows: Rows, backend: str, anchor: Tensor | None
     ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-        written = rows.reduction != "none" and logits.dtype != torch.float16
+        kernels = KERNELS[backend]
+        written = rows.reduction != "none" and logits.dtype != torch.float16 and kernels.writes_gradient(logits)
         # A bfloat16 gradient has been rounded already: to scale it by anything but 1 it is computed again. Compiled
         # code cannot choose by value, and rounds twice.
         again = not written or (logits.dtype == torch.bfloat16 and not torch.compiler.is_compiling())
@@ -86,10 +87,10 @@ class _FusedLoss(torch.autograd.Function):
         ctx.anchor = logits if anchor is None else anchor
         ctx.plan = (written, again, backend, rows.ignore_index)
         if not (again or rows.want_stats):
-            loss, gradient, *correction = KERNELS[backend].loss(*arguments)
+            loss, gradient, *correction = kernels.loss(*arguments)
             ctx.save_for_backward(gradient, *correction)
             return loss
-        loss, gradient, fields, prediction, *correction = KERNELS[backend].loss_and_fields(
+        loss, gradient, fields, prediction, *correction = kernels.loss_and_fields(
             *arguments, rows.hard or rows.want_stats
         )
         ctx.save_for_backward(gradient, *((logits, rows.target, fields, prediction) if again else ()), *correction)

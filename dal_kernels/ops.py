@@ -34,12 +34,14 @@ class Kernels(NamedTuple):
     Attributes:
         rescale: gradient in place from (saved tensors, upstream, ignore_index, whether it must be made again because it
             is rounded), without looking at the upstream's value; None where looking is free.
+        writes_gradient: whether the forward can write the gradient of such logits.
     """
 
     loss: OpOverload
     loss_and_fields: OpOverload
     gradient: OpOverload
     rescale: Callable[..., Tensor] | None
+    writes_gradient: Callable[[Tensor], bool]
 
 
 KERNELS: dict[str, Kernels] = {}
@@ -103,11 +105,16 @@ _TRITON_SCHEMAS = {
 }
 
 
-def _register(backend: str, fakes: dict[str, Callable[..., Any]], rescale: Callable[..., Tensor] | None) -> None:
+def _register(
+    backend: str,
+    fakes: dict[str, Callable[..., Any]],
+    rescale: Callable[..., Tensor] | None,
+    writes_gradient: Callable[[Tensor], bool],
+) -> None:
     for name, fake in fakes.items():
         torch.library.register_fake(f"dal_kernels::{name}_{backend}", fake)
     loss, loss_and_fields, gradient = (getattr(torch.ops.dal_kernels, f"{name}_{backend}").default for name in fakes)
-    KERNELS[backend] = Kernels(loss, loss_and_fields, gradient, rescale)
+    KERNELS[backend] = Kernels(loss, loss_and_fields, gradient, rescale, writes_gradient)
 
 
 try:
@@ -117,7 +124,10 @@ except ImportError as error:
 else:
     native_instruction_set = _native.instruction_set
     _register(
-        "cpu", {"loss": _fake_loss, "loss_and_fields": _fake_loss_and_fields, "gradient": _fake_gradient}, rescale=None
+        "cpu",
+        {"loss": _fake_loss, "loss_and_fields": _fake_loss_and_fields, "gradient": _fake_gradient},
+        rescale=None,
+        writes_gradient=lambda logits: True,
     )
 
 _library = torch.library.Library("dal_kernels", "FRAGMENT")
@@ -138,4 +148,5 @@ else:
             "gradient": _fake_gradient,
         },
         rescale=_launch.rescale,
+        writes_gradient=_launch.writes_gradient,
     )

@@ -56,8 +56,8 @@ MUTANTS = {
 TRITON_MUTANTS = {
     "barrier removed": ("    tl.debug_barrier()\n", "", "matches_truth and 4099 and float32 and soft-mean"),
     "target term dropped": (
-        "at_target - t, mask=live)\n\n",
-        "at_target, mask=live)\n\n",
+        "at_target - t, mask=has_target)\n",
+        "at_target, mask=has_target)\n",
         "matches_truth and 17 and mean",
     ),
     "row mask dropped": (
@@ -65,9 +65,9 @@ TRITON_MUTANTS = {
         "inside = across < CLASSES",
         "matches_truth and 100 and float32 and mean",
     ),
-    "accumulators keep their old maximum": (
-        "total, weighted = rebase(total, weighted, old, new)",
-        "total, weighted = total, weighted",
+    "splits keep their own maximum": (
+        "totals, weights = rebase(totals, weights, shift_of(peaks), shift_of(peak)[:, None])",
+        "totals, weights = totals, weights",
         "matches_truth and 33000 and float32 and soft-mean",
     ),
     "correction forgotten": (

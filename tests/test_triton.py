@@ -16,6 +16,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from truth import check, make_case
 
 from dal_kernels.backends.triton.plan import LaunchPlan, plan_backward, plan_forward
 
@@ -72,9 +73,9 @@ COUNTS = {
     (128, 10, torch.float32): (65, None, None),
     (128, 100, torch.float32): (40, 1.2, 1.06),
     (64, 1000, torch.float32): (18, 1.05, 1.01),
-    (64, 1000, torch.bfloat16): (19.5, 1.12, 1.06),
+    (64, 1000, torch.bfloat16): (19, 1.12, 1.06),
     (8, 16000, torch.bfloat16): (22, 1.05, 1.01),
-    (8, 32000, torch.bfloat16): (26, 2.05, 1.01),
+    (8, 32000, torch.bfloat16): (25, 2.05, 1.01),
     (4, 131072, torch.bfloat16): (24, 2.05, 1.01),
 }
 
@@ -106,10 +107,23 @@ def test_a_step_executes_no_more_than_this(gpuless: ModuleType, case: tuple[int,
 
 
 @executor
-def test_repeated_steps_give_the_same_bits(gpuless: ModuleType) -> None:
+@pytest.mark.parametrize("bootstrap", ["soft", "hard"])
+@pytest.mark.parametrize("bootstrap_weight", [0.0, 0.5])
+def test_many_long_rows_take_a_program_each(gpuless: ModuleType, bootstrap: str, bootstrap_weight: float) -> None:
+    case = make_case(260, 17_000, bootstrap=bootstrap)
+    case.bootstrap_weight = bootstrap_weight
+    case.target[7] = -100
+    with gpuless.install(90) as recorder:
+        check(case, torch.tensor(2.0, dtype=torch.float64), "triton")
+        assert [launch.name for launch in recorder] == ["loss_long_rows", "reduce_sums", "gradient_rows"]
+
+
+@executor
+@pytest.mark.parametrize("shape", [(70, 33), (5, 3000), (3, 40_000)], ids=str)
+def test_repeated_steps_give_the_same_bits(gpuless: ModuleType, shape: tuple[int, int]) -> None:
     from dal_kernels import dynamics_aware_loss
 
-    logits, target = torch.randn(70, 33), torch.randint(33, (70,))
+    logits, target = torch.randn(shape), torch.randint(shape[1], shape[:1])
     results = []
     for order in ("asc", "desc", "random"):
         with gpuless.install(90, warp_order=order, cta_order=order):
@@ -132,6 +146,7 @@ def test_plans_are_sound_at_their_edges(classes: int, itemsize: int, warp_size: 
     forward = plan_forward(100, classes, itemsize, warp_size)
     assert forward.long or forward.block >= classes
     assert forward.rows == 1 or not forward.long
+    assert forward.splits == 1 or forward.splits * forward.block <= classes
     # What a lane must hold: exponentials and exponents of its share of the tile, in 255 registers.
     values = forward.block * forward.rows / (forward.warps * warp_size)
     assert forward.long or 2 * values * max(1, itemsize // 4) <= 160
@@ -140,4 +155,8 @@ def test_plans_are_sound_at_their_edges(classes: int, itemsize: int, warp_size: 
 def test_the_plan_of_few_classes_gives_each_lane_a_row() -> None:
     assert plan_forward(4096, 10, 4) == LaunchPlan(block=16, rows=32, warps=1, lanes=True)
     assert plan_forward(4096, 1000, 4) == LaunchPlan(block=1024, rows=1, warps=1)
-    assert plan_forward(8, 10**6, 2).long
+
+
+def test_few_long_rows_are_shared_and_many_are_not() -> None:
+    assert plan_forward(8, 10**6, 2) == LaunchPlan(block=8192, rows=1, warps=8, long=True, splits=32)
+    assert plan_forward(256, 10**6, 2).splits == 1

@@ -123,18 +123,33 @@ def store_sums(partial_ptr, loss, weight):
 
 
 @triton.jit
-def correct_terms(gradient_ptr, at_target, at_argmax, target, argmax, t, u, live, HARD: tl.constexpr):
+def correct_terms(
+    gradient_ptr, at_target, at_argmax, target, argmax, t, u, has_target, has_argmax, HARD: tl.constexpr
+):  # fmt: skip
     """The two classes of a row that differ from the affine rule, stored over it once the row is written.
 
-    Cheaper than a comparison for each element. ``at_*``: the affine value there.
+    Cheaper than a comparison for each element. ``at_*``: the affine value there; ``has_*``: whether it is to be stored.
     """
     tl.debug_barrier()
     same = target == argmax
     if HARD:
-        tl.store(gradient_ptr + argmax, at_argmax - u - tl.where(same, t, 0.0), mask=live)
-        tl.store(gradient_ptr + target, at_target - t, mask=live & ~same)
+        tl.store(gradient_ptr + argmax, at_argmax - u - tl.where(same, t, 0.0), mask=has_argmax)
+        tl.store(gradient_ptr + target, at_target - t, mask=has_target & ~same)
     else:
-        tl.store(gradient_ptr + target, at_target - t, mask=live)
+        tl.store(gradient_ptr + target, at_target - t, mask=has_target)
+
+
+@triton.jit
+def store_loss(loss_ptr, correction_ptr, total, divisor, rows, MEAN: tl.constexpr):
+    """The reduced loss. A mean's gradient was divided by N so far: N / divisor is left for the backward."""
+    if MEAN:
+        tl.store(loss_ptr, (total / divisor).to(loss_ptr.dtype.element_ty))
+        # No row counted: the gradient is 0, not 0 * inf.
+        correction = tl.where(divisor == 0.0, 0.0, rows / tl.where(divisor == 0.0, 1.0, divisor))
+        tl.store(correction_ptr, correction.to(correction_ptr.dtype.element_ty))
+    else:
+        tl.store(loss_ptr, total.to(loss_ptr.dtype.element_ty))
+        tl.store(correction_ptr, 1.0)
 
 
 # ---- a row in registers: several short rows a program, or one row of up to 32 K classes
@@ -243,105 +258,169 @@ def loss_rows(
             tl.store(to, g.to(element), mask=inside)
         at_target = tl.exp2(target_d) * (a + b * tl.maximum(target_d, LOWEST))
         at_argmax = tl.exp2(peak_d) * (a + b * peak_d)
-        correct_terms(out + place, at_target, at_argmax, target, argmax, t, u, counted, HARD)
+        correct_terms(out + place, at_target, at_argmax, target, argmax, t, u, counted, counted, HARD)
 
 
-# ---- longer rows: one program a row, in blocks
+# ---- longer rows: statistics now, the gradient in the backward, for a second read comes either way
 
 
 @triton.jit
-def loss_long_rows(
-    logits_ptr, row_stride, class_stride, target_ptr, target_stride, q_ptr, q_stride, lam_ptr, lam_stride, weight_ptr,
-    gradient_ptr, loss_ptr, partial_ptr, fields_ptr, prediction_ptr, count, ignore_index,
-    CLASSES: tl.constexpr, LOG_CLASSES: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, AXIS: tl.constexpr,
-    PACKED: tl.constexpr, PER_ROW: tl.constexpr, HARD: tl.constexpr, MEAN: tl.constexpr, REDUCED: tl.constexpr,
-    GRADIENT: tl.constexpr, FIELDS: tl.constexpr, PREDICTION: tl.constexpr,
+def read_blocks(
+    start, first, last, bootstrapped,
+    CLASSES: tl.constexpr, BLOCK: tl.constexpr, ARGMAX: tl.constexpr, NAN: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    ACC: tl.constexpr = tl.float64 if logits_ptr.dtype.element_ty == tl.float64 else tl.float32
-    row = tl.program_id(0).to(tl.int64)
+    """Statistics of blocks [first, last) of a row, relative to their maximum: (peak, S, W, argmax, first NaN)."""
     columns = tl.arange(0, BLOCK)
-    if PACKED:
-        start = logits_ptr + row * CLASSES
-    else:
-        start = logits_ptr + row * row_stride
-    target = tl.load(target_ptr + row * target_stride)
-    ignored = target == ignore_index
-    counted = (target >= 0) & (target < CLASSES) & (target != ignore_index)
-    q = tl.load(q_ptr + row * q_stride).to(ACC)
-    lam = tl.load(lam_ptr + row * lam_stride).to(ACC)
-    inverse, n = schedule(q, lam, LOG_CLASSES)
-    entropic = PREDICTION or (not HARD and lam != 0.0)
-    blocks = tl.cdiv(CLASSES, BLOCK)
-    if not PREDICTION:
-        blocks = tl.where(ignored, 0, blocks)
     log2e = tl.full((BLOCK,), LOG2E, ACC)
-
-    # One accumulator a lane, all relative to the largest logit so far; they move only when that grows.
     peak = tl.full((), -float("inf"), ACC)
     argmax = tl.full((), 0, tl.int64)
     nan_at = tl.full((), CLASSES, tl.int64)
+    # One accumulator a lane, all relative to the largest logit so far; they move only when that grows.
     total = tl.zeros((BLOCK,), ACC)
     weighted = tl.zeros((BLOCK,), ACC)
-    for block in range(0, blocks):
+    for block in range(first, last):
         at = block * BLOCK + columns
         z = tl.load(start + at, mask=at < CLASSES, other=-float("inf")).to(ACC)
         top = tl.max(z, 0)
         if top > peak:
-            old = shift_of(peak)
-            new = shift_of(top)
             if peak > -float("inf"):
-                total, weighted = rebase(total, weighted, old, new)
+                total, weighted = rebase(total, weighted, shift_of(peak), shift_of(top))
             peak = top
-            if HARD or PREDICTION:
+            if ARGMAX:
                 argmax = tl.min(tl.where(z == top, at, CLASSES), 0).to(tl.int64)
-        if PREDICTION:
+        if NAN:
             nan_at = tl.minimum(nan_at, tl.min(tl.where(z != z, at, CLASSES), 0).to(tl.int64))
         d = tl.fma(z, log2e, tl.zeros((BLOCK,), ACC) - shift_of(peak))
         e = tl.exp2(d)
         total += e
-        if entropic:
+        if bootstrapped:
             weighted += e * tl.maximum(d, LOWEST)
-    shift = shift_of(peak)
-    total = tl.sum(total, 0)
-    weighted = tl.sum(weighted, 0)
+    return peak, tl.sum(total, 0), tl.sum(weighted, 0), argmax, nan_at
 
-    target_z = tl.load(start + target, mask=counted, other=float("nan")).to(ACC)
-    target_d = tl.fma(target_z, tl.full((), LOG2E, ACC), -shift)
-    peak_d = tl.fma(peak, tl.full((), LOG2E, ACC), -shift)
-    one = tl.full((), 1.0, ACC)
-    weight = tl.where(ignored, 0.0, one)
+
+@triton.jit
+def finish_rows(
+    peak, total, weighted, argmax, row, live, logits_ptr, row_stride, target_ptr, target_stride, q_ptr, q_stride,
+    lam_ptr, lam_stride, weight_ptr, loss_ptr, fields_ptr, prediction_ptr, count, ignore_index,
+    CLASSES: tl.constexpr, LOG_CLASSES: tl.constexpr, HARD: tl.constexpr, MEAN: tl.constexpr, REDUCED: tl.constexpr,
+    FIELDS: tl.constexpr, PREDICTION: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Merged statistics of rows -> what outlives the forward; returns the sums of losses and weights."""
+    target = tl.load(target_ptr + row * target_stride, mask=live, other=ignore_index)
+    ignored = target == ignore_index
+    counted = (target >= 0) & (target < CLASSES) & ~ignored
+    q = tl.load(q_ptr + row * q_stride, mask=live, other=1.0).to(ACC)
+    lam = tl.load(lam_ptr + row * lam_stride, mask=live, other=0.0).to(ACC)
+    inverse, n = schedule(q, lam, LOG_CLASSES)
+    shift = shift_of(peak)
+    target_z = tl.load(logits_ptr + row * row_stride + target, mask=counted, other=float("nan")).to(ACC)
+    target_d = tl.fma(target_z, tl.full(target_z.shape, LOG2E, ACC), -shift)
+    peak_d = tl.fma(peak, tl.full(peak.shape, LOG2E, ACC), -shift)
+    weight = tl.where(ignored, 0.0, tl.full(target_z.shape, 1.0, ACC))
     if weight_ptr is not None:
         weight = tl.load(weight_ptr + target, mask=counted, other=0.0)
-    scale = one / count if MEAN else one
-    loss, a, b, t, u, log_prob = finish(peak_d, total, weighted, target_d, ignored, q, inverse, n, weight * scale, HARD)
+    scaled = weight / count if MEAN else weight
+    loss, a, b, t, u, log_prob = finish(peak_d, total, weighted, target_d, ignored, q, inverse, n, scaled, HARD)
     loss = loss * weight
     if PREDICTION:
-        argmax = tl.where(nan_at < CLASSES, nan_at, argmax)
-        live = row < count
         store_statistics(fields_ptr, prediction_ptr, row, count, live, log_prob, total, weighted, argmax, ignored)
+    if FIELDS:
+        store_fields(fields_ptr, row, count, live, shift, a, b, t, u)
+    if not REDUCED:
+        tl.store(loss_ptr + row, loss, mask=live)
+    return tl.sum(loss, 0), tl.sum(weight, 0)
+
+
+@triton.jit
+def loss_long_rows(
+    logits_ptr, row_stride, target_ptr, target_stride, q_ptr, q_stride, lam_ptr, lam_stride, weight_ptr,
+    loss_ptr, partial_ptr, fields_ptr, prediction_ptr, count, ignore_index,
+    CLASSES: tl.constexpr, LOG_CLASSES: tl.constexpr, BLOCK: tl.constexpr, PACKED: tl.constexpr, HARD: tl.constexpr,
+    MEAN: tl.constexpr, REDUCED: tl.constexpr, FIELDS: tl.constexpr, PREDICTION: tl.constexpr,
+):  # fmt: skip
+    """One program a row."""
+    ACC: tl.constexpr = tl.float64 if logits_ptr.dtype.element_ty == tl.float64 else tl.float32
+    row = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
+    start = logits_ptr + tl.program_id(0).to(tl.int64) * (CLASSES if PACKED else row_stride)
+    ignored = tl.load(target_ptr + tl.program_id(0).to(tl.int64) * target_stride) == ignore_index
+    lam = tl.load(lam_ptr + tl.program_id(0).to(tl.int64) * lam_stride)
+    blocks = tl.cdiv(CLASSES, BLOCK)
+    if not PREDICTION:
+        blocks = tl.where(ignored, 0, blocks)
+    peak, total, weighted, argmax, nan_at = read_blocks(
+        start, 0, blocks, PREDICTION or (not HARD and lam != 0.0), CLASSES, BLOCK, HARD or PREDICTION, PREDICTION, ACC
+    )  # fmt: skip
+    one = tl.zeros((1,), ACC)
+    loss, weight = finish_rows(
+        peak + one, total + one, weighted + one, tl.where(nan_at < CLASSES, nan_at, argmax) + tl.zeros((1,), tl.int64),
+        row, row < count, logits_ptr, row_stride, target_ptr, target_stride, q_ptr, q_stride, lam_ptr, lam_stride,
+        weight_ptr, loss_ptr, fields_ptr, prediction_ptr, count, ignore_index,
+        CLASSES, LOG_CLASSES, HARD, MEAN, REDUCED, FIELDS, PREDICTION, ACC,
+    )  # fmt: skip
     if REDUCED:
         store_sums(partial_ptr, loss, weight)
-    else:
-        tl.store(loss_ptr + row, loss)
-    if FIELDS:
-        store_fields(fields_ptr, row, count, row < count, shift, a, b, t, u)
-    if GRADIENT:
-        out = gradient_ptr + row * CLASSES
-        element = gradient_ptr.dtype.element_ty
-        # Backwards: the blocks read last are the likeliest to be in cache still.
-        for back in range(0, tl.cdiv(CLASSES, BLOCK)):
-            at = (tl.cdiv(CLASSES, BLOCK) - 1 - back) * BLOCK + columns
-            inside = at < CLASSES
-            z = tl.load(start + at, mask=inside & (target != ignore_index), other=-float("inf")).to(ACC)
-            d = tl.fma(z, log2e, tl.zeros((BLOCK,), ACC) - shift)
-            e = tl.exp2(d)
-            g = e * tl.fma(tl.zeros((BLOCK,), ACC) + b, tl.maximum(d, LOWEST), tl.zeros((BLOCK,), ACC) + a)
-            if PREDICTION:
-                g = tl.where(ignored, 0.0, g)
-            tl.store(out + at, g.to(element), mask=inside)
-        at_target = tl.exp2(target_d) * (a + b * tl.maximum(target_d, LOWEST))
-        at_argmax = tl.exp2(peak_d) * (a + b * peak_d)
-        correct_terms(out, at_target, at_argmax, target, argmax, t, u, counted, HARD)
+
+
+# ---- few long rows: several programs share one
+
+
+@triton.jit
+def split_statistics(
+    logits_ptr, row_stride, lam_ptr, lam_stride, parts_ptr, places_ptr,
+    CLASSES: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, PACKED: tl.constexpr, HARD: tl.constexpr,
+    PREDICTION: tl.constexpr,
+):  # fmt: skip
+    """Program (row, split) reads its share of the blocks. parts: (3, N, SPLITS), places: (2, N, SPLITS) int64."""
+    ACC: tl.constexpr = tl.float64 if logits_ptr.dtype.element_ty == tl.float64 else tl.float32
+    row = tl.program_id(0).to(tl.int64)
+    split = tl.program_id(1)
+    lam = tl.load(lam_ptr + row * lam_stride)
+    BLOCKS: tl.constexpr = (CLASSES + BLOCK - 1) // BLOCK
+    peak, total, weighted, argmax, nan_at = read_blocks(
+        logits_ptr + row * (CLASSES if PACKED else row_stride), split * BLOCKS // SPLITS,
+        (split + 1) * BLOCKS // SPLITS, PREDICTION or (not HARD and lam != 0.0),
+        CLASSES, BLOCK, HARD or PREDICTION, PREDICTION, ACC,
+    )  # fmt: skip
+    at = row * SPLITS + split
+    size = tl.num_programs(0) * SPLITS
+    tl.store(parts_ptr + at, peak)
+    tl.store(parts_ptr + size + at, total)
+    tl.store(parts_ptr + 2 * size + at, weighted)
+    tl.store(places_ptr + at, argmax)
+    tl.store(places_ptr + size + at, nan_at)
+
+
+@triton.jit
+def merge_splits(
+    parts_ptr, places_ptr, logits_ptr, row_stride, target_ptr, target_stride, q_ptr, q_stride, lam_ptr, lam_stride,
+    weight_ptr, loss_ptr, correction_ptr, fields_ptr, prediction_ptr, count, ignore_index,
+    CLASSES: tl.constexpr, LOG_CLASSES: tl.constexpr, ROWS: tl.constexpr, SPLITS: tl.constexpr, HARD: tl.constexpr,
+    MEAN: tl.constexpr, REDUCED: tl.constexpr, FIELDS: tl.constexpr, PREDICTION: tl.constexpr,
+):  # fmt: skip
+    """One program for all rows, which are few: the splits merged in order, the objective, the reduction."""
+    ACC: tl.constexpr = tl.float64 if logits_ptr.dtype.element_ty == tl.float64 else tl.float32
+    row = tl.arange(0, ROWS)
+    live = row < count
+    split = tl.arange(0, SPLITS)
+    at = row[:, None] * SPLITS + split[None, :]
+    size = count * SPLITS
+    peaks = tl.load(parts_ptr + at, mask=live[:, None], other=0.0)
+    totals = tl.load(parts_ptr + size + at, mask=live[:, None], other=1.0)
+    weights = tl.load(parts_ptr + 2 * size + at, mask=live[:, None], other=0.0)
+    peak = tl.max(peaks, 1)
+    # A split of -inf alone has S = W = 0, wherever it is moved from.
+    totals, weights = rebase(totals, weights, shift_of(peaks), shift_of(peak)[:, None])
+    argmax = tl.load(places_ptr + at, mask=live[:, None], other=0)
+    argmax = tl.min(tl.where(peaks == peak[:, None], argmax, CLASSES), 1)
+    nan_at = tl.min(tl.load(places_ptr + size + at, mask=live[:, None], other=CLASSES), 1)
+    loss, weight = finish_rows(
+        peak, tl.sum(totals, 1), tl.sum(weights, 1), tl.where(nan_at < CLASSES, nan_at, argmax), row.to(tl.int64), live,
+        logits_ptr, row_stride, target_ptr, target_stride, q_ptr, q_stride, lam_ptr, lam_stride, weight_ptr, loss_ptr,
+        fields_ptr, prediction_ptr, count, ignore_index,
+        CLASSES, LOG_CLASSES, HARD, MEAN, REDUCED, FIELDS, PREDICTION, ACC,
+    )  # fmt: skip
+    if REDUCED:
+        store_loss(loss_ptr, correction_ptr, loss, weight, count, MEAN)
 
 
 # ---- the reduction, the backward
@@ -349,7 +428,7 @@ def loss_long_rows(
 
 @triton.jit
 def reduce_sums(partial_ptr, loss_ptr, correction_ptr, programs, rows, MEAN: tl.constexpr, BLOCK: tl.constexpr):
-    """Sums of the programs in fixed order. A mean was divided by N so far; N / divisor is left for the backward."""
+    """Sums of the programs, in fixed order."""
     lane = tl.arange(0, BLOCK)
     loss = tl.zeros((BLOCK,), tl.float64)
     weight = tl.zeros((BLOCK,), tl.float64)
@@ -357,16 +436,7 @@ def reduce_sums(partial_ptr, loss_ptr, correction_ptr, programs, rows, MEAN: tl.
         inside = first + lane < programs
         loss += tl.load(partial_ptr + first + lane, mask=inside, other=0.0).to(tl.float64)
         weight += tl.load(partial_ptr + programs + first + lane, mask=inside, other=0.0).to(tl.float64)
-    total = tl.sum(loss, 0)
-    divisor = tl.sum(weight, 0)
-    if MEAN:
-        tl.store(loss_ptr, (total / divisor).to(loss_ptr.dtype.element_ty))
-        # No row counted: the gradient is 0, not 0 * inf.
-        correction = tl.where(divisor == 0.0, 0.0, rows / tl.where(divisor == 0.0, 1.0, divisor))
-        tl.store(correction_ptr, correction.to(correction_ptr.dtype.element_ty))
-    else:
-        tl.store(loss_ptr, total.to(loss_ptr.dtype.element_ty))
-        tl.store(correction_ptr, 1.0)
+    store_loss(loss_ptr, correction_ptr, tl.sum(loss, 0), tl.sum(weight, 0), rows, MEAN)
 
 
 @triton.jit
@@ -381,20 +451,29 @@ def scale_gradient(gradient_ptr, upstream_ptr, correction_ptr, size, BLOCK: tl.c
 
 
 @triton.jit
+def affine_at(z, shift, a, b):
+    """e (A + B d) of single logits."""
+    d = tl.fma(z, tl.full(z.shape, LOG2E, z.dtype), -shift)
+    return tl.exp2(d) * (a + b * tl.maximum(d, LOWEST))
+
+
+@triton.jit
 def gradient_rows(
     logits_ptr, row_stride, target_ptr, target_stride, fields_ptr, prediction_ptr, upstream_ptr, upstream_stride,
     correction_ptr, gradient_ptr, count, ignore_index,
-    CLASSES: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, HARD: tl.constexpr, IF_CHANGED: tl.constexpr,
+    CLASSES: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, PACKED: tl.constexpr, HARD: tl.constexpr,
+    IF_CHANGED: tl.constexpr,
 ):  # fmt: skip
     """Gradient from the fields of the forward. With IF_CHANGED the rows stand there already for a factor of 1."""
+    if IF_CHANGED:  # a mean or a sum: one factor for all rows
+        if tl.load(upstream_ptr) * tl.load(correction_ptr) == 1.0:
+            return
     ACC: tl.constexpr = tl.float64 if logits_ptr.dtype.element_ty == tl.float64 else tl.float32
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     live = row < count
     factor = tl.load(upstream_ptr + row * upstream_stride, mask=live, other=1.0)
     if correction_ptr is not None:
         factor *= tl.load(correction_ptr)
-    if IF_CHANGED and tl.min(tl.where(factor == 1.0, 1, 0), 0) == 1:
-        return
     first = tl.program_id(1) * BLOCK
     columns = first + tl.arange(0, BLOCK)
     target = tl.load(target_ptr + row * target_stride, mask=live, other=ignore_index)
@@ -405,15 +484,25 @@ def gradient_rows(
     t = factor * tl.load(fields_ptr + TARGET_TERM * count + row, mask=live, other=0.0)
     u = factor * tl.load(fields_ptr + ARGMAX_TERM * count + row, mask=live, other=0.0)
     inside = live[:, None] & (columns < CLASSES)[None, :]
-    start = logits_ptr + row * row_stride
+    start = logits_ptr + row * (CLASSES if PACKED else row_stride)
     z = tl.load(start[:, None] + columns[None, :], mask=inside & counted[:, None], other=-float("inf")).to(ACC)
     d = tl.fma(z, tl.full(z.shape, LOG2E, ACC), -shift[:, None])
-    g = tl.exp2(d) * (a[:, None] + b[:, None] * tl.maximum(d, LOWEST))
-    g = tl.where(counted[:, None], g, 0.0)
-    # The program of a block corrects the special classes that lie in it.
-    g = g - tl.where(columns[None, :] == target[:, None], t[:, None], 0.0)
+    # The special classes that lie in this block, computed before they are overwritten: out may be what is rewritten.
+    special = counted & (target >= first) & (target < tl.minimum(first + BLOCK, CLASSES))
+    target_z = tl.load(start + target, mask=special, other=0.0).to(ACC)
+    at_target = affine_at(target_z, shift, a, b)
+    argmax = target
+    has_argmax = special
+    at_argmax = at_target
     if HARD:
         argmax = tl.load(prediction_ptr + row, mask=live, other=-1)
-        g = g - tl.where(columns[None, :] == argmax[:, None], u[:, None], 0.0)
+        has_argmax = counted & (argmax >= first) & (argmax < first + BLOCK)
+        at_argmax = affine_at(tl.load(start + argmax, mask=has_argmax, other=0.0).to(ACC), shift, a, b)
+    e = tl.exp2(d)
+    g = e * tl.fma(
+        tl.broadcast_to(b[:, None], d.shape), tl.maximum(d, LOWEST), tl.broadcast_to(a[:, None], d.shape)
+    )  # fmt: skip
+    # a and b of an ignored row are 0, and it is not read: e = 0.
     out = gradient_ptr + row * CLASSES
     tl.store(out[:, None] + columns[None, :], g.to(gradient_ptr.dtype.element_ty), mask=inside)
+    correct_terms(out, at_target, at_argmax, target, argmax, t, u, special, has_argmax, HARD)

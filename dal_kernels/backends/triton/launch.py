@@ -75,43 +75,83 @@ def _launch_loss(
     prediction = new((rows,) if want_prediction else (0,), dtype=torch.int64)
     correction = new(() if reduced else (0,), dtype=dtype)
     plan = plan_forward(rows, classes, logits.element_size(), _warp_size())
+    _require(not (plan.long and want_gradient), "the gradient of rows this long is made in the backward")
+    inputs = (
+        logits,
+        logits.stride(0),
+        target,
+        target.stride(0),
+        q,
+        _row_stride(q),
+        bootstrap_weight,
+        _row_stride(bootstrap_weight),
+        None if weight is None else weight.contiguous(),
+    )
+    shared: dict[str, Any] = {
+        "CLASSES": classes,
+        "LOG_CLASSES": math.log(classes),
+        "HARD": hard,
+        "MEAN": mean,
+        "REDUCED": reduced,
+        "FIELDS": want_fields,
+        "PREDICTION": want_prediction,
+        "num_warps": plan.warps,
+    }
+    packed = logits.stride(0) == classes
     programs = triton.cdiv(rows, plan.rows)
-    partial = new((2, programs) if reduced else (0,), dtype=dtype)
     with _on(logits):
-        if rows:
-            kernel = kernels.loss_long_rows if plan.long else kernels.loss_rows
-            kernel[(programs,)](
+        if plan.splits > 1 and rows:
+            parts = new((3, rows, plan.splits), dtype=dtype)
+            places = new((2, rows, plan.splits), dtype=torch.int64)
+            kernels.split_statistics[(rows, plan.splits)](
                 logits,
                 logits.stride(0),
-                1,
-                target,
-                target.stride(0),
-                q,
-                _row_stride(q),
                 bootstrap_weight,
                 _row_stride(bootstrap_weight),
-                weight if weight is None else weight.contiguous(),
-                gradient,
+                parts,
+                places,
+                CLASSES=classes,
+                BLOCK=plan.block,
+                SPLITS=plan.splits,
+                PACKED=packed,
+                HARD=hard,
+                PREDICTION=want_prediction,
+                num_warps=plan.warps,
+            )
+            # One warp: rows times splits are at most 512, a few values a lane.
+            kernels.merge_splits[(1,)](
+                parts,
+                places,
+                *inputs,
                 loss,
-                partial,
+                correction,
                 fields,
                 prediction,
                 rows,
                 ignore_index,
-                CLASSES=classes,
-                LOG_CLASSES=math.log(classes),
+                ROWS=triton.next_power_of_2(rows),
+                SPLITS=plan.splits,
+                **(shared | {"num_warps": 1}),
+            )
+            return loss, gradient, fields, prediction, correction
+        partial = new((2, programs) if reduced else (0,), dtype=dtype)
+        outputs = (loss, partial, fields, prediction, rows, ignore_index)
+        if plan.long and rows:
+            kernels.loss_long_rows[(programs,)](*inputs, *outputs, BLOCK=plan.block, PACKED=packed, **shared)
+        elif rows:
+            kernels.loss_rows[(programs,)](
+                *inputs[:2],
+                1,
+                *inputs[2:],
+                gradient,
+                *outputs,
                 BLOCK=plan.block,
                 ROWS=plan.rows,
                 AXIS=0 if plan.lanes else 1,
-                PACKED=logits.stride(0) == classes,
+                PACKED=packed,
                 PER_ROW=q.dim() + bootstrap_weight.dim() > 0,
-                HARD=hard,
-                MEAN=mean,
-                REDUCED=reduced,
                 GRADIENT=want_gradient,
-                FIELDS=want_fields,
-                PREDICTION=want_prediction,
-                num_warps=plan.warps,
+                **shared,
             )
         if reduced:
             block = min(1024, max(32, triton.next_power_of_2(max(1, programs))))
@@ -119,6 +159,12 @@ def _launch_loss(
                 partial, loss, correction, programs, rows, MEAN=mean, BLOCK=block, num_warps=max(1, block // 256)
             )
     return loss, gradient, fields, prediction, correction
+
+
+def writes_gradient(logits: Tensor) -> bool:
+    """Whether the forward can write the gradient; of rows that do not fit the registers it is made in the backward."""
+    rows, classes = logits.shape
+    return not plan_forward(rows, classes, logits.element_size(), _warp_size()).long
 
 
 def loss(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -190,6 +236,7 @@ def rewrite_gradient(
                 CLASSES=classes,
                 BLOCK=plan.block,
                 ROWS=plan.rows,
+                PACKED=logits.stride(0) == classes,
                 HARD=prediction.numel() > 0,
                 IF_CHANGED=if_changed,
                 num_warps=plan.warps,

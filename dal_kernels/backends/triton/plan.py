@@ -7,6 +7,8 @@ from dataclasses import dataclass
 __all__ = ["LaunchPlan", "plan_backward", "plan_forward"]
 
 NVIDIA_WARP = 32
+# Programs of 8 warps that keep a large GPU (132 multiprocessors) busy.
+FILLED = 256
 # A row of so many float32 exponentials, with their exponents, fits the registers of 16 warps; twice as many spill.
 REGISTER_CLASSES = 16384
 
@@ -19,7 +21,8 @@ class LaunchPlan:
         block: columns a program handles at a time, a power of two.
         rows: rows a program handles.
         warps: per program; of 32 lanes, or 64 on AMD, where there are half as many.
-        long: rows are read in blocks, twice; otherwise they stay in registers.
+        long: rows are read in blocks, and again in the backward; otherwise they stay in registers.
+        splits: programs that share a long row.
         lanes: the lanes of a warp lie over the rows first, so that few of them share a row.
     """
 
@@ -27,6 +30,7 @@ class LaunchPlan:
     rows: int
     warps: int
     long: bool = False
+    splits: int = 1
     lanes: bool = False
 
 
@@ -39,7 +43,12 @@ def plan_forward(rows: int, classes: int, itemsize: int, warp_size: int = NVIDIA
     wide = 2 if itemsize == 8 else 1  # float64 takes twice the registers
     block = _power_of_two(classes)
     if classes > REGISTER_CLASSES // wide:
-        return LaunchPlan(block=8192 // wide, rows=1, warps=16 * 32 // warp_size, long=True)
+        block = 8192 // wide
+        splits = 1
+        # Few rows would leave most of the device idle: shares of at least one block, until it is filled twice.
+        while rows * splits < FILLED and 2 * splits * block <= classes:
+            splits *= 2
+        return LaunchPlan(block=block, rows=1, warps=8 * 32 // warp_size, long=True, splits=splits)
     if block <= 256:
         # 32 values a lane: few lanes share a row, so its objective is computed few times over.
         return LaunchPlan(block=block, rows=min(warp_size, warp_size * 32 // wide // block), warps=1, lanes=True)
@@ -49,6 +58,8 @@ def plan_forward(rows: int, classes: int, itemsize: int, warp_size: int = NVIDIA
 
 def plan_backward(rows: int, classes: int, itemsize: int, warp_size: int = NVIDIA_WARP) -> LaunchPlan:
     """The plan for a gradient from saved coefficients: every block of a row is on its own."""
-    block = min(_power_of_two(classes), 4096)
-    several = max(1, min(32, 512 // block))
-    return LaunchPlan(block=block, rows=several, warps=max(1, block // 2048 * 32 // warp_size))
+    wide = 2 if itemsize == 8 else 1
+    block = min(_power_of_two(classes), 8192 // wide)
+    several = max(1, min(32, 2048 // wide // block))
+    warps = max(1, block * several * wide // 2048 * 32 // warp_size)
+    return LaunchPlan(block=block, rows=several, warps=warps)
