@@ -75,7 +75,8 @@ COUNTS = {
     (64, 1000, torch.float32): (18, 1.05, 1.01),
     (64, 1000, torch.bfloat16): (19, 1.12, 1.06),
     (8, 16000, torch.bfloat16): (22, 1.05, 1.01),
-    (8, 32000, torch.bfloat16): (25, 2.05, 1.01),
+    # Without spills: a row of more than 16384 is read twice. The count varies by how often the maximum grows.
+    (8, 32000, torch.bfloat16): (27, 2.05, 1.01),
     (4, 131072, torch.bfloat16): (24, 2.05, 1.01),
 }
 

@@ -205,6 +205,11 @@ def loss_rows(
     entropic = PREDICTION or (not HARD and largest != 0.0)
 
     peak = tl.max(z, AXIS)
+    argmax = target
+    if HARD or PREDICTION:  # here, where z need not be kept for it
+        at = tl.min(tl.where(z == tl.expand_dims(peak, AXIS), across, BLOCK), AXIS)
+        nan = tl.min(tl.where(z != z, across, BLOCK), AXIS)
+        argmax = tl.where(nan < BLOCK, nan, at).to(tl.int64)
     shift = shift_of(peak)
     d = tl.fma(z, tl.full(z.shape, LOG2E, ACC), -tl.expand_dims(shift, AXIS))
     e = tl.exp2(d)
@@ -223,11 +228,6 @@ def loss_rows(
     loss, a, b, t, u, log_prob = finish(peak_d, total, weighted, target_d, ignored, q, inverse, n, weight * scale, HARD)
 
     loss = loss * weight
-    argmax = target
-    if HARD or PREDICTION:
-        at = tl.min(tl.where(z == tl.expand_dims(peak, AXIS), across, BLOCK), AXIS)
-        nan = tl.min(tl.where(z != z, across, BLOCK), AXIS)
-        argmax = tl.where(nan < BLOCK, nan, at).to(tl.int64)
     if PREDICTION:
         store_statistics(
             fields_ptr, prediction_ptr, first + row, count, live, log_prob, total, weighted, argmax, ignored

@@ -1,0 +1,335 @@
+"""What the compilers make of the Triton kernels, for many GPUs and without one: registers, spills, width of accesses.
+
+    python -m benchmarks.resources                       a few variants for every target
+    python -m benchmarks.resources --all                 every variant (some ten minutes of one core)
+    python -m benchmarks.resources --only "x1000 classes" --targets sm_90 gfx942 --out resources.md
+
+Facts of the compiled binaries, and NOT timings. What is compiled is what launch.py launches, found by calling it on
+tensors without memory. Needs Triton and the helper package gpuless, on the path or in a folder "shared" beside the
+repository.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from dal_kernels.fields import FIELDS, REDUCTIONS, loss_dtype
+
+__all__ = ["QUICK", "TARGETS", "Launch", "MissingError", "Resources", "Variant", "compile_variant", "every_variant"]
+
+ROOT = Path(__file__).resolve().parent.parent
+TARGETS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx90a", "gfx942")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+TYPES = {dtype: name for name, dtype in DTYPES.items()} | {torch.int64: "i64"}
+SHORT, LONG = (10, 14, 50, 100, 200, 1000, 4000, 16000), 131072
+# Batches, like most a multiple of 16, which Triton's JIT tells the compiler; of few long rows, several programs a row.
+ROWS, FEW_ROWS = 8192, 16
+IGNORE_INDEX = -100
+
+
+@dataclass(frozen=True)
+class Way:
+    """How an operator is called; ``if_changed`` is of the backward, ``reduced`` of both."""
+
+    hard: bool = False
+    gradient: bool = False
+    fields: bool = False
+    prediction: bool = False
+    reduced: bool = True
+    schedule_per_row: bool = False
+    if_changed: bool = False
+
+
+WAYS = {
+    "soft": Way(gradient=True),
+    "hard": Way(gradient=True, hard=True),
+    "soft, no gradient": Way(),
+    "soft, fields and prediction": Way(gradient=True, fields=True, prediction=True),
+}
+# What training runs: bfloat16 keeps the fields, and with a hard bootstrap the prediction too.
+BF16_WAYS = {
+    "soft, fields": Way(gradient=True, fields=True),
+    "hard, fields and prediction": Way(gradient=True, fields=True, prediction=True, hard=True),
+}
+UNREDUCED = {"soft, unreduced, schedule per row": Way(fields=True, schedule_per_row=True, reduced=False)}
+# Of long rows the gradient is made in the backward, whatever the dtype.
+LONG_WAYS = {
+    "soft, fields, no gradient": Way(fields=True),
+    "hard, fields and prediction, no gradient": Way(fields=True, prediction=True, hard=True),
+    "soft, no gradient": Way(),
+    "soft, fields and prediction, no gradient": Way(fields=True, prediction=True),
+}
+BACKWARD_WAYS = {
+    "soft, unreduced": Way(reduced=False),
+    "hard, unreduced": Way(reduced=False, hard=True),
+    "hard, if changed": Way(if_changed=True, hard=True),
+}
+ALL_WAYS = {**WAYS, **BF16_WAYS, **UNREDUCED, **LONG_WAYS, **BACKWARD_WAYS}
+
+
+class MissingError(Exception):
+    """What is needed to compile is not installed."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch: the kernel, each parameter's type or constant as the JIT makes it of the argument, the warps."""
+
+    kernel: str
+    signature: dict[str, Any]
+    warps: int
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One kernel among those that launch.py launches for a call with packed logits of (rows, classes)."""
+
+    kernel: str
+    dtype: str
+    classes: int
+    way: str
+    rows: int = ROWS
+
+    def __str__(self) -> str:
+        return f"{self.kernel}, {self.dtype}, {self.rows}x{self.classes} classes, {self.way}"
+
+    def launch(self, lanes: int) -> Launch:
+        """The launch on a device whose warps have so many lanes. Nothing runs, no memory is taken."""
+        found = _launches(self, lanes)
+        if self.kernel not in found:
+            raise ValueError(f"{self}: the plan takes {' and '.join(found)}")
+        return found[self.kernel]
+
+
+class _Recorder:
+    """In place of the module of kernels: keeps launches instead of making them."""
+
+    def __init__(self, kernels: Any) -> None:
+        self.kernels, self.found = kernels, dict[str, Launch]()
+
+    def __getattr__(self, name: str) -> Any:
+        kernel = getattr(self.kernels, name)
+
+        def launch(*arguments: Any, num_warps: int, **constants: Any) -> None:
+            given = dict(zip(kernel.arg_names, arguments, strict=False)) | constants
+            signature = {parameter.name: _specialized(given[parameter.name], parameter) for parameter in kernel.params}
+            self.found[name] = Launch(name, signature, num_warps)
+
+        class Grid:
+            def __getitem__(self, grid: tuple[int, ...]) -> Any:
+                return launch
+
+        return Grid()
+
+
+def _specialized(value: Any, parameter: Any) -> Any:
+    """Type or constant that the JIT makes of an argument: a 1 is a constant, a multiple of 16 is known as one."""
+    if isinstance(value, Tensor):
+        return f"*{TYPES[value.dtype]}:16"  # torch's allocations are aligned to more
+    if parameter.is_constexpr or value is None:
+        return value
+    kind = "i32" if -(2**31) <= value < 2**31 else "i64"
+    if parameter.do_not_specialize:
+        return kind
+    return 1 if value == 1 else f"{kind}:16" if value % 16 == 0 else kind
+
+
+def _launches(variant: Variant, lanes: int) -> dict[str, Launch]:
+    """What launch.py launches for the call of a variant: on tensors without memory, with a recorder for kernels."""
+    from dal_kernels.backends.triton import kernels, launch
+
+    recorder = _Recorder(kernels)
+    with (
+        mock.patch.object(launch, "kernels", recorder),
+        mock.patch.object(launch, "_warp_size", return_value=lanes),
+        torch.device("meta"),
+    ):
+        logits = torch.empty(variant.rows, variant.classes, dtype=DTYPES[variant.dtype])
+        target = torch.empty(variant.rows, dtype=torch.int64)
+        dtype, way = loss_dtype(logits), ALL_WAYS[variant.way]
+        one, each = torch.empty((), dtype=dtype), torch.empty(variant.rows, dtype=dtype)
+        if variant.kernel == "scale_gradient":
+            launch.rescale((logits, one), one, IGNORE_INDEX, False, None)
+        elif variant.kernel == "gradient_rows":
+            fields = torch.empty(len(FIELDS), variant.rows, dtype=dtype)
+            prediction = target if way.hard else target[:0]
+            upstream, correction = (one, one) if way.reduced else (each, each[:0])
+            launch.rewrite_gradient(
+                logits, logits, target, fields, prediction, upstream, IGNORE_INDEX, correction, way.if_changed
+            )
+        else:
+            schedule = each if way.schedule_per_row else one
+            reduction = REDUCTIONS.index("mean" if way.reduced else "none")
+            arguments = (logits, target, schedule, schedule, None, IGNORE_INDEX, reduction, way.hard, way.gradient)
+            if way.fields:
+                launch.loss_and_fields(*arguments, way.prediction)
+            else:
+                launch.loss(*arguments)
+    return recorder.found
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Of one binary. Registers and spills are per lane, shared memory per program, accesses static instructions."""
+
+    variant: Variant
+    target: str
+    launch: Launch
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+    loads: int
+    wide_loads: int
+    stores: int
+    wide_stores: int
+
+
+QUICK = (
+    Variant("loss_rows", "fp32", 10, "soft"),
+    Variant("loss_rows", "fp32", 1000, "soft"),
+    Variant("loss_rows", "bf16", 4000, "hard, fields and prediction"),
+    Variant("loss_rows", "fp32", 16000, "soft"),
+    Variant("loss_long_rows", "bf16", LONG, "soft, fields, no gradient"),
+    Variant("gradient_rows", "bf16", 1000, "hard, if changed"),
+    Variant("reduce_sums", "fp32", 1000, "soft"),
+    Variant("scale_gradient", "fp32", 1000, "soft"),
+)
+
+
+def every_variant() -> Iterator[Variant]:
+    """All that ``--all`` compiles."""
+    for classes, dtype in product(SHORT, ("fp32", "bf16")):
+        for way in (*WAYS, *(BF16_WAYS if dtype == "bf16" else UNREDUCED)):
+            yield Variant("loss_rows", dtype, classes, way)
+    for way in WAYS:
+        yield Variant("loss_rows", "fp64", 1000, way)
+    for dtype, way in product(("fp32", "bf16"), LONG_WAYS):
+        yield Variant("loss_long_rows", dtype, LONG, way)
+        for kernel in ("split_statistics", "merge_splits"):
+            yield Variant(kernel, dtype, LONG, way, FEW_ROWS)
+    for classes, dtype in product((10, 100, 1000, LONG), ("fp32", "bf16")):
+        for way in BACKWARD_WAYS:
+            if dtype == "bf16" or classes == LONG or not BACKWARD_WAYS[way].if_changed:
+                yield Variant("gradient_rows", dtype, classes, way)
+    yield Variant("gradient_rows", "fp64", 1000, "hard, unreduced")
+    for dtype, classes in product(("fp32", "fp64"), (10, 1000)):
+        yield Variant("reduce_sums", dtype, classes, "soft")
+    for dtype in DTYPES:
+        yield Variant("scale_gradient", dtype, 1000, "soft")
+
+
+def lanes_of(target: str) -> int:
+    return 64 if target.startswith("gfx") else 32
+
+
+def load_compiler() -> Any:
+    """gpuless.aot, from the path or from the folder "shared" beside the repository."""
+    beside = str(ROOT.parent / "shared")
+    if importlib.util.find_spec("gpuless") is None and beside not in sys.path:
+        sys.path.append(beside)
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise MissingError("TRITON_INTERPRET=1 leaves no kernels to compile: unset it")
+    try:
+        return importlib.import_module("gpuless.aot")
+    except ImportError as error:
+        raise MissingError(
+            f"compiling for other machines needs Triton and the helper package gpuless, on PYTHONPATH or in a folder "
+            f"'shared' beside the repository ({error})"
+        ) from error
+
+
+def _accesses(row: Any, what: str) -> tuple[int, int]:
+    """All global loads or stores of a binary, and those of at least 16 bytes a lane."""
+    if row.target.startswith("sm_"):
+        widths = {"load": row.global_loads, "store": row.global_stores}[what]
+        return sum(widths.values()), sum(number for width, number in widths.items() if width >= 128)
+    of = {name: number for name, number in row.opcodes.items() if re.match(rf"(global|buffer|flat)_{what}_", name)}
+    return sum(of.values()), sum(number for name, number in of.items() if re.search(r"(x4|b128)$", name))
+
+
+def compile_variant(variant: Variant, target: str) -> Resources:
+    """Compile ahead of time; raises gpuless.aot.CompileError, or MissingError without the helper."""
+    compiler = load_compiler()
+    from dal_kernels.backends.triton import kernels
+
+    launch = variant.launch(lanes_of(target))
+    row = compiler.compile_one(getattr(kernels, launch.kernel), launch.signature, target, num_warps=launch.warps)
+    loads, stores = _accesses(row, "load"), _accesses(row, "store")
+    return Resources(variant, target, launch, row.registers, row.spill_bytes, row.shared_bytes, *loads, *stores)
+
+
+def table(rows: Iterable[Resources]) -> str:
+    """Markdown, with what it is and is not."""
+    from tabulate import tabulate
+
+    headers = ["kernel", "dtype", "N×C", "variant", "target", "BLOCK", "ROWS", "AXIS", "warps"]
+    headers += ["registers", "spill bytes", "shared bytes", "16-byte loads", "16-byte stores"]
+    lines = [
+        [
+            row.launch.kernel,
+            row.variant.dtype,
+            f"{row.variant.rows}×{row.variant.classes}",
+            row.variant.way,
+            row.target,
+            *(row.launch.signature.get(name, "-") for name in ("BLOCK", "ROWS", "AXIS")),
+            row.launch.warps,
+            row.registers,
+            row.spill_bytes,
+            row.shared_bytes,
+            f"{row.wide_loads} of {row.loads}",
+            f"{row.wide_stores} of {row.stores}",
+        ]
+        for row in rows
+    ]
+    return (
+        "Facts of the compiled binaries, NOT timings.\n\n"
+        f"{tabulate(lines, headers, tablefmt='github')}\n\n"
+        "Registers and spills (stores and loads) are per lane, shared memory per program. Loads and stores are static\n"
+        "instructions in global memory, of elements and scalars alike; those of at least 16 bytes a lane, of all.\n"
+        "Compiled for packed rows, from pointers aligned to 16 bytes. On AMD (gfx...) a warp has 64 lanes,\n"
+        "registers and spills are the vector ones, and that tensors are below 2 GiB, as the JIT tells, is not told.\n"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--all", action="store_true", help="every variant, not a few")
+    parser.add_argument("--only", default="", metavar="TEXT", help="variants whose description contains this")
+    parser.add_argument("--targets", nargs="+", default=TARGETS, choices=TARGETS, metavar="TARGET")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the table there too")
+    arguments = parser.parse_args(argv)
+    variants = [v for v in (every_variant() if arguments.all else QUICK) if arguments.only in str(v)]
+    if not variants:
+        parser.error(f"no variant is described by {arguments.only!r}")
+    rows = []
+    try:
+        load_compiler()
+        for number, variant in enumerate(variants, 1):
+            if sys.stderr.isatty():
+                print(f"{number} of {len(variants)}: {variant}", file=sys.stderr)
+            rows += [compile_variant(variant, target) for target in arguments.targets]
+    except MissingError as error:
+        print(f"resources: {error}", file=sys.stderr)
+        return 2
+    text = table(rows)
+    print(text, end="")
+    if arguments.out:
+        arguments.out.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

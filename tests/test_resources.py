@@ -1,0 +1,138 @@
+"""The Triton kernels compiled for many GPUs without one: nothing spills, and elements move 16 bytes at a time."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import resources
+from benchmarks.resources import FEW_ROWS, LONG, TARGETS, Resources, Variant
+from dal_kernels.backends.triton.plan import plan_backward, plan_forward
+
+try:
+    resources.load_compiler()
+except resources.MissingError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+# Packed rows of a multiple of 16 bytes.
+WIDE = [
+    Variant("loss_rows", "fp32", 1000, "soft"),
+    Variant("loss_rows", "bf16", 4000, "hard, fields and prediction"),
+    Variant("loss_long_rows", "bf16", LONG, "hard, fields and prediction, no gradient"),
+    Variant("gradient_rows", "fp32", 1000, "soft, unreduced"),
+    Variant("gradient_rows", "bf16", LONG, "hard, if changed"),
+]
+OTHERS = [
+    Variant("loss_rows", "bf16", 10, "hard, fields and prediction"),
+    Variant("loss_rows", "fp64", 1000, "soft, fields and prediction"),
+    Variant("loss_rows", "bf16", 16000, "soft, fields and prediction"),
+    Variant("split_statistics", "fp32", LONG, "hard, fields and prediction, no gradient", FEW_ROWS),
+    Variant("merge_splits", "fp32", LONG, "hard, fields and prediction, no gradient", FEW_ROWS),
+    Variant("gradient_rows", "fp64", 1000, "hard, unreduced"),
+    Variant("reduce_sums", "fp64", 1000, "soft"),
+]
+# Known spills, as bytes of stores and loads a lane with the compiler of Triton 3.8: to be mended, not to be accepted.
+SPILLS: dict[tuple[Variant, str], int] = {}
+# What is not an element of a block: schedule, label, its logit, fields, sums, the corrected classes. Some are loaded
+# twice, for two layouts. Elements one by one would be 16 to 64 more.
+MOST_SCALAR_LOADS, MOST_SCALAR_STORES = 20, 12
+
+compiled = functools.cache(resources.compile_variant)
+
+
+def wide_accesses(binary: Resources) -> int:
+    """The 16-byte accesses a lane needs for one pass over the elements of a program's block."""
+    constants = binary.launch.signature
+    size = constants["BLOCK"] * constants.get("ROWS", 1) * resources.DTYPES[binary.variant.dtype].itemsize
+    return size // (16 * binary.launch.warps * resources.lanes_of(binary.target))
+
+
+def spill_cases() -> Iterator[Any]:
+    for variant, target in product(WIDE + OTHERS, TARGETS):
+        known = SPILLS.get((variant, target))
+        marks = pytest.mark.xfail(strict=True, reason=f"spills {known} bytes") if known else ()
+        yield pytest.param(variant, target, marks=marks, id=f"{variant}-{target}")
+
+
+@pytest.mark.parametrize(("variant", "target"), list(spill_cases()))
+def test_nothing_spills(variant: Variant, target: str) -> None:
+    binary = compiled(variant, target)
+    assert binary.spill_bytes == 0, binary
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("variant", WIDE, ids=str)
+def test_elements_are_read_and_written_16_bytes_at_a_time(variant: Variant, target: str) -> None:
+    binary = compiled(variant, target)
+    needed = wide_accesses(binary)
+    assert needed >= 1
+    # One more where the labels of two rows, 16 bytes, are read at once.
+    assert binary.wide_loads in (needed, needed + 1), binary
+    assert binary.loads - binary.wide_loads <= MOST_SCALAR_LOADS, binary
+    # As many again where each branch of a condition stores.
+    assert binary.wide_stores in ((0,) if variant.kernel == "loss_long_rows" else (needed, 2 * needed)), binary
+    assert binary.stores - binary.wide_stores <= MOST_SCALAR_STORES, binary
+
+
+# ---- what is compiled is what launch.py launches
+
+
+@pytest.mark.parametrize("lanes", [32, 64])
+@pytest.mark.parametrize(
+    "variant", dict.fromkeys([*resources.QUICK, *resources.every_variant(), *WIDE, *OTHERS]), ids=str
+)
+def test_every_variant_is_launched_with_the_layout_of_the_plan(variant: Variant, lanes: int) -> None:
+    launch = variant.launch(lanes)
+    if variant.kernel in ("loss_rows", "loss_long_rows", "split_statistics", "gradient_rows"):
+        plan_of = plan_backward if variant.kernel == "gradient_rows" else plan_forward
+        plan = plan_of(variant.rows, variant.classes, resources.DTYPES[variant.dtype].itemsize, lanes)
+        assert (launch.signature["BLOCK"], launch.warps) == (plan.block, plan.warps)
+        assert launch.signature.get("ROWS", 1) == plan.rows
+        assert launch.signature["PACKED"]
+
+
+def test_arguments_are_specialized_as_the_jit_does_it() -> None:
+    signature = Variant("loss_rows", "bf16", 1000, "soft").launch(32).signature
+    expected = {
+        "logits_ptr": "*bf16:16",
+        "row_stride": "i32",  # 1000 is no multiple of 16
+        "class_stride": "i32",  # do_not_specialize
+        "target_ptr": "*i64:16",
+        "target_stride": 1,
+        "q_ptr": "*fp32:16",
+        "q_stride": "i32:16",  # 0
+        "weight_ptr": None,
+        "count": "i32:16",
+        "ignore_index": "i32",
+        "CLASSES": 1000,
+        "AXIS": 1,
+    }
+    assert {name: signature[name] for name in expected} == expected
+
+
+# ---- the command
+
+
+def test_the_table_says_what_it_is(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "resources.md"
+    assert resources.main(["--only", "reduce_sums", "--targets", "sm_90", "--out", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert printed == file.read_text(encoding="utf-8")
+    assert "NOT timings" in printed
+    assert "| reduce_sums " in printed
+
+
+def test_without_the_helper_one_sentence_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> None:
+        raise resources.MissingError("no gpuless")
+
+    monkeypatch.setattr(resources, "load_compiler", missing)
+    assert resources.main([]) == 2
+    assert capsys.readouterr().err == "resources: no gpuless\n"
