@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -36,8 +33,6 @@ OTHERS = [
     Variant("gradient_rows", "fp64", 1000, "hard, unreduced"),
     Variant("reduce_sums", "fp64", 1000, "soft"),
 ]
-# Known spills, as bytes of stores and loads a lane with the compiler of Triton 3.8: to be mended, not to be accepted.
-SPILLS: dict[tuple[Variant, str], int] = {}
 # What is not an element of a block: schedule, label, its logit, fields, sums, the corrected classes. Some are loaded
 # twice, for two layouts. Elements one by one would be 16 to 64 more.
 MOST_SCALAR_LOADS, MOST_SCALAR_STORES = 20, 12
@@ -52,14 +47,8 @@ def wide_accesses(binary: Resources) -> int:
     return size // (16 * binary.launch.warps * resources.lanes_of(binary.target))
 
 
-def spill_cases() -> Iterator[Any]:
-    for variant, target in product(WIDE + OTHERS, TARGETS):
-        known = SPILLS.get((variant, target))
-        marks = pytest.mark.xfail(strict=True, reason=f"spills {known} bytes") if known else ()
-        yield pytest.param(variant, target, marks=marks, id=f"{variant}-{target}")
-
-
-@pytest.mark.parametrize(("variant", "target"), list(spill_cases()))
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("variant", WIDE + OTHERS, ids=str)
 def test_nothing_spills(variant: Variant, target: str) -> None:
     binary = compiled(variant, target)
     assert binary.spill_bytes == 0, binary
