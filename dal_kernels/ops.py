@@ -133,7 +133,7 @@ else:
 _library = torch.library.Library("dal_kernels", "FRAGMENT")
 try:
     from dal_kernels.backends.triton import launch as _launch
-except ImportError as error:
+except Exception as error:  # also a Triton that is broken or too old must not take the package with it
     triton_error = str(error)
 else:
     for _name, _schema in _TRITON_SCHEMAS.items():
