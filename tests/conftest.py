@@ -62,24 +62,25 @@ def triton_on_cpu() -> Iterator[None]:
             yield
 
 
-@pytest.fixture(params=["cpu", "eager", *(["triton"] if TRITON_MODE else [])])
-def backend(request: pytest.FixtureRequest) -> str:
-    """Each backend that takes CPU tensors."""
+def _usable(request: pytest.FixtureRequest) -> str:
+    """The backend that a fixture is parametrised with, ready to run; skips where it is not available."""
     if request.param == "triton":
         request.getfixturevalue("triton_on_cpu")
     if not _available(request.param):
         pytest.skip(available_backends()[request.param])
     return request.param
+
+
+@pytest.fixture(params=["cpu", "eager", *(["triton"] if TRITON_MODE else [])])
+def backend(request: pytest.FixtureRequest) -> str:
+    """Each backend that takes CPU tensors."""
+    return _usable(request)
 
 
 @pytest.fixture(params=["cpu", *(["triton"] if TRITON_MODE else [])])
 def fused(request: pytest.FixtureRequest) -> str:
     """Each fused backend that takes CPU tensors, for what only fused kernels promise."""
-    if request.param == "triton":
-        request.getfixturevalue("triton_on_cpu")
-    if not _available(request.param):
-        pytest.skip(available_backends()[request.param])
-    return request.param
+    return _usable(request)
 
 
 @pytest.fixture

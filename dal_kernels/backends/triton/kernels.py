@@ -152,7 +152,7 @@ def store_loss(loss_ptr, correction_ptr, total, divisor, rows, MEAN: tl.constexp
         tl.store(correction_ptr, 1.0)
 
 
-# ---- a row in registers: several short rows a program, or one row of up to 32 K classes
+# ---- a row in registers: several short rows a program, or one row of up to 16 K classes
 
 
 # AXIS 1: the classes of a row lie over the lanes of a warp. AXIS 0, for very few classes: a row is one lane's, so that
