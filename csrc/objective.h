@@ -48,10 +48,10 @@ DAL_HD Objective<A> soft_bootstrap(const RowSummary<A>& row, A n) {
   return {n * row.entropy, A(0), -n, A(0), A(0)};
 }
 
-// L = -n ln p_argmax = n ln S,  a = u = n
+// L = -n ln p_argmax,  a = u = n
 template <class A>
 DAL_HD Objective<A> hard_bootstrap(const RowSummary<A>& row, A n) {
-  return {n * row.log_sum, n, A(0), A(0), n};
+  return {-n * row.max_log_prob, n, A(0), A(0), n};
 }
 
 // L = (1 - p_y^q) / q + lambda / (q ln C) B(p)                         (arXiv 2303.11562)

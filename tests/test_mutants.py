@@ -26,8 +26,8 @@ MUTANTS = {
     "target term dropped": ("cpu/row.h", "if (j == special[0]) value[i] -= row.affine.t;", ""),
     "argmax term dropped": (
         "objective.h",
-        "{n * row.log_sum, n, A(0), A(0), n}",
-        "{n * row.log_sum, n, A(0), A(0), A(0)}",
+        "{-n * row.max_log_prob, n, A(0), A(0), n}",
+        "{-n * row.max_log_prob, n, A(0), A(0), A(0)}",
     ),
     "NaN clamped away": ("cpu/lanes.h", "x < splat(low) ? splat(low) : x", "x > splat(low) ? x : splat(low)"),
     "merge forgets the shift": (

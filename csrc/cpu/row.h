@@ -171,16 +171,16 @@ RowGradient<Arithmetic<S>> finish_row(
   const std::int64_t target = ignored ? -1 : batch.target.at(row);
 
   RowStats<A> stats = blocks[0];
-  for (std::int64_t b = 1; b < batch.logits.blocks(); ++b) stats = merge(stats, blocks[b]);
+  for (std::int64_t b = 1; b < blocks_of(classes); ++b) stats = merge(stats, blocks[b]);
   const A target_logit = ignored ? std::numeric_limits<A>::quiet_NaN() : load_one(z + target);
-  const RowSummary<A> summary = summarise(stats, target_logit);
+  const RowSummary<A> summary = summarise(stats, target_logit, stats.max);
 
   RowGradient<A> gradient{{}, target, -1};
   if (batch.prediction || batch.hard) gradient.argmax = argmax(z, classes, blocks, stats);
   batch.loss[row] = 0;
   if (!ignored) {
     const Objective<A> objective = dynamics_aware(
-        summary, A(batch.q.at(row)), A(batch.bootstrap_weight.at(row)), batch.log_classes, batch.hard);
+        summary, batch.q.template at<A>(row), batch.bootstrap_weight.template at<A>(row), batch.log_classes, batch.hard);
     const A weight = batch.weight ? batch.weight[target * batch.weight_stride] : A(1);
     batch.loss[row] = weight * objective.loss;
     gradient.affine = affine_gradient(stats, objective, weight * batch.gradient_scale);
@@ -216,7 +216,7 @@ constexpr std::int64_t kGroup = 16;
 
 template <class S> void rows(const ForwardBatch<S>& batch, std::int64_t begin, std::int64_t end) {
   using A = Arithmetic<S>;
-  const std::int64_t classes = batch.logits.classes, count = batch.logits.blocks();
+  const std::int64_t classes = batch.logits.classes, count = blocks_of(classes);
   const std::int64_t group = std::max<std::int64_t>(1, std::min(kGroup, kBlock / classes));
   const bool roomy = group * classes <= kBlock || (classes <= kScratch && end - begin >= 32);
   const bool scratch = batch.gradient && roomy && !std::is_same_v<S, A>;
@@ -254,7 +254,7 @@ template <class S> void rows(const ForwardBatch<S>& batch, std::int64_t begin, s
 
 template <class S>
 void block_stats(const ForwardBatch<S>& batch, RowStats<Arithmetic<S>>* blocks, std::int64_t begin, std::int64_t end) {
-  const std::int64_t classes = batch.logits.classes, count = batch.logits.blocks();
+  const std::int64_t classes = batch.logits.classes, count = blocks_of(classes);
   for (std::int64_t i = begin; i < end; ++i) {
     const std::int64_t row = i / count;
     Arithmetic<S>* kept = batch.gradient ? room_in(batch.gradient + row * classes) : nullptr;
@@ -266,14 +266,14 @@ template <class S>
 void finish_rows(
     const ForwardBatch<S>& batch, const RowStats<Arithmetic<S>>* blocks, RowGradient<Arithmetic<S>>* gradients) {
   for (std::int64_t row = 0; row < batch.logits.rows; ++row)
-    gradients[row] = finish_row(batch, row, blocks + row * batch.logits.blocks());
+    gradients[row] = finish_row(batch, row, blocks + row * blocks_of(batch.logits.classes));
 }
 
 template <class S>
 void block_gradients(
     const ForwardBatch<S>& batch, const RowStats<Arithmetic<S>>* blocks, const RowGradient<Arithmetic<S>>* gradients,
     std::int64_t begin, std::int64_t end) {
-  const std::int64_t classes = batch.logits.classes, count = batch.logits.blocks();
+  const std::int64_t classes = batch.logits.classes, count = blocks_of(classes);
   for (std::int64_t i = begin; i < end; ++i) {
     const std::int64_t row = i / count;
     const Span span = block_span(i % count, classes);
@@ -284,7 +284,7 @@ void block_gradients(
 
 template <class S> void recompute(const BackwardBatch<S>& batch, std::int64_t begin, std::int64_t end) {
   using A = Arithmetic<S>;
-  const std::int64_t rows = batch.logits.rows, classes = batch.logits.classes, count = batch.logits.blocks();
+  const std::int64_t rows = batch.logits.rows, classes = batch.logits.classes, count = blocks_of(classes);
   for (std::int64_t i = begin; i < end; ++i) {
     const std::int64_t row = i / count;
     const auto field = [&](Field f) { return batch.fields[f * rows + row]; };

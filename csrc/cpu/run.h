@@ -14,8 +14,6 @@
 
 namespace dal {
 
-enum Reduction : std::int64_t { kNone = 0, kMean = 1, kSum = 2 };
-
 // Fresh memory costs a page fault every 4 KiB, more than the kernel itself; every 2 MiB is bearable.
 inline void advise_huge_pages(void* data, std::int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
@@ -38,7 +36,7 @@ double check_and_count(const ForwardBatch<S>& batch) {
   for (std::int64_t row = 0; row < batch.logits.rows; ++row) {
     if (row == 0 || batch.q.stride || batch.bootstrap_weight.stride) {
       // As the kernel will read them: a float64 q may be 0 in float32.
-      const double q = static_cast<A>(batch.q.at(row)), lambda = static_cast<A>(batch.bootstrap_weight.at(row));
+      const double q = batch.q.template at<A>(row), lambda = batch.bootstrap_weight.template at<A>(row);
       const auto require = [&](bool ok, const char* name, double got, const char* accepted) {
         if (!ok)
           throw std::invalid_argument(std::string(name) + " must be " + accepted + ", got " + std::to_string(got) +
@@ -73,7 +71,7 @@ constexpr std::int64_t kGrain = 16384;
 template <class S, class Threads>
 double forward(ForwardBatch<S>& batch, Reduction reduction, const RowKernel<S>& kernel, const Threads& threads) {
   using A = Arithmetic<S>;
-  const std::int64_t rows = batch.logits.rows, classes = batch.logits.classes, blocks = batch.logits.blocks();
+  const std::int64_t rows = batch.logits.rows, classes = batch.logits.classes, blocks = blocks_of(classes);
   const double divisor = check_and_count(batch);
   batch.gradient_scale = reduction == kMean ? static_cast<A>(1 / divisor) : A(1);
   batch.log_classes = static_cast<A>(std::log(static_cast<double>(classes)));
@@ -102,7 +100,7 @@ double forward(ForwardBatch<S>& batch, Reduction reduction, const RowKernel<S>& 
 
 template <class S, class Threads>
 void backward(const BackwardBatch<S>& batch, const RowKernel<S>& kernel, const Threads& threads) {
-  const std::int64_t items = batch.logits.rows * batch.logits.blocks();
+  const std::int64_t items = batch.logits.rows * blocks_of(batch.logits.classes);
   advise_huge_pages(
       batch.gradient, batch.logits.rows * batch.logits.classes * static_cast<std::int64_t>(sizeof(S)));
   const std::int64_t item = std::min(batch.logits.classes, kBlock);
