@@ -9,7 +9,7 @@ The operators of every backend have these schemas:
 
 with logits (N, C), reduction an index into :data:`dal_kernels.fields.REDUCTIONS`, gradient (N, C) already divided for
 "mean", or empty where it is not wanted, fields (7, N) and prediction (N,) or empty. The gradient of a hard bootstrap
-needs the prediction. Triton has target_prob and entropy only with it: fields (5, N) without.
+needs the prediction. On a GPU there are target_prob and entropy only with it: fields (5, N) without.
 
 On a GPU the divisor of a mean is known only after the gradient is written: that is divided by N, and ``correction``,
 N over the true divisor, is left for the backward. On a CPU there is none.
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
+from dal_kernels.backends import cuda as _cuda
 from dal_kernels.fields import FIELDS, GRADIENT_FIELDS, loss_dtype
 
 
@@ -46,8 +47,9 @@ class Kernels(NamedTuple):
 
 KERNELS: dict[str, Kernels] = {}
 
-# Why the compiled extension, or Triton, is not there, or None.
+# Why the compiled extensions, or Triton, are not there, or None.
 native_error: str | None = None
+cuda_error: str | None = None
 triton_error: str | None = None
 native_instruction_set = ""
 
@@ -79,17 +81,24 @@ def _fake_gradient(logits: Tensor, *_: Any) -> Tensor:
     return logits.new_empty(tuple(logits.shape))
 
 
-def _fake_triton_loss(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_gpu_loss(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     loss, gradient = _fake_loss(logits, *arguments)
     return loss, gradient, loss.new_empty(() if loss.dim() == 0 else (0,))
 
 
-def _fake_triton_loss_and_fields(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    loss, gradient, correction = _fake_triton_loss(logits, *arguments[:-1])
+def _fake_gpu_loss_and_fields(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    loss, gradient, correction = _fake_gpu_loss(logits, *arguments[:-1])
     *_, fields, prediction = _fake_loss_and_fields(logits, *arguments)
     count = len(FIELDS) if arguments[-1] else GRADIENT_FIELDS
     return loss, gradient, fields.new_empty((count, logits.shape[0])), prediction, correction
 
+
+_CPU_FAKES: dict[str, Callable[..., Any]] = {
+    "loss": _fake_loss,
+    "loss_and_fields": _fake_loss_and_fields,
+    "gradient": _fake_gradient,
+}
+_GPU_FAKES = _CPU_FAKES | {"loss": _fake_gpu_loss, "loss_and_fields": _fake_gpu_loss_and_fields}
 
 _LOSS_ARGUMENTS = (
     "Tensor logits, Tensor target, Tensor q, Tensor bootstrap_weight, Tensor? weight, int ignore_index, "
@@ -123,12 +132,14 @@ except ImportError as error:
     native_error = str(error)
 else:
     native_instruction_set = _native.instruction_set
-    _register(
-        "cpu",
-        {"loss": _fake_loss, "loss_and_fields": _fake_loss_and_fields, "gradient": _fake_gradient},
-        rescale=None,
-        writes_gradient=lambda logits: True,
-    )
+    _register("cpu", _CPU_FAKES, rescale=None, writes_gradient=lambda logits: True)
+
+try:
+    cuda_module = importlib.import_module("dal_kernels._cuda")
+except ImportError as error:
+    cuda_error = str(error)
+else:
+    _register("cuda", _GPU_FAKES, rescale=_cuda.rescale, writes_gradient=_cuda.writes_gradient)
 
 _library = torch.library.Library("dal_kernels", "FRAGMENT")
 try:
@@ -140,13 +151,4 @@ else:
         _library.define(f"{_name}_triton{_schema}")
         for _device in ("CPU", "CUDA"):  # CPU tensors: an interpreter or an emulator
             _library.impl(f"{_name}_triton", getattr(_launch, _name), _device)
-    _register(
-        "triton",
-        {
-            "loss": _fake_triton_loss,
-            "loss_and_fields": _fake_triton_loss_and_fields,
-            "gradient": _fake_gradient,
-        },
-        rescale=_launch.rescale,
-        writes_gradient=_launch.writes_gradient,
-    )
+    _register("triton", _GPU_FAKES, rescale=_launch.rescale, writes_gradient=_launch.writes_gradient)

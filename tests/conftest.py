@@ -26,9 +26,12 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 
 # How Triton's kernels run on CPU tensors in this process: "interpreter", or "executor asc" and "executor desc" (the
-# order of warps). test_triton.py starts processes with it; they run a sample of the tests, the same each time.
+# order of warps); or how the CUDA C++ kernels do: "asc" or "desc". test_triton.py and test_cuda.py start processes with
+# them; they run a sample of the tests, the same each time.
 TRITON_MODE = os.environ.get("DAL_TEST_TRITON", "")
-TRITON_SAMPLE = int(os.environ.get("DAL_TEST_TRITON_SAMPLE", "1"))
+CUDA_ORDER = os.environ.get("DAL_TEST_CUDA", "")
+EMULATED = ["triton"] if TRITON_MODE else ["cuda"] if CUDA_ORDER else []
+SAMPLE = int(os.environ.get("DAL_TEST_SAMPLE", "1"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -37,9 +40,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(skip)
-    if TRITON_MODE:
-        mine = [item for item in items if getattr(item, "callspec", None) and "triton" in item.callspec.params.values()]
-        items[:] = [item for item in mine if zlib.crc32(item.nodeid.encode()) % TRITON_SAMPLE == 0]
+    for name in EMULATED:
+        mine = [item for item in items if getattr(item, "callspec", None) and name in item.callspec.params.values()]
+        items[:] = [item for item in mine if zlib.crc32(item.nodeid.encode()) % SAMPLE == 0]
 
 
 def _available(name: str) -> bool:
@@ -62,22 +65,31 @@ def triton_on_cpu() -> Iterator[None]:
             yield
 
 
+@pytest.fixture(scope="session")
+def cuda_on_cpu() -> Iterator[None]:
+    """The CUDA C++ kernels on CPU tensors, with warps in the order that DAL_TEST_CUDA names."""
+    import cuda_emulator
+
+    with cuda_emulator.installed(CUDA_ORDER):
+        yield
+
+
 def _usable(request: pytest.FixtureRequest) -> str:
     """The backend that a fixture is parametrised with, ready to run; skips where it is not available."""
-    if request.param == "triton":
-        request.getfixturevalue("triton_on_cpu")
+    if request.param in EMULATED:
+        request.getfixturevalue(f"{request.param}_on_cpu")
     if not _available(request.param):
         pytest.skip(available_backends()[request.param])
     return request.param
 
 
-@pytest.fixture(params=["cpu", "eager", *(["triton"] if TRITON_MODE else [])])
+@pytest.fixture(params=["cpu", "eager", *EMULATED])
 def backend(request: pytest.FixtureRequest) -> str:
     """Each backend that takes CPU tensors."""
     return _usable(request)
 
 
-@pytest.fixture(params=["cpu", *(["triton"] if TRITON_MODE else [])])
+@pytest.fixture(params=["cpu", *EMULATED])
 def fused(request: pytest.FixtureRequest) -> str:
     """Each fused backend that takes CPU tensors, for what only fused kernels promise."""
     return _usable(request)

@@ -98,7 +98,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(ROOT / "tests" / name, copy / "tests")
     for name in ("x86_v3", "x86_v4"):
         (copy / "csrc/cpu" / f"isa_{name}.cpp").write_text(STUB.format(name=name))
-    for source in ("bindings.cpp", "cpu/select.cpp", "cpu/isa_x86_v3.cpp", "cpu/isa_x86_v4.cpp"):
+    for source in ("cpu/bindings.cpp", "cpu/select.cpp", "cpu/isa_x86_v3.cpp", "cpu/isa_x86_v4.cpp"):
         compile_object(copy / "csrc" / source, copy / f"{Path(source).stem}.o")
     return copy
 

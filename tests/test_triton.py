@@ -1,6 +1,6 @@
 """Triton's kernels without a GPU: the shared tests under an interpreter and under an executor of the compiled code.
 
-Each way runs in its own process, on a sample of the tests that is the same each time (DAL_TEST_TRITON_SAMPLE=1 in the
+Each way runs in its own process, on a sample of the tests that is the same each time (DAL_TEST_SAMPLE=1 in the
 environment takes them all: hours). Nothing here has run on a GPU; test_gpu.py is for when there is one.
 """
 
@@ -31,7 +31,7 @@ executor = pytest.mark.skipif(
 def run_sample(mode: str, sample: int, *selection: str) -> None:
     environment = {
         "DAL_TEST_TRITON": mode,
-        "DAL_TEST_TRITON_SAMPLE": os.environ.get("DAL_TEST_TRITON_SAMPLE", str(sample)),
+        "DAL_TEST_SAMPLE": os.environ.get("DAL_TEST_SAMPLE", str(sample)),
     }
     if mode == "interpreter":
         environment["TRITON_INTERPRET"] = "1"

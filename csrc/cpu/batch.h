@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "../batch.h"
 
@@ -40,6 +41,12 @@ struct RowKernels {
   RowKernel<BFloat16> bf16;
   RowKernel<Float16> f16;
 };
+template <class S> const RowKernel<S>& kernel_of(const RowKernels& kernels) {
+  if constexpr (std::is_same_v<S, float>) return kernels.f32;
+  else if constexpr (std::is_same_v<S, double>) return kernels.f64;
+  else if constexpr (std::is_same_v<S, BFloat16>) return kernels.bf16;
+  else return kernels.f16;
+}
 
 // The instruction sets that are compiled in; row_kernels() takes the best that this machine has.
 namespace baseline { extern const RowKernels kernels; }

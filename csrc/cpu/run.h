@@ -74,7 +74,6 @@ double forward(ForwardBatch<S>& batch, Reduction reduction, const RowKernel<S>& 
   const std::int64_t rows = batch.logits.rows, classes = batch.logits.classes, blocks = blocks_of(classes);
   const double divisor = check_and_count(batch);
   batch.gradient_scale = reduction == kMean ? static_cast<A>(1 / divisor) : A(1);
-  batch.log_classes = static_cast<A>(std::log(static_cast<double>(classes)));
   if (batch.gradient) advise_huge_pages(batch.gradient, rows * classes * static_cast<std::int64_t>(sizeof(S)));
 
   if (blocks > 1 && rows < 8 * threads.count()) {

@@ -30,7 +30,12 @@ def _run_triton(rows: Rows) -> tuple[Tensor, RowStats | None]:
     return fused_loss(rows, "triton")
 
 
-_RUN: dict[str, Run] = {"triton": _run_triton, "cpu": _run_cpu, "eager": _run_eager}
+def _run_cuda(rows: Rows) -> tuple[Tensor, RowStats | None]:
+    raise_for_labels(rows)
+    return fused_loss(rows, "cuda")
+
+
+_RUN: dict[str, Run] = {"triton": _run_triton, "cuda": _run_cuda, "cpu": _run_cpu, "eager": _run_eager}
 
 
 def _triton_reason() -> str:
@@ -50,6 +55,19 @@ def _triton_reason() -> str:
     return f"available: Triton kernels for {target.backend} {target.arch} through the active driver"
 
 
+def _cuda_reason() -> str:
+    if ops.cuda_error is not None:
+        return (
+            f"not available: the compiled CUDA extension is missing ({ops.cuda_error}); "
+            "install dal_kernels again with nvcc at hand"
+        )
+    if ops.cuda_module.emulates():
+        return "available: CUDA C++ kernels for CPU tensors through an emulator"
+    if torch.version.cuda is None or not torch.cuda.is_available():
+        return "not available: the CUDA C++ kernels are built, but torch finds no CUDA device"
+    return "available: CUDA C++ kernels for CUDA tensors"
+
+
 def _cpu_reason() -> str:
     if ops.native_error is None:
         return f"available: compiled kernels for CPU tensors, using {ops.native_instruction_set} instructions"
@@ -61,7 +79,7 @@ def _cpu_reason() -> str:
 
 _REASONS: dict[str, Callable[[], str]] = {
     "triton": _triton_reason,
-    "cuda": lambda: "not available: not part of this version",
+    "cuda": _cuda_reason,
     "cpu": _cpu_reason,
     "eager": lambda: "available: plain PyTorch operations, exact on any device, not fused",
 }
@@ -91,6 +109,8 @@ def choose(backend: str, input: Tensor) -> Run:
     if backend == "auto":
         if input.is_cuda and ops.triton_error is None:
             return _run_eager if transforms_active() else _run_triton
+        if input.is_cuda and ops.cuda_error is None and torch.version.cuda is not None:
+            return _run_eager if transforms_active() else _run_cuda
         if input.is_cpu and ops.native_error is None:
             # Fused kernels take no part in transforms; plain operations do.
             return _run_eager if transforms_active() else _run_cpu

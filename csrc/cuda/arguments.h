@@ -1,0 +1,41 @@
+// The parameters of the kernels, passed by value.
+#pragma once
+
+#include "../batch.h"
+
+namespace dal {
+
+// A forward: the batch, and what its reduction needs. gradient_scale is 1 / N for a mean, whose true divisor is not
+// known before the rows are read.
+template <class S>
+struct Forward {
+  using A = Arithmetic<S>;
+  ForwardBatch<S> batch;
+  Reduction reduction;
+  int log_lanes;     // 2^this lanes share a row, where several rows share a warp
+  int splits;        // blocks that share a row, where rows are few
+  A* partial;        // (2, blocks): sums of losses and weights
+  A* parts;          // (4, N, splits): maximum, shift, S, W of each split
+  unsigned* places;  // (N, splits): its argmax, as in place_of
+  unsigned* ticket;  // 0; counts the blocks that are done
+  A* correction;     // () N / divisor
+};
+
+// A gradient from what the forward kept of each row.
+template <class S>
+struct Backward {
+  using A = Arithmetic<S>;
+  BackwardBatch<S> batch;
+  const A* correction;  // N / divisor, or null
+  bool if_changed;      // the gradient stands there already for a factor of 1
+  int lanes;            // that share a row: a power of two, at most the block
+};
+
+// gradient * upstream * correction, in place.
+template <class A> struct Rescale {
+  A* gradient;
+  const A *upstream, *correction;
+  std::int64_t size;
+};
+
+}  // namespace dal

@@ -1,0 +1,221 @@
+// What every forward kernel does with the statistics of a row: objective, fields, and the reduction of the losses.
+#pragma once
+
+#include "arguments.h"
+#include "element.cuh"
+
+namespace dal {
+
+// What is known of a row before its logits are read. Past the last row that one again: not live, and ignored.
+template <class A> struct RowInput {
+  std::int64_t row, target;
+  bool live, ignored;
+  A q, bootstrap_weight, target_logit, weight;
+};
+
+// Without branches but for the class weights. A label that is none costs its row, not the memory beside it.
+template <class S> DAL_D RowInput<Arithmetic<S>> row_input(const ForwardBatch<S>& batch, std::int64_t row) {
+  using A = Arithmetic<S>;
+  RowInput<A> in;
+  in.live = row < batch.logits.rows;
+  in.row = in.live ? row : batch.logits.rows - 1;
+  in.target = batch.target.at(in.row);
+  in.ignored = !in.live || in.target == batch.target.ignore_index;
+  in.q = batch.q.template at<A>(in.row);
+  in.bootstrap_weight = batch.bootstrap_weight.template at<A>(in.row);
+  const bool valid = static_cast<std::uint64_t>(in.target) < static_cast<std::uint64_t>(batch.logits.classes);
+  const std::int64_t label = valid ? in.target : 0;
+  const A logit = widen(batch.logits.row(in.row)[label]);
+  in.target_logit = valid ? logit : not_a_number<A>();
+  in.weight = A(1);
+  if (batch.weight) in.weight = valid ? batch.weight[label * batch.weight_stride] : A(0);
+  if (in.ignored) in.weight = 0;
+  return in;
+}
+
+// Nothing asks for W without an entropy term.
+template <class S> DAL_D bool needs_entropy(const ForwardBatch<S>& batch, const RowInput<Arithmetic<S>>& in) {
+  return batch.prediction || (!batch.hard && in.bootstrap_weight != 0);
+}
+
+// An ignored row is not read unless its statistics are wanted.
+template <class S> DAL_D bool needs_reading(const ForwardBatch<S>& batch, const RowInput<Arithmetic<S>>& in) {
+  return in.live && (batch.prediction || !in.ignored);
+}
+
+// The shift that powers of two are taken relative to, from the largest logit; a row of -inf alone takes 0.
+template <class A> DAL_D A shift_of(A peak) { return peak == negative_infinity<A>() ? A(0) : peak * kLog2e<A>; }
+
+// Ordered so that the smallest is what argmax names: the first NaN, else the first maximum.
+template <class A> DAL_D unsigned place_of(A z, A peak, int j) {
+  return z != z ? static_cast<unsigned>(j) : z == peak ? static_cast<unsigned>(j) | 0x80000000u : 0xffffffffu;
+}
+DAL_D int class_at(unsigned place) { return static_cast<int>(place & 0x7fffffffu); }
+
+// dL/dz_j = e_j (A + B d_j) - t [j = y] - u [j = argmax],  e_j = 2^d_j,  d_j = z_j log2 e - shift; t, u in the fields.
+// That is objective.h's affine gradient with z - m in units of ln 2, and a shift in the place of m.
+template <class A> DAL_D A affine_value(A z, A shift, A a, A b) {
+  const A d = fma(z, kLog2e<A>, -shift);
+  return power_of_two(d) * fma(b, larger(d, kLowest<A>), a);
+}
+template <class A> DAL_D A scaled_value(A z, A shift, A a) { return power_of_two(fma(z, kLog2e<A>, -shift)) * a; }
+
+// The two classes that differ from the affine rule, over what stands there in a row of the gradient: cheaper than a
+// comparison an element. Only those in [begin, end). `argmax` < 0: no hard bootstrap.
+template <class S>
+DAL_D void correct_terms(
+    S* out, const AffineGradient<Arithmetic<S>>& affine, std::int64_t target, Arithmetic<S> target_logit, int argmax,
+    Arithmetic<S> peak, int begin, int end) {
+  using A = Arithmetic<S>;
+  const auto at = [&](A z) { return affine_value(z, affine.max, affine.A, affine.B); };
+  if (argmax >= begin && argmax < end) narrow(at(peak) - affine.u, out[argmax]);
+  if (target >= begin && target < end)
+    narrow(at(target_logit) - affine.t - (target == argmax ? affine.u : A(0)), out[target]);
+}
+
+// Merged statistics, to base 2 -> loss of the row and coefficients of its gradient. `writes`: who stores the rest.
+template <class S>
+DAL_D AffineGradient<Arithmetic<S>> finish_row(
+    const Forward<S>& args, std::int64_t row, const RowInput<Arithmetic<S>>& in,
+    const RowStats<Arithmetic<S>>& stats, Arithmetic<S> peak, unsigned place, bool writes, Arithmetic<S>& loss) {
+  using A = Arithmetic<S>;
+  const ForwardBatch<S>& batch = args.batch;
+  // Natural logarithms from here on, of logits relative to the shift.
+  const RowStats<A> relative{A(0), stats.sum, kLn2<A> * stats.weighted};
+  const auto moved = [&](A z) { return kLn2<A> * fma(z, kLog2e<A>, -stats.max); };
+  const RowSummary<A> summary = summarise(relative, moved(in.target_logit), moved(peak));
+  AffineGradient<A> gradient;
+  loss = 0;
+  if (!in.ignored) {
+    const Objective<A> objective = dynamics_aware(summary, in.q, in.bootstrap_weight, batch.log_classes, batch.hard);
+    gradient = affine_gradient(relative, objective, in.weight * batch.gradient_scale);
+    loss = in.weight * objective.loss;
+  }
+  gradient.max = stats.max;
+  gradient.B *= kLn2<A>;
+  if (!writes) return gradient;
+  if (args.reduction == kNone) batch.loss[row] = loss;
+  if (batch.fields) {
+    const auto put = [&](Field field, A value) { batch.fields[field * batch.logits.rows + row] = value; };
+    put(kMax, gradient.max);
+    put(kScale, gradient.A);
+    put(kSlope, gradient.B);
+    put(kTargetTerm, gradient.t);
+    put(kArgmaxTerm, gradient.u);
+    if (batch.prediction) {
+      batch.prediction[row] = class_at(place);
+      put(kTargetProb, in.ignored ? not_a_number<A>() : exp(summary.target_log_prob));
+      put(kEntropy, summary.entropy);
+    }
+  }
+  return gradient;
+}
+
+// ---- reductions in a fixed order
+
+struct Add {
+  template <class T> DAL_D T operator()(T x, T y) const { return x + y; }
+};
+struct Larger {
+  template <class T> DAL_D T operator()(T x, T y) const { return larger(x, y); }
+};
+struct Smaller {
+  DAL_D unsigned operator()(unsigned x, unsigned y) const { return min(x, y); }
+};
+
+// The value of the lane whose number differs in the bits of STEP.
+template <int STEP> DAL_D float exchange(float x) {
+  float y;
+  asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 31, 0xffffffff;" : "=f"(y) : "f"(x), "n"(STEP));
+  return y;
+}
+template <int STEP> DAL_D unsigned exchange(unsigned x) {
+  unsigned y;
+  asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 31, 0xffffffff;" : "=r"(y) : "r"(x), "n"(STEP));
+  return y;
+}
+template <int STEP> DAL_D double exchange(double x) { return __shfl_xor_sync(0xffffffffu, x, STEP); }
+
+// Over a warp; each lane gets the same bits.
+template <class Op, int STEP = 16, class T> DAL_D T across_warp(T x) {
+  x = Op{}(x, exchange<STEP>(x));
+  if constexpr (STEP > 1) return across_warp<Op, STEP / 2>(x);
+  return x;
+}
+// Over groups of `lanes` neighbouring lanes, a power of two.
+template <class Op, int STEP = 16, class T> DAL_D T across(T x, int lanes) {
+  if (lanes == 2 * STEP) return across_warp<Op, STEP>(x);
+  if constexpr (STEP > 1) return across<Op, STEP / 2>(x, lanes);
+  return x;
+}
+
+// Over a block of whole warps; `scratch` (32) is not used again before another barrier.
+template <class Op, class T> DAL_D T across_block(T x, T* scratch, T none) {
+  const int lane = threadIdx.x % 32, warps = blockDim.x / 32;
+  x = across_warp<Op>(x);
+  if (warps == 1) return x;
+  if (lane == 0) scratch[threadIdx.x / 32] = x;
+  __syncthreads();
+  return across_warp<Op>(lane < warps ? scratch[lane] : none);
+}
+
+template <class S>
+DAL_D void write_loss(const Forward<S>& args, double loss, double divisor) {
+  using A = Arithmetic<S>;
+  const bool mean = args.reduction == kMean;
+  *args.batch.loss = static_cast<A>(mean ? loss / divisor : loss);
+  // The gradient was divided by N so far. No row counted: it is 0, not 0 * inf.
+  const double rows = static_cast<double>(args.batch.logits.rows);
+  *args.correction = static_cast<A>(!mean ? 1.0 : divisor == 0 ? 0.0 : rows / divisor);
+}
+
+// Whether this block of `blocks` is the last to come here; what the others wrote before is then visible.
+DAL_D bool is_last_block(unsigned* ticket, unsigned blocks) {
+  if (blocks == 1) return true;
+  __shared__ bool last;
+  if (threadIdx.x == 0) {
+    __threadfence();
+    last = atomicAdd(ticket, 1u) + 1 == blocks;
+    __threadfence();
+  }
+  __syncthreads();
+  return last;
+}
+
+// The losses and weights of this block's rows (those of thread 0) join the others'. The last block adds all up in
+// their order: the same bits whichever that is.
+template <class S>
+DAL_D void reduce_losses(
+    const Forward<S>& args, Arithmetic<S> loss, Arithmetic<S> weight, unsigned block, unsigned blocks) {
+  if (args.reduction == kNone) return;
+  if (blocks == 1) {
+    if (threadIdx.x == 0) write_loss(args, loss, weight);
+    return;
+  }
+  if (threadIdx.x == 0) {
+    args.partial[block] = loss;
+    args.partial[blocks + block] = weight;
+  }
+  if (!is_last_block(args.ticket, blocks)) return;
+  double losses = 0, weights = 0;
+  for (unsigned i = threadIdx.x; i < blocks; i += blockDim.x) {
+    losses += __ldcg(args.partial + i);
+    weights += __ldcg(args.partial + blocks + i);
+  }
+  __shared__ double scratch[2][32];
+  losses = across_block<Add>(losses, scratch[0], 0.0);
+  weights = across_block<Add>(weights, scratch[1], 0.0);
+  if (threadIdx.x == 0) write_loss(args, losses, weights);
+}
+
+// The sum over `count` (at most 128) values that the threads left in `values`, for thread 0.
+template <class A> DAL_D A sum_of_group(const A* values, int count) {
+  if (threadIdx.x >= 32) return 0;
+  A sum = 0;
+#pragma unroll
+  for (int i = 0; i < 128; i += 32)
+    if (static_cast<int>(threadIdx.x) + i < count) sum += values[threadIdx.x + i];
+  return across_warp<Add>(sum);
+}
+
+}  // namespace dal

@@ -1,0 +1,73 @@
+// The backward: the gradient from what the forward kept of a row, or the written one times a factor.
+#pragma once
+
+#include "plan.h"
+#include "rows.cuh"
+
+namespace dal {
+
+// blockIdx.x: rows, as many as there are groups of lanes in a block. blockIdx.y: parts of a row.
+template <class S> DAL_D void gradient_rows(const Backward<S>& args) {
+  using A = Arithmetic<S>;
+  constexpr int V = kWidth<S>;
+  const BackwardBatch<S>& batch = args.batch;
+  const A correction = args.correction ? *args.correction : A(1);
+  if (args.if_changed && *batch.upstream * correction == 1) return;
+  const std::int64_t rows = batch.logits.rows;
+  const int lane = threadIdx.x % args.lanes;
+  const std::int64_t row = std::int64_t(blockIdx.x) * (blockDim.x / args.lanes) + threadIdx.x / args.lanes;
+  const bool live = row < rows;
+  const int classes = static_cast<int>(batch.logits.classes);
+  const S* z = batch.logits.row(row);
+  S* out = batch.gradient + row * classes;
+  Windows<S> windows(z, out, live ? classes : 0);
+  const int first = blockIdx.y * args.lanes * kBackwardShare;
+  windows.clip(first, first + args.lanes * kBackwardShare);
+  const std::int64_t target = live ? batch.target.at(row) : batch.target.ignore_index;
+  const bool counted = target != batch.target.ignore_index;
+  AffineGradient<A> affine;
+  if (counted) {
+    const A factor = batch.upstream[row * batch.upstream_stride] * correction;
+    const auto field = [&](Field f) { return batch.fields[f * rows + row]; };
+    affine = {field(kMax), factor * field(kScale), factor * field(kSlope), factor * field(kTargetTerm),
+              factor * field(kArgmaxTerm)};
+  }
+#pragma unroll
+  for (int v = 0; v < kBackwardShare; ++v) {
+    const int k = first + v * args.lanes + lane;
+    A g[V] = {};
+    if (counted) {
+      windows.in.load(z, k, g, A(0));
+#pragma unroll
+      for (int i = 0; i < V; ++i) g[i] = affine_value(g[i], affine.max, affine.A, affine.B);
+    }
+    windows.out.store(out, k, g);
+  }
+  __syncthreads();
+  if (lane == 0 && counted) {
+    const int begin = windows.out.begin_element(), end = windows.out.end_element();
+    const int argmax = batch.prediction ? static_cast<int>(batch.prediction[row]) : -1;
+    const auto logit = [&](std::int64_t j) { return j >= begin && j < end ? widen(z[j]) : A(0); };
+    correct_terms(out, affine, target, logit(target), argmax, logit(argmax), begin, end);
+  }
+}
+
+// Where the factor is 1, nothing at all.
+template <class A> DAL_D void scale_gradient(const Rescale<A>& args) {
+  constexpr int V = kWidth<A>;
+  const A factor = *args.upstream * *args.correction;
+  if (factor == 1) return;
+  const std::int64_t vectors = args.size / V, threads = std::int64_t(gridDim.x) * blockDim.x;
+  const std::int64_t thread = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  for (std::int64_t k = thread; k < vectors; k += threads) {
+    A v[V];
+    A* const at = args.gradient + k * V;
+    load_own_vector(at, v);
+#pragma unroll
+    for (int i = 0; i < V; ++i) v[i] *= factor;
+    store_vector(at, v);
+  }
+  for (std::int64_t i = vectors * V + thread; i < args.size; i += threads) args.gradient[i] *= factor;
+}
+
+}  // namespace dal

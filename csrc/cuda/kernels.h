@@ -1,0 +1,43 @@
+// The compiled kernels of each storage type, for whoever launches them.
+#pragma once
+
+namespace dal {
+
+// X(threads at most, name, device function). A number is of values that a lane keeps; `w`: rows of whole vectors.
+#define DAL_REGISTER_KERNELS(X)                                                  \
+  X(128, short4, (loss_short_rows<Storage, 1, 4>))                                  \
+  X(128, short8, (loss_short_rows<Storage, 5, 8>))                                  \
+  X(128, short12, (loss_short_rows<Storage, 9, 12>))                                \
+  X(128, short16, (loss_short_rows<Storage, 13, 16>))                                \
+  X(128, short24, (loss_short_rows<Storage, 17, 24>))                                \
+  X(128, short32, (loss_short_rows<Storage, 25, 32>))                                \
+  X(128, lanes8w, (loss_rows_of_lanes<Storage, 8, Rows::kWhole>))                \
+  X(128, lanes16w, (loss_rows_of_lanes<Storage, 16, Rows::kWhole>))              \
+  X(128, lanes32w, (loss_rows_of_lanes<Storage, 32, Rows::kWhole>))              \
+  X(128, lanes64w, (loss_rows_of_lanes<Storage, 64, Rows::kWhole>))              \
+  X(128, lanes64, (loss_rows_of_lanes<Storage, 64, Rows::kAny>))                 \
+  X(512, block64w, (loss_row_of_block<Storage, 64, Rows::kWhole>))               \
+  X(512, block64, (loss_row_of_block<Storage, 64, Rows::kAny>))                  \
+  X(512, cluster64w, (loss_row_of_cluster<Storage, 64, Rows::kWhole>))           \
+  X(512, cluster64, (loss_row_of_cluster<Storage, 64, Rows::kAny>))
+#define DAL_LOOPING_KERNELS(X)                          \
+  X(512, long_rows, (loss_long_rows<Storage>))          \
+  X(512, split_rows, (loss_split_rows<Storage>))
+
+#define DAL_NAME(threads, name, function) name,
+enum class ForwardKernel { DAL_REGISTER_KERNELS(DAL_NAME) DAL_LOOPING_KERNELS(DAL_NAME) count };
+#undef DAL_NAME
+
+struct Kernel {
+  const char* name;
+  const void* function;  // for cudaLaunchKernel; null where there is none
+};
+
+struct Kernels {
+  // Parameters by value: Forward<S>, Backward<S>, Rescale<S> of arguments.h.
+  Kernel forward[static_cast<int>(ForwardKernel::count)];
+  Kernel gradient, scale;
+};
+template <class S> const Kernels& kernels_of();
+
+}  // namespace dal

@@ -1,0 +1,86 @@
+#include "launch.h"
+
+#include <cuda_runtime_api.h>
+#include <dlfcn.h>
+
+#include <array>
+#include <cstring>
+#include <mutex>
+#include <stdexcept>
+
+namespace dal {
+namespace {
+
+void check(cudaError_t error, const char* what) {
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string("CUDA error in ") + what + ": " + cudaGetErrorString(error));
+}
+
+// torch's current stream. Looked up at run time: a CPU-only torch has no such function, and must load this library.
+void* current_stream(int index) {
+  using Get = std::int32_t (*)(std::int32_t, void**);
+  static const Get get = [] {
+    void* symbol = dlsym(RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream");
+    if (!symbol)
+      if (void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD))
+        symbol = dlsym(library, "aoti_torch_get_current_cuda_stream");
+    return reinterpret_cast<Get>(symbol);
+  }();
+  if (!get) throw std::runtime_error("this torch has no CUDA streams: it was built without CUDA");
+  void* stream = nullptr;
+  if (get(index, &stream) != 0) throw std::runtime_error("torch did not name its current CUDA stream");
+  return stream;
+}
+
+Device describe(int index) {
+  int major = 0, minor = 0, multiprocessors = 0;
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index), "reading the compute capability");
+  check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index), "reading the compute capability");
+  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, index), "counting multiprocessors");
+  return {10 * major + minor, multiprocessors};
+}
+
+}  // namespace
+
+Launcher::Launcher(int index, Emulator* emulator) : index_(index), emulator_(emulator) {
+  if (!emulator_) stream_ = current_stream(index);
+}
+
+Device Launcher::device() const {
+  if (emulator_) return emulator_->device;
+  static std::mutex mutex;
+  static std::vector<Device> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  while (static_cast<int>(known.size()) <= index_) known.push_back(describe(static_cast<int>(known.size())));
+  return known[index_];
+}
+
+void Launcher::fill(void* data, int byte, std::size_t bytes) const {
+  if (emulator_)
+    std::memset(data, byte, bytes);
+  else
+    check(cudaMemsetAsync(data, byte, bytes, static_cast<cudaStream_t>(stream_)), "cudaMemsetAsync");
+}
+
+void Launcher::start(const Kernel& kernel, const Grid& grid, const void* arguments, std::size_t bytes) const {
+  if (grid.x > 0x7fffffff || grid.y > 0xffff) throw std::invalid_argument("input has more rows than a launch can take");
+  if (emulator_) {
+    emulator_->run(kernel.name, grid, arguments, bytes, buffers_);
+    return;
+  }
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y));
+  config.blockDim = dim3(grid.threads);
+  config.dynamicSmemBytes = grid.shared;
+  config.stream = static_cast<cudaStream_t>(stream_);
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = grid.cluster;
+  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  config.attrs = &cluster;
+  config.numAttrs = grid.cluster > 1 ? 1 : 0;
+  void* parameters[] = {const_cast<void*>(arguments)};
+  check(cudaLaunchKernelExC(&config, kernel.function, parameters), kernel.name);
+}
+
+}  // namespace dal

@@ -1,0 +1,62 @@
+// Starting a kernel: on the current stream of a device or, for CPU tensors, in an emulator that somebody installed.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "plan.h"
+
+namespace dal {
+
+struct Grid {
+  std::int64_t x;
+  std::int64_t y = 1;
+  int threads;
+  int shared = 0;   // bytes of dynamic shared memory
+  int cluster = 1;  // neighbouring blocks
+};
+
+// Memory that a kernel may touch, for an emulator to check against.
+struct Buffer {
+  const char* name;
+  std::uintptr_t address;
+  std::size_t bytes;
+};
+
+// Runs kernels of a module that was compiled from the same source; raises what goes wrong.
+struct Emulator {
+  Device device;
+  virtual void run(
+      const char* kernel, const Grid& grid, const void* arguments, std::size_t bytes,
+      const std::vector<Buffer>& buffers) = 0;
+  virtual ~Emulator() = default;
+};
+
+// One operator's launches. `index`: of a CUDA device, or -1 for the emulator.
+class Launcher {
+ public:
+  Launcher(int index, Emulator* emulator);
+  Device device() const;
+  void fill(void* data, int byte, std::size_t bytes) const;
+  template <class Arguments>
+  void launch(const Kernel& kernel, const Grid& grid, const Arguments& arguments) const {
+    static_assert(std::is_trivially_copyable_v<Arguments>, "kernels take their arguments as bytes");
+    start(kernel, grid, &arguments, sizeof(arguments));
+  }
+  // The emulator lets kernels touch nothing else.
+  void allow(const Buffer& buffer) {
+    if (emulator_ && buffer.bytes) buffers_.push_back(buffer);
+  }
+
+ private:
+  void start(const Kernel& kernel, const Grid& grid, const void* arguments, std::size_t bytes) const;
+  int index_;
+  Emulator* emulator_;
+  void* stream_ = nullptr;
+  std::vector<Buffer> buffers_;
+};
+
+}  // namespace dal

@@ -1,0 +1,109 @@
+// How a call is laid out on a device: one pure function of its size.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "kernels.h"
+
+namespace dal {
+
+struct Device {
+  int capability;       // 90 for sm_90
+  int multiprocessors;
+};
+
+struct Plan {
+  ForwardKernel kernel;
+  int threads;
+  std::int64_t blocks;
+  int log_lanes = 0;  // 2^this lanes share a row, where several rows share a warp
+  int shares = 1;   // blocks that share a row
+  bool cluster = false;
+  int shared = 0;   // bytes of dynamic shared memory
+};
+
+constexpr int kMostThreads = 512;
+// Portable clusters have at most so many blocks.
+constexpr int kMostBlocks = 8;
+// Vectors of a row that a thread of the backward makes.
+constexpr int kBackwardShare = 4;
+
+inline std::int64_t ceil_div(std::int64_t n, std::int64_t d) { return (n + d - 1) / d; }
+inline int whole_warps(std::int64_t threads) {
+  return static_cast<int>(std::min<std::int64_t>(kMostThreads, 32 * ceil_div(threads, 32)));
+}
+
+// `whole`: rows of logits and gradient are made of whole aligned vectors. `gradient`: it is wanted.
+inline Plan plan_forward(
+    std::int64_t rows, std::int64_t classes, int itemsize, bool whole, bool gradient, const Device& device) {
+  using K = ForwardKernel;
+  rows = std::max<std::int64_t>(1, rows);
+  const int width = 16 / itemsize;
+  // Values to keep, with those that an alignment may add.
+  const std::int64_t values = width * ceil_div(classes + (whole ? 0 : width - 1), width);
+  if (itemsize < 8) {
+    if (!whole && classes <= 32) {
+      const int threads = std::min(128, whole_warps(rows));
+      const K kernel = classes <= 4    ? K::short4
+                       : classes <= 8  ? K::short8
+                       : classes <= 12 ? K::short12
+                       : classes <= 16 ? K::short16
+                       : classes <= 24 ? K::short24
+                                       : K::short32;
+      return {kernel, threads, ceil_div(rows, threads), 0, 1, false,
+              static_cast<int>(threads * classes * itemsize)};
+    }
+    if (values <= 32 * 64) {
+      int log_lanes = 0;
+      while ((64 << log_lanes) < values) ++log_lanes;
+      const K kernel = !whole         ? K::lanes64
+                       : values <= 8  ? K::lanes8w
+                       : values <= 16 ? K::lanes16w
+                       : values <= 32 ? K::lanes32w
+                                      : K::lanes64w;
+      return {kernel, 128, ceil_div(rows, 128 >> log_lanes), log_lanes};
+    }
+    if (values <= kMostThreads * 64)
+      return {whole ? K::block64w : K::block64, whole_warps(ceil_div(values, 64)), rows};
+    const std::int64_t shares = ceil_div(values, kMostThreads * 64);
+    if (device.capability >= 90 && shares <= kMostBlocks)
+      return {whole ? K::cluster64w : K::cluster64,
+              whole_warps(ceil_div(width * ceil_div(values / width, shares), 64)), rows * shares, 0,
+              static_cast<int>(shares), true};
+  }
+  // Four vectors a thread at a time.
+  const int threads = whole_warps(ceil_div(values, 4 * width));
+  std::int64_t shares = 1;
+  // Few rows would leave most of the device idle. Their gradient would too: it is better made in the backward.
+  while (!gradient && rows * shares < 2 * device.multiprocessors && 2 * shares * threads * 4 * width <= values)
+    shares *= 2;
+  return {shares > 1 ? K::split_rows : K::long_rows, threads, rows * shares, 0, static_cast<int>(shares)};
+}
+
+struct BackwardPlan {
+  int lanes, threads;
+  std::int64_t blocks, parts;
+};
+
+inline BackwardPlan plan_backward(std::int64_t rows, std::int64_t classes, int itemsize) {
+  const int width = 16 / itemsize, threads = 256;
+  const std::int64_t vectors = ceil_div(classes + width - 1, width);
+  int lanes = 1;
+  while (lanes < threads && lanes * kBackwardShare < vectors) lanes *= 2;
+  return {lanes, threads, ceil_div(rows, threads / lanes), ceil_div(vectors, std::int64_t(lanes) * kBackwardShare)};
+}
+
+struct RescalePlan {
+  int threads;
+  std::int64_t blocks;
+};
+
+// Mostly they find a factor of 1 and leave: a few threads with 16 vectors each, and no more than fill the device.
+inline RescalePlan plan_rescale(std::int64_t size, int itemsize, const Device& device) {
+  const std::int64_t lanes = ceil_div(size * itemsize, 16 * 16);
+  const int threads = std::min(256, whole_warps(lanes));
+  return {threads, std::min<std::int64_t>(ceil_div(lanes, threads), 8 * device.multiprocessors)};
+}
+
+}  // namespace dal

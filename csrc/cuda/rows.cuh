@@ -1,0 +1,257 @@
+// Rows that stay in registers from the statistics to the gradient: logits are read once, the gradient written once.
+#pragma once
+
+#include <cooperative_groups.h>
+
+#include "finish.cuh"
+
+namespace dal {
+
+template <class A> struct RowTotals {
+  RowStats<A> stats;  // to base 2, relative to a shift
+  A peak;
+  unsigned place;
+};
+
+// ---- who shares a row. Each knows its lane and how to reduce over all that share.
+
+// A power of two of neighbouring lanes of a warp.
+struct LanesOfWarp {
+  int lanes;
+  DAL_D int lane() const { return threadIdx.x & (lanes - 1); }
+  template <class Op, class T> DAL_D T all(T x, int, T) const { return across<Op>(x, lanes); }
+  DAL_D void sync() const { __syncwarp(); }
+  // Every lane makes the coefficients for itself.
+  DAL_D bool finishes() const { return true; }
+  template <class A> DAL_D void tell(AffineGradient<A>&) const {}
+  template <class S> DAL_D void share(Windows<S>&) const {}
+  template <class A> DAL_D void join(RowTotals<A>&) const {}
+};
+
+// A block of whole warps. `use` counts the reductions of a row, each with scratch of its own.
+struct WholeBlock {
+  DAL_D int lane() const { return threadIdx.x; }
+  DAL_D void sync() const { __syncthreads(); }
+  // The first warp makes the coefficients, and tells the others what they need of them.
+  DAL_D bool finishes() const { return threadIdx.x < 32; }
+  template <class A> DAL_D void tell(AffineGradient<A>& affine) const {
+    __shared__ A told[3];
+    if (threadIdx.x == 0) told[0] = affine.max, told[1] = affine.A, told[2] = affine.B;
+    __syncthreads();
+    affine.max = told[0], affine.A = told[1], affine.B = told[2];
+  }
+  template <class Op, class T> DAL_D T all(T x, int use, T none) const {
+    __shared__ T scratch[4][32];
+    return across_block<Op>(x, scratch[use], none);
+  }
+  template <class S> DAL_D void share(Windows<S>&) const {}
+  template <class A> DAL_D void join(RowTotals<A>&) const {}
+};
+
+// Share number `part` of `parts` of the vectors of a row.
+template <class S> DAL_D void take_share(Windows<S>& windows, int part, int parts) {
+  const int each = (windows.in.vectors + parts - 1) / parts;
+  windows.clip(part * each, (part + 1) * each);
+}
+
+template <class A> DAL_D RowTotals<A> merge_totals(const RowTotals<A>& l, const RowTotals<A>& r) {
+  // A place counts only under the larger of two maxima; the place of a NaN under any.
+  const auto place = [](const RowTotals<A>& own, const RowTotals<A>& other) {
+    return own.peak < other.peak && own.place >= 0x80000000u ? 0xffffffffu : own.place;
+  };
+  return {merge<Binary>(l.stats, r.stats), larger(l.peak, r.peak), min(place(l, r), place(r, l))};
+}
+
+// A cluster of blocks, each with a share of the row in its registers. They exchange totals through each other's shared
+// memory, and merge them in the order of their ranks: the same bits in each.
+struct Cluster : WholeBlock {
+  template <class S> DAL_D void share(Windows<S>& windows) const {
+    const auto cluster = cooperative_groups::this_cluster();
+    take_share(windows, static_cast<int>(cluster.block_rank()), static_cast<int>(cluster.num_blocks()));
+  }
+  template <class A> DAL_D void join(RowTotals<A>& totals) const {
+#if __CUDA_ARCH__ >= 900
+    __shared__ RowTotals<A> mine;
+    const auto cluster = cooperative_groups::this_cluster();
+    if (threadIdx.x == 0) mine = totals;
+    cluster.sync();
+    totals = *cluster.map_shared_rank(&mine, 0);
+    for (unsigned rank = 1; rank < cluster.num_blocks(); ++rank)
+      totals = merge_totals(totals, *cluster.map_shared_rank(&mine, rank));
+    cluster.sync();  // nobody leaves while its memory may be read
+#endif
+  }
+};
+
+// How the rows of a call lie in memory.
+enum class Rows {
+  kWhole,  // all are made of whole aligned vectors
+  kAny,    // ends of vectors stick out, and the gradient may lie otherwise than the logits
+};
+
+// One row by one group, N values a lane. AGAIN: powers are computed again for the gradient, not kept in registers.
+// `loss` and `weight` are what the group adds to the reduction.
+template <class S, int N, Rows ROWS, bool AGAIN, class Group>
+DAL_D void loss_row(
+    const Forward<S>& args, const Group& group, int lanes, std::int64_t row, bool writes, Arithmetic<S>& loss,
+    Arithmetic<S>& weight) {
+  using A = Arithmetic<S>;
+  constexpr int V = kWidth<S>, NV = N / V;
+  const ForwardBatch<S>& batch = args.batch;
+  const int classes = static_cast<int>(batch.logits.classes);
+  const RowInput<A> in = row_input(batch, row);
+  const S* z = batch.logits.row(in.row);
+  S* out = batch.gradient ? batch.gradient + in.row * classes : nullptr;
+  Windows<S> windows(z, out, in.live ? classes : 0, ROWS == Rows::kWhole);
+  group.share(windows);
+  const int first = windows.out.begin + group.lane();
+  if (!needs_reading(batch, in)) windows.in.clip(0, 0);
+  // Vectors past the end of a row of whole ones repeat its last, and are left out of the sums: cheaper than to fill
+  // them. They are counted by their addresses, which takes the fewest instructions.
+  const std::int64_t step = static_cast<std::int64_t>(lanes) * V;
+  const S* const start = z + first * V;
+  const S* const stop = z + windows.in.vectors * V;
+  const S* const last = z + (max(windows.in.vectors, 1) - 1) * V;
+  A value[N];
+  bool counts[NV];
+  const S* at = start;
+#pragma unroll
+  for (int v = 0; v < NV; ++v, at += step) {
+    counts[v] = ROWS == Rows::kAny || at < stop;
+    if constexpr (ROWS == Rows::kWhole)
+      load_vector(earlier(at, last), value + v * V);
+    else
+      windows.in.load(z, first + v * lanes, value + v * V, negative_infinity<A>());
+  }
+  A peak = value[0];
+#pragma unroll
+  for (int i = 1; i < N; ++i) peak = larger(peak, value[i]);
+  peak = group.template all<Larger>(peak, 0, negative_infinity<A>());
+
+  // M = shift,  d = z log2 e - M,  e = 2^d,  S = sum e,  W = sum e d
+  const A shift = shift_of(peak);
+  const bool entropic = __any_sync(0xffffffffu, needs_entropy(batch, in));
+  A sum = 0, weighted = 0, e[AGAIN ? 1 : N], d[AGAIN ? 1 : N];
+  const auto sum_up = [&](bool with_sum, bool with_weighted) {
+#pragma unroll
+    for (int v = 0; v < NV; ++v) {
+      A sums = 0, weights = 0;
+#pragma unroll
+      for (int i = v * V; i < v * V + V; ++i) {
+        A e_i, d_i;
+        if (AGAIN || with_sum) {
+          const A exact = fma(value[i], kLog2e<A>, -shift);
+          e_i = power_of_two(exact), d_i = larger(exact, kLowest<A>);
+          if (!AGAIN) e[i] = e_i, d[i] = d_i;
+        } else {
+          e_i = e[i], d_i = d[i];
+        }
+        if (with_sum) sums = i == v * V ? e_i : sums + e_i;
+        if (with_weighted) weights = i == v * V ? e_i * d_i : fma(e_i, d_i, weights);
+      }
+      if (with_sum) sum += counts[v] ? sums : A(0);
+      if (with_weighted) weighted += counts[v] ? weights : A(0);
+    }
+  };
+  if constexpr (AGAIN) {
+    if (entropic)
+      sum_up(true, true);
+    else
+      sum_up(true, false);
+  } else {
+    sum_up(true, false);
+    if (entropic) sum_up(false, true);
+  }
+  if (entropic) weighted = group.template all<Add>(weighted, 1, A(0));
+  RowTotals<A> totals{{shift, group.template all<Add>(sum, 2, A(0)), weighted}, peak, 0xffffffffu};
+  if (batch.hard || batch.prediction) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      const unsigned place = place_of(value[i], peak, windows.in.at(first + i / V * lanes) + i % V);
+      if (counts[i / V]) totals.place = min(totals.place, place);
+    }
+    totals.place = group.template all<Smaller>(totals.place, 3, 0xffffffffu);
+  }
+  group.join(totals);
+
+  AffineGradient<A> affine;
+  if (group.finishes())
+    affine = finish_row(args, row, in, totals.stats, totals.peak, totals.place, writes && in.live, loss);
+  weight = in.weight;
+  if (!out) return;
+  group.tell(affine);
+  if constexpr (ROWS == Rows::kAny) {  // made again: registers are short
+    windows = Windows<S>(z, out, in.live ? opaque(classes) : 0);
+    group.share(windows);
+  }
+  const A center = AGAIN ? opaque(affine.max) : affine.max;
+  S* const end = out + windows.out.vectors * V;
+  // gradient(i): of element i. Each kind has a loop of its own, without a choice in it.
+  const auto store = [&](const auto& gradient) {
+    S* to = out + first * V;
+#pragma unroll
+    for (int v = 0; v < NV; ++v, to += step) {
+      A g[V];
+#pragma unroll
+      for (int i = 0; i < V; ++i) g[i] = gradient(v * V + i);
+      if constexpr (ROWS == Rows::kAny)
+        windows.out.store(out, first + v * lanes, g);
+      else if (to < end)
+        store_vector(to, g);
+    }
+  };
+  const auto power = [&](int i) { return AGAIN ? power_of_two(fma(value[i], kLog2e<A>, -center)) : e[AGAIN ? 0 : i]; };
+  const auto exponent = [&](int i) {
+    return AGAIN ? larger(fma(value[i], kLog2e<A>, -center), kLowest<A>) : d[AGAIN ? 0 : i];
+  };
+  if (in.ignored)
+    store([&](int) { return A(0); });
+  else if (affine.B != 0)
+    store([&](int i) { return power(i) * fma(affine.B, exponent(i), affine.A); });
+  else
+    store([&](int i) { return power(i) * affine.A; });
+  group.sync();
+  if (group.lane() == 0 && !in.ignored)
+    correct_terms(out, affine, in.target, in.target_logit, batch.hard ? class_at(totals.place) : -1, totals.peak,
+                  windows.out.begin_element(), windows.out.end_element());
+}
+
+// Several rows a warp.
+template <class S, int N, Rows ROWS> DAL_D void loss_rows_of_lanes(const Forward<S>& args) {
+  using A = Arithmetic<S>;
+  __shared__ A losses[128], weights[128];
+  const int rows = blockDim.x >> args.log_lanes, mine = threadIdx.x >> args.log_lanes;
+  const LanesOfWarp group{1 << args.log_lanes};
+  const bool writes = group.lane() == 0;
+  A loss, weight;
+  loss_row<S, N, ROWS, false>(
+      args, group, group.lanes, std::int64_t(blockIdx.x) * rows + mine, writes, loss, weight);
+  if (args.reduction == kNone) return;
+  if (writes) {
+    losses[mine] = loss;
+    weights[mine] = weight;
+  }
+  __syncthreads();
+  reduce_losses(args, sum_of_group(losses, rows), sum_of_group(weights, rows), blockIdx.x, gridDim.x);
+}
+
+// A row a block.
+template <class S, int N, Rows ROWS> DAL_D void loss_row_of_block(const Forward<S>& args) {
+  Arithmetic<S> loss, weight;
+  loss_row<S, N, ROWS, true>(args, WholeBlock{}, blockDim.x, blockIdx.x, threadIdx.x == 0, loss, weight);
+  reduce_losses(args, loss, weight, blockIdx.x, gridDim.x);
+}
+
+// A row a cluster.
+template <class S, int N, Rows ROWS> DAL_D void loss_row_of_cluster(const Forward<S>& args) {
+#if __CUDA_ARCH__ >= 900
+  const auto cluster = cooperative_groups::this_cluster();
+  const unsigned row = blockIdx.x / cluster.num_blocks();
+  const bool first = cluster.block_rank() == 0;
+  Arithmetic<S> loss, weight;
+  loss_row<S, N, ROWS, true>(args, Cluster{}, blockDim.x, row, first && threadIdx.x == 0, loss, weight);
+  if (first) reduce_losses(args, loss, weight, row, gridDim.x / cluster.num_blocks());
+#endif
+}
+
+}  // namespace dal

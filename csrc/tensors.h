@@ -1,0 +1,152 @@
+// Tensors of the LibTorch stable ABI -> the plain pointers that row kernels are given, and the checks on the way.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <array>
+#include <optional>
+#include <stdexcept>
+
+#include "batch.h"
+
+namespace dal {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+struct Place {
+  std::int32_t type, index;
+  static Place of(const Tensor& tensor) {
+    Place place{};
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &place.type));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor.get(), &place.index));
+    return place;
+  }
+};
+
+template <std::size_t D>
+Tensor empty(const std::array<std::int64_t, D>& sizes, std::int32_t dtype, Place place) {
+  std::array<std::int64_t, D> strides{};
+  std::int64_t stride = 1;
+  for (std::size_t i = D; i-- > 0; stride *= std::max<std::int64_t>(1, sizes[i])) strides[i] = stride;
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      D, sizes.data(), strides.data(), dtype, place.type, place.index, &handle));
+  return Tensor(handle);
+}
+
+template <class A>
+std::int32_t dtype_code() {
+  return std::is_same_v<A, double> ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
+}
+
+inline std::int32_t dtype_of(const Tensor& tensor) {
+  std::int32_t dtype = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
+  return dtype;
+}
+
+inline void require(bool ok, const char* message) {
+  if (!ok) throw std::invalid_argument(message);
+}
+
+// Rows are read in place where neighbouring classes are neighbours in memory; any other layout is copied.
+inline Tensor with_unit_class_stride(const Tensor& logits) {
+  require(logits.dim() == 2 && logits.size(1) > 0, "logits must be (N, C) with C >= 1");
+  return logits.stride(1) == 1 || logits.size(1) == 1 ? logits : torch::stable::contiguous(logits);
+}
+
+template <class S>
+Logits<S> logits_of(const Tensor& logits) {
+  return {static_cast<const S*>(logits.const_data_ptr()), logits.size(0), logits.size(1), logits.stride(0)};
+}
+
+inline Target target_of(const Tensor& target, const Tensor& logits, std::int64_t ignore_index) {
+  require(target.dim() == 1 && target.size(0) == logits.size(0) && target.scalar_type() == ScalarType::Long,
+          "target must be (N,) int64");
+  return {static_cast<const std::int64_t*>(target.const_data_ptr()), target.stride(0), ignore_index};
+}
+
+inline std::int64_t row_stride(const Tensor& values, const Tensor& logits, const char* message) {
+  const bool one = values.dim() == 0;
+  require(one || (values.dim() == 1 && values.size(0) == logits.size(0)), message);
+  return one ? 0 : values.stride(0);
+}
+
+inline Knob knob_of(const Tensor& value, const Tensor& logits) {
+  const bool is_double = value.scalar_type() == ScalarType::Double;
+  constexpr const char* message = "q and bootstrap_weight must be float32 or float64, 0-d or one value a row";
+  require(is_double || value.scalar_type() == ScalarType::Float, message);
+  return {value.const_data_ptr(), is_double, row_stride(value, logits, message)};
+}
+
+// f(storage) with the storage type of a dtype.
+template <class F>
+auto dispatch(const Tensor& logits, const F& f) {
+  switch (logits.scalar_type()) {
+    case ScalarType::Double: return f(double{});
+    case ScalarType::BFloat16: return f(BFloat16{});
+    case ScalarType::Half: return f(Float16{});
+    default:
+      require(logits.scalar_type() == ScalarType::Float, "logits must be float32, float64, bfloat16 or float16");
+      return f(float{});
+  }
+}
+
+// What a forward reads. What it writes is the caller's to add.
+template <class S>
+ForwardBatch<S> forward_batch(
+    const Tensor& logits, const Tensor& target, const Tensor& q, const Tensor& bootstrap_weight,
+    const std::optional<Tensor>& weight, std::int64_t ignore_index, std::int64_t reduction, bool hard) {
+  using A = Arithmetic<S>;
+  ForwardBatch<S> batch{};
+  batch.logits = logits_of<S>(logits);
+  batch.target = target_of(target, logits, ignore_index);
+  batch.q = knob_of(q, logits);
+  batch.bootstrap_weight = knob_of(bootstrap_weight, logits);
+  batch.hard = hard;
+  batch.log_classes = static_cast<A>(std::log(static_cast<double>(batch.logits.classes)));
+  if (weight) {
+    require(dtype_of(*weight) == dtype_code<A>() && weight->dim() == 1 && weight->size(0) == batch.logits.classes,
+            "weight must be (C,) in the dtype of the loss");
+    batch.weight = static_cast<const A*>(weight->const_data_ptr());
+    batch.weight_stride = weight->stride(0);
+  }
+  require(reduction == kNone || reduction == kMean || reduction == kSum, "reduction must be 0, 1 or 2");
+  return batch;
+}
+
+// What a backward reads and writes.
+template <class S>
+BackwardBatch<S> backward_batch(
+    const Tensor& logits, const Tensor& target, const Tensor& fields, const Tensor& prediction, const Tensor& upstream,
+    std::int64_t ignore_index, const Tensor& gradient) {
+  using A = Arithmetic<S>;
+  require(dtype_of(upstream) == dtype_code<A>() && dtype_of(fields) == dtype_code<A>(),
+          "upstream must be 0-d or one value a row; it and fields must be in the dtype of the loss");
+  const Logits<S> in = logits_of<S>(logits);
+  require(fields.dim() == 2 && fields.size(0) >= kGradientFields && fields.size(1) == in.rows && fields.is_contiguous(),
+          "fields must be a contiguous (5, N) or (7, N)");
+  require(prediction.scalar_type() == ScalarType::Long && prediction.dim() == 1 && prediction.is_contiguous() &&
+              (prediction.size(0) == 0 || prediction.size(0) == in.rows),
+          "prediction must be a contiguous (N,) int64 or empty");
+  return {
+      in,
+      target_of(target, logits, ignore_index),
+      static_cast<const A*>(fields.const_data_ptr()),
+      prediction.numel() ? static_cast<const std::int64_t*>(prediction.const_data_ptr()) : nullptr,
+      static_cast<const A*>(upstream.const_data_ptr()),
+      row_stride(upstream, logits, "upstream must be 0-d or one value a row"),
+      static_cast<S*>(gradient.mutable_data_ptr())};
+}
+
+}  // namespace dal
+
+#define DAL_LOSS_ARGUMENTS                                                                              \
+  "Tensor logits, Tensor target, Tensor q, Tensor bootstrap_weight, Tensor? weight, int ignore_index, " \
+  "int reduction, bool hard, bool want_gradient"
+#define DAL_GRADIENT_ARGUMENTS \
+  "Tensor logits, Tensor target, Tensor fields, Tensor prediction, Tensor upstream, int ignore_index"
