@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TARGETS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx90a", "gfx942")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 TYPES = {dtype: name for name, dtype in DTYPES.items()} | {torch.int64: "i64"}
-SHORT, LONG = (10, 14, 50, 100, 200, 1000, 4000, 16000), 131072
+SHORT, LONG = (10, 14, 50, 100, 200, 1000, 4000, 16000, 32000), 131072
 # Batches, like most a multiple of 16, which Triton's JIT tells the compiler; of few long rows, several programs a row.
 ROWS, FEW_ROWS = 8192, 16
 IGNORE_INDEX = -100
@@ -202,6 +202,7 @@ QUICK = (
     Variant("loss_rows", "fp32", 1000, "soft"),
     Variant("loss_rows", "bf16", 4000, "hard, fields and prediction"),
     Variant("loss_rows", "fp32", 16000, "soft"),
+    Variant("loss_rows", "bf16", 32000, "hard, fields and prediction"),
     Variant("loss_long_rows", "bf16", LONG, "soft, fields, no gradient"),
     Variant("gradient_rows", "bf16", 1000, "hard, if changed"),
     Variant("reduce_sums", "fp32", 1000, "soft"),

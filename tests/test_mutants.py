@@ -61,9 +61,19 @@ TRITON_MUTANTS = {
         "matches_truth and 17 and mean",
     ),
     "row mask dropped": (
-        "inside = tl.expand_dims(live, AXIS) & (across < CLASSES)",
-        "inside = across < CLASSES",
+        "inside = tl.expand_dims(live, AXIS) & (across + tile * BLOCK < CLASSES)",
+        "inside = across + tile * BLOCK < CLASSES",
         "matches_truth and 100 and float32 and mean",
+    ),
+    "twice the exponential taken for it": (
+        "            a *= 0.5\n",
+        "",
+        "matches_truth and 20011 and float32 and soft-mean",
+    ),
+    "place within a tile taken for the class": (
+        "column = tl.where(better, across + tile * BLOCK, column)",
+        "column = tl.where(better, across, column)",
+        "matches_truth and 20011 and float32 and soft-mean",
     ),
     "splits keep their own maximum": (
         "totals, weights = rebase(totals, weights, shift_of(peaks), shift_of(peak)[:, None])",

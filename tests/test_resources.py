@@ -20,6 +20,8 @@ except resources.MissingError as error:
 WIDE = [
     Variant("loss_rows", "fp32", 1000, "soft"),
     Variant("loss_rows", "bf16", 4000, "hard, fields and prediction"),
+    Variant("loss_rows", "bf16", 32000, "soft, fields"),
+    Variant("loss_rows", "bf16", 32000, "hard, fields and prediction"),
     Variant("loss_long_rows", "bf16", LONG, "hard, fields and prediction, no gradient"),
     Variant("gradient_rows", "fp32", 1000, "soft, unreduced"),
     Variant("gradient_rows", "bf16", LONG, "hard, if changed"),
@@ -28,6 +30,7 @@ OTHERS = [
     Variant("loss_rows", "bf16", 10, "hard, fields and prediction"),
     Variant("loss_rows", "fp64", 1000, "soft, fields and prediction"),
     Variant("loss_rows", "bf16", 16000, "soft, fields and prediction"),
+    Variant("loss_rows", "fp32", 32000, "soft, fields and prediction"),
     Variant("split_statistics", "fp32", LONG, "hard, fields and prediction, no gradient", FEW_ROWS),
     Variant("merge_splits", "fp32", LONG, "hard, fields and prediction, no gradient", FEW_ROWS),
     Variant("gradient_rows", "fp64", 1000, "hard, unreduced"),
@@ -43,7 +46,8 @@ compiled = functools.cache(resources.compile_variant)
 def wide_accesses(binary: Resources) -> int:
     """The 16-byte accesses a lane needs for one pass over the elements of a program's block."""
     constants = binary.launch.signature
-    size = constants["BLOCK"] * constants.get("ROWS", 1) * resources.DTYPES[binary.variant.dtype].itemsize
+    elements = constants["BLOCK"] * constants.get("ROWS", 1) * constants.get("TILES", 1)
+    size = elements * resources.DTYPES[binary.variant.dtype].itemsize
     return size // (16 * binary.launch.warps * resources.lanes_of(binary.target))
 
 
@@ -82,6 +86,7 @@ def test_every_variant_is_launched_with_the_layout_of_the_plan(variant: Variant,
         plan = plan_of(variant.rows, variant.classes, resources.DTYPES[variant.dtype].itemsize, lanes)
         assert (launch.signature["BLOCK"], launch.warps) == (plan.block, plan.warps)
         assert launch.signature.get("ROWS", 1) == plan.rows
+        assert launch.signature.get("TILES", 1) == plan.tiles
         assert launch.signature["PACKED"]
 
 

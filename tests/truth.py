@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dal_kernels import RowStats, dynamics_aware_loss, reference
 
-CLASSES = (1, 2, 3, 10, 14, 17, 50, 100, 1000, 1025, 4099, 33000)
+CLASSES = (1, 2, 3, 10, 14, 17, 50, 100, 1000, 1025, 4099, 20011, 33000)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 HALVES = (torch.bfloat16, torch.float16)
 

@@ -32,6 +32,12 @@ def shift_of(peak):
 
 
 @triton.jit
+def exponent(z, shift):
+    """d = z log2 e - M."""
+    return tl.fma(z, tl.full(z.shape, LOG2E, z.dtype), -shift)
+
+
+@triton.jit
 def rebase(total, weighted, shift, new):
     """Statistics moved from one shift to another: with s = shift - new, W <- 2^s (W + S s), S <- 2^s S."""
     ratio = tl.exp2(shift - new)
@@ -98,6 +104,12 @@ def finish(peak_d, total, weighted, target_d, ignored, q, inverse, n, row_weight
 
 
 @triton.jit
+def affine_at(d, a, b):
+    """e (A + B d) of single classes."""
+    return tl.exp2(d) * (a + b * tl.maximum(d, LOWEST))
+
+
+@triton.jit
 def store_fields(fields_ptr, row, count, live, shift, a, b, t, u):
     """What the gradient of a row is made from again."""
     tl.store(fields_ptr + SHIFT * count + row, shift, mask=live)
@@ -152,18 +164,47 @@ def store_loss(loss_ptr, correction_ptr, total, divisor, rows, MEAN: tl.constexp
         tl.store(correction_ptr, 1.0)
 
 
-# ---- a row in registers: several short rows a program, or one row of up to 16 K classes
+# ---- what every row is computed with
+
+
+@triton.jit
+def read_target(target_ptr, target_stride, row, live, ignore_index, CLASSES: tl.constexpr):
+    """(label, whether the row is ignored, whether the label is a class)."""
+    target = tl.load(target_ptr + row * target_stride, mask=live, other=ignore_index)
+    ignored = target == ignore_index
+    return target, ignored, (target >= 0) & (target < CLASSES) & ~ignored
+
+
+@triton.jit
+def read_schedule(q_ptr, q_stride, lam_ptr, lam_stride, row, live, PER_ROW: tl.constexpr, ACC: tl.constexpr):
+    if PER_ROW:
+        q = tl.load(q_ptr + row * q_stride, mask=live, other=1.0).to(ACC)
+        return q, tl.load(lam_ptr + row * lam_stride, mask=live, other=0.0).to(ACC)
+    else:
+        return tl.load(q_ptr).to(ACC), tl.load(lam_ptr).to(ACC)
+
+
+@triton.jit
+def read_weight(weight_ptr, target, ignored, counted, ACC: tl.constexpr):
+    if weight_ptr is not None:
+        return tl.load(weight_ptr + target, mask=counted, other=0.0)
+    else:
+        return tl.where(ignored, 0.0, tl.full(target.shape, 1.0, ACC))
+
+
+# ---- a row in registers: several short rows a program, or one row of up to 32 K classes
 
 
 # AXIS 1: the classes of a row lie over the lanes of a warp. AXIS 0, for very few classes: a row is one lane's, so that
 # no lane idles on masked classes, nothing is shuffled, and the objective is computed once a row.
+# TILES > 1, for the longest rows: of each element only d fits the registers, and e is made again for the gradient.
 @triton.jit(do_not_specialize=["class_stride"])
 def loss_rows(
     logits_ptr, row_stride, class_stride, target_ptr, target_stride, q_ptr, q_stride, lam_ptr, lam_stride, weight_ptr,
     gradient_ptr, loss_ptr, partial_ptr, fields_ptr, prediction_ptr, count, ignore_index,
     CLASSES: tl.constexpr, LOG_CLASSES: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, AXIS: tl.constexpr,
-    PACKED: tl.constexpr, PER_ROW: tl.constexpr, HARD: tl.constexpr, MEAN: tl.constexpr, REDUCED: tl.constexpr,
-    GRADIENT: tl.constexpr, FIELDS: tl.constexpr, PREDICTION: tl.constexpr,
+    TILES: tl.constexpr, PACKED: tl.constexpr, PER_ROW: tl.constexpr, HARD: tl.constexpr, MEAN: tl.constexpr,
+    REDUCED: tl.constexpr, GRADIENT: tl.constexpr, FIELDS: tl.constexpr, PREDICTION: tl.constexpr,
 ):  # fmt: skip
     ACC: tl.constexpr = tl.float64 if logits_ptr.dtype.element_ty == tl.float64 else tl.float32
     # 64-bit arithmetic once a program; offsets within it fit 32 bits unless rows lie far apart.
@@ -178,54 +219,72 @@ def loss_rows(
         start = logits_ptr + first * row_stride
         offset = row.to(tl.int64) * row_stride
 
-    target = tl.load(target_ptr + first * target_stride + row * target_stride, mask=live, other=ignore_index)
-    ignored = target == ignore_index
-    counted = (target >= 0) & (target < CLASSES) & ~ignored
+    target, ignored, counted = read_target(
+        target_ptr + first * target_stride, target_stride, row, live, ignore_index, CLASSES
+    )  # fmt: skip
     # An ignored row is not read unless its statistics are wanted: as -inf it has e = 0 and gradient 0.
     wanted = live if PREDICTION else live & ~ignored
     across = tl.expand_dims(columns, 1 - AXIS)
-    inside = tl.expand_dims(wanted, AXIS) & (across < CLASSES)
     if AXIS == 0:
         # class_stride is 1, which the compiler must not know: it would lay the classes of a row over lanes again.
         offsets = tl.expand_dims(offset, AXIS) + across * class_stride
     else:
         offsets = tl.expand_dims(offset, AXIS) + across
-    z = tl.load(start + offsets, mask=inside, other=-float("inf")).to(ACC)
+    tiles = ()
+    for tile in tl.static_range(TILES):
+        inside = tl.expand_dims(wanted, AXIS) & (across + tile * BLOCK < CLASSES)
+        tiles += (tl.load(start + (offsets + tile * BLOCK), mask=inside, other=-float("inf")).to(ACC),)
     target_z = tl.load(start + offset + target, mask=counted, other=float("nan")).to(ACC)
-    if PER_ROW:
-        q = tl.load(q_ptr + (first + row) * q_stride, mask=live, other=1.0).to(ACC)
-        lam = tl.load(lam_ptr + (first + row) * lam_stride, mask=live, other=0.0).to(ACC)
-        largest = tl.max(lam, 0)
-    else:
-        q = tl.load(q_ptr).to(ACC)
-        lam = tl.load(lam_ptr).to(ACC)
-        largest = lam
+    q, lam = read_schedule(q_ptr, q_stride, lam_ptr, lam_stride, first + row, live, PER_ROW, ACC)
+    largest = tl.max(lam, 0) if PER_ROW else lam
     inverse, n = schedule(q, lam, LOG_CLASSES)
-    # Nothing asks for W without an entropy term: one branch for the whole program.
-    entropic = PREDICTION or (not HARD and largest != 0.0)
+    # Nothing asks for W without an entropy term: one branch for the whole program. Every e would wait for it in a
+    # register: none with TILES > 1.
+    if TILES > 1:
+        entropic = PREDICTION or not HARD
+    else:
+        entropic = PREDICTION or (not HARD and largest != 0.0)
 
-    peak = tl.max(z, AXIS)
+    top = tiles[0]
+    column = tl.broadcast_to(across, top.shape)
+    for tile in tl.static_range(1, TILES):
+        z = tiles[tile]
+        if HARD or PREDICTION:
+            better = ~(z <= top) & (top == top)  # a NaN is better, and stays
+            top = tl.where(better, z, top)
+            column = tl.where(better, across + tile * BLOCK, column)
+        else:
+            top = tl.maximum(top, z)
+    peak = tl.max(top, AXIS)
     argmax = target
-    if HARD or PREDICTION:  # here, where z need not be kept for it
-        at = tl.min(tl.where(z == tl.expand_dims(peak, AXIS), across, BLOCK), AXIS)
-        nan = tl.min(tl.where(z != z, across, BLOCK), AXIS)
-        argmax = tl.where(nan < BLOCK, nan, at).to(tl.int64)
+    if HARD or PREDICTION:
+        # NaN, which no comparison finds, first. (z != z is compared in bfloat16, and kept in both types.)
+        found = tl.where(top == tl.expand_dims(peak, AXIS), column, column - CLASSES)
+        argmax = tl.min(tl.where(top < tl.expand_dims(peak, AXIS), CLASSES, found), AXIS)
+        argmax = tl.where(argmax < 0, argmax + CLASSES, argmax).to(tl.int64)
     shift = shift_of(peak)
-    d = tl.fma(z, tl.full(z.shape, LOG2E, ACC), -tl.expand_dims(shift, AXIS))
-    e = tl.exp2(d)
-    d = tl.maximum(d, LOWEST)
-    total = tl.sum(e, AXIS)
+    exponents = ()
+    for tile in tl.static_range(TILES):
+        z = tiles[tile]
+        d = exponent(z, tl.expand_dims(shift, AXIS))
+        e = tl.exp2(d)
+        d = tl.maximum(d, LOWEST)
+        exponents += (d,)
+        if tile == 0:
+            sums = e
+            products = e * d
+        else:
+            sums += e
+            products += e * d
+    total = tl.sum(sums, AXIS)
     weighted = tl.zeros_like(total)
     if entropic:
-        weighted = tl.sum(e * d, AXIS)
-    target_d = tl.fma(target_z, tl.full(target_z.shape, LOG2E, ACC), -shift)
-    peak_d = tl.fma(peak, tl.full(peak.shape, LOG2E, ACC), -shift)
-    one = tl.full((), 1.0, ACC)
-    weight = tl.where(ignored, 0.0, one)
-    if weight_ptr is not None:
-        weight = tl.load(weight_ptr + target, mask=counted, other=0.0)
-    scale = one / count if MEAN else one
-    loss, a, b, t, u, log_prob = finish(peak_d, total, weighted, target_d, ignored, q, inverse, n, weight * scale, HARD)
+        weighted = tl.sum(products, AXIS)
+    target_d = exponent(target_z, shift)
+    peak_d = exponent(peak, shift)
+    weight = read_weight(weight_ptr, target, ignored, counted, ACC)
+    scaled = weight / count if MEAN else weight
+    loss, a, b, t, u, log_prob = finish(peak_d, total, weighted, target_d, ignored, q, inverse, n, scaled, HARD)
 
     loss = loss * weight
     if PREDICTION:
@@ -241,23 +300,31 @@ def loss_rows(
     if GRADIENT:
         out = gradient_ptr + first * CLASSES
         place = row * CLASSES
-        inside = tl.expand_dims(live, AXIS) & (across < CLASSES)
         to = out + (tl.expand_dims(place, AXIS) + across)
         element = gradient_ptr.dtype.element_ty
-        # Stored in each branch: a tensor that leaves a branch costs a move an element.
-        if entropic and not HARD:
-            slope = tl.broadcast_to(tl.expand_dims(b, AXIS), d.shape)
-            g = e * tl.fma(slope, d, tl.broadcast_to(tl.expand_dims(a, AXIS), d.shape))
-            if PREDICTION:
-                g = tl.where(tl.expand_dims(ignored, AXIS), 0.0, g)
-            tl.store(to, g.to(element), mask=inside)
-        else:
-            g = e * tl.expand_dims(a, AXIS)
-            if PREDICTION:
-                g = tl.where(tl.expand_dims(ignored, AXIS), 0.0, g)
-            tl.store(to, g.to(element), mask=inside)
-        at_target = tl.exp2(target_d) * (a + b * tl.maximum(target_d, LOWEST))
-        at_argmax = tl.exp2(peak_d) * (a + b * peak_d)
+        at_target = affine_at(target_d, a, b)
+        at_argmax = affine_at(peak_d, a, b)
+        if TILES > 1:
+            a *= 0.5
+            b *= 0.5
+        for tile in tl.static_range(TILES):
+            d = exponents[tile]
+            if TILES > 1:
+                # 2 e, and not e, which the compiler would know and keep beside d.
+                e = tl.exp2(d + 1.0)
+            inside = tl.expand_dims(live, AXIS) & (across + tile * BLOCK < CLASSES)
+            # Stored in each branch: a tensor that leaves a branch costs a move an element.
+            if entropic and not HARD:
+                slope = tl.broadcast_to(tl.expand_dims(b, AXIS), d.shape)
+                g = e * tl.fma(slope, d, tl.broadcast_to(tl.expand_dims(a, AXIS), d.shape))
+                if PREDICTION:
+                    g = tl.where(tl.expand_dims(ignored, AXIS), 0.0, g)
+                tl.store(to + tile * BLOCK, g.to(element), mask=inside)
+            else:
+                g = e * tl.expand_dims(a, AXIS)
+                if PREDICTION:
+                    g = tl.where(tl.expand_dims(ignored, AXIS), 0.0, g)
+                tl.store(to + tile * BLOCK, g.to(element), mask=inside)
         correct_terms(out + place, at_target, at_argmax, target, argmax, t, u, counted, counted, HARD)
 
 
@@ -271,7 +338,6 @@ def read_blocks(
 ):  # fmt: skip
     """Statistics of blocks [first, last) of a row, relative to their maximum: (peak, S, W, argmax, first NaN)."""
     columns = tl.arange(0, BLOCK)
-    log2e = tl.full((BLOCK,), LOG2E, ACC)
     peak = tl.full((), -float("inf"), ACC)
     argmax = tl.full((), 0, tl.int64)
     nan_at = tl.full((), CLASSES, tl.int64)
@@ -290,7 +356,7 @@ def read_blocks(
                 argmax = tl.min(tl.where(z == top, at, CLASSES), 0).to(tl.int64)
         if NAN:
             nan_at = tl.minimum(nan_at, tl.min(tl.where(z != z, at, CLASSES), 0).to(tl.int64))
-        d = tl.fma(z, log2e, tl.zeros((BLOCK,), ACC) - shift_of(peak))
+        d = exponent(z, shift_of(peak))
         e = tl.exp2(d)
         total += e
         if bootstrapped:
@@ -306,19 +372,14 @@ def finish_rows(
     FIELDS: tl.constexpr, PREDICTION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Merged statistics of rows -> what outlives the forward; returns the sums of losses and weights."""
-    target = tl.load(target_ptr + row * target_stride, mask=live, other=ignore_index)
-    ignored = target == ignore_index
-    counted = (target >= 0) & (target < CLASSES) & ~ignored
-    q = tl.load(q_ptr + row * q_stride, mask=live, other=1.0).to(ACC)
-    lam = tl.load(lam_ptr + row * lam_stride, mask=live, other=0.0).to(ACC)
+    target, ignored, counted = read_target(target_ptr, target_stride, row, live, ignore_index, CLASSES)
+    q, lam = read_schedule(q_ptr, q_stride, lam_ptr, lam_stride, row, live, True, ACC)
     inverse, n = schedule(q, lam, LOG_CLASSES)
     shift = shift_of(peak)
     target_z = tl.load(logits_ptr + row * row_stride + target, mask=counted, other=float("nan")).to(ACC)
-    target_d = tl.fma(target_z, tl.full(target_z.shape, LOG2E, ACC), -shift)
-    peak_d = tl.fma(peak, tl.full(peak.shape, LOG2E, ACC), -shift)
-    weight = tl.where(ignored, 0.0, tl.full(target_z.shape, 1.0, ACC))
-    if weight_ptr is not None:
-        weight = tl.load(weight_ptr + target, mask=counted, other=0.0)
+    target_d = exponent(target_z, shift)
+    peak_d = exponent(peak, shift)
+    weight = read_weight(weight_ptr, target, ignored, counted, ACC)
     scaled = weight / count if MEAN else weight
     loss, a, b, t, u, log_prob = finish(peak_d, total, weighted, target_d, ignored, q, inverse, n, scaled, HARD)
     loss = loss * weight
@@ -451,13 +512,6 @@ def scale_gradient(gradient_ptr, upstream_ptr, correction_ptr, size, BLOCK: tl.c
 
 
 @triton.jit
-def affine_at(z, shift, a, b):
-    """e (A + B d) of single logits."""
-    d = tl.fma(z, tl.full(z.shape, LOG2E, z.dtype), -shift)
-    return tl.exp2(d) * (a + b * tl.maximum(d, LOWEST))
-
-
-@triton.jit
 def gradient_rows(
     logits_ptr, row_stride, target_ptr, target_stride, fields_ptr, prediction_ptr, upstream_ptr, upstream_stride,
     correction_ptr, gradient_ptr, count, ignore_index,
@@ -486,18 +540,19 @@ def gradient_rows(
     inside = live[:, None] & (columns < CLASSES)[None, :]
     start = logits_ptr + row * (CLASSES if PACKED else row_stride)
     z = tl.load(start[:, None] + columns[None, :], mask=inside & counted[:, None], other=-float("inf")).to(ACC)
-    d = tl.fma(z, tl.full(z.shape, LOG2E, ACC), -shift[:, None])
+    d = exponent(z, shift[:, None])
     # The special classes that lie in this block, computed before they are overwritten: out may be what is rewritten.
     special = counted & (target >= first) & (target < tl.minimum(first + BLOCK, CLASSES))
     target_z = tl.load(start + target, mask=special, other=0.0).to(ACC)
-    at_target = affine_at(target_z, shift, a, b)
+    at_target = affine_at(exponent(target_z, shift), a, b)
     argmax = target
     has_argmax = special
     at_argmax = at_target
     if HARD:
         argmax = tl.load(prediction_ptr + row, mask=live, other=-1)
         has_argmax = counted & (argmax >= first) & (argmax < first + BLOCK)
-        at_argmax = affine_at(tl.load(start + argmax, mask=has_argmax, other=0.0).to(ACC), shift, a, b)
+        argmax_z = tl.load(start + argmax, mask=has_argmax, other=0.0).to(ACC)
+        at_argmax = affine_at(exponent(argmax_z, shift), a, b)
     e = tl.exp2(d)
     g = e * tl.fma(
         tl.broadcast_to(b[:, None], d.shape), tl.maximum(d, LOWEST), tl.broadcast_to(a[:, None], d.shape)

@@ -147,6 +147,7 @@ def _launch_loss(
                 *outputs,
                 BLOCK=plan.block,
                 ROWS=plan.rows,
+                TILES=plan.tiles,
                 AXIS=0 if plan.lanes else 1,
                 PACKED=packed,
                 PER_ROW=q.dim() + bootstrap_weight.dim() > 0,

@@ -11,6 +11,8 @@ NVIDIA_WARP = 32
 FILLED = 256
 # A row of so many float32 exponentials, with their exponents, fits the registers of 16 warps; twice as many spill.
 REGISTER_CLASSES = 16384
+# Of a longer row 8 warps keep the exponents alone, and take it in tiles: 128 values a lane (not in float64).
+TILED_CLASSES, TILE = 32768, 2048
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class LaunchPlan:
         long: rows are read in blocks, and again in the backward; otherwise they stay in registers.
         splits: programs that share a long row.
         lanes: the lanes of a warp lie over the rows first, so that few of them share a row.
+        tiles: blocks of a row that stay in registers together.
     """
 
     block: int
@@ -32,6 +35,7 @@ class LaunchPlan:
     long: bool = False
     splits: int = 1
     lanes: bool = False
+    tiles: int = 1
 
 
 def _power_of_two(n: int) -> int:
@@ -42,6 +46,8 @@ def plan_forward(rows: int, classes: int, itemsize: int, warp_size: int = NVIDIA
     """The plan for statistics, loss and gradient of (rows, classes) logits of ``itemsize`` bytes."""
     wide = 2 if itemsize == 8 else 1  # float64 takes twice the registers
     block = _power_of_two(classes)
+    if wide == 1 and REGISTER_CLASSES < classes <= TILED_CLASSES:
+        return LaunchPlan(block=TILE, rows=1, warps=8 * 32 // warp_size, tiles=-(-classes // TILE))
     if classes > REGISTER_CLASSES // wide:
         block = 8192 // wide
         splits = 1
