@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-BUILT_FROM := setup.py pyproject.toml requirements-dev.txt $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp)
+BUILT_FROM := setup.py pyproject.toml requirements-dev.txt $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 HAS_TORCH := import sys, torch; sys.exit(tuple(map(int, torch.__version__.split("+")[0].split(".")[:2])) < (2, 10))
 
 .PHONY: demo test lint bench clean
@@ -34,10 +34,10 @@ $(READY): $(BUILT_FROM)
 		{ echo "installing torch (once; this takes a while)"; $(BIN)/pip install --quiet -r requirements-dev.txt; }
 	@echo "installing dal_kernels and what its tests and demo need"
 	@grep -v '^torch\|^triton' requirements-dev.txt | $(BIN)/pip install --quiet -r /dev/stdin
-	@rm -f dal_kernels/_native*.so
+	@rm -f dal_kernels/_native*.so dal_kernels/_cuda*.so
 	@$(BIN)/pip install --quiet --no-build-isolation --editable '.[demo,test,lint]'
 	@$(BIN)/python -c 'import dal_kernels; [print("backend", n + ":", r) for n, r in dal_kernels.available_backends().items()]'
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info dal_kernels/_native*.so demo-output
+	rm -rf $(VENV) build dist *.egg-info dal_kernels/_native*.so dal_kernels/_cuda*.so demo-output

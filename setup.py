@@ -160,7 +160,7 @@ def run(command: list[str]) -> None:
 
 
 def build_with_nvcc(ext: Extension, target: Path) -> None:
-    """Compiles in parallel, what has not been compiled before, and links; the CUDA runtime goes in as a static library."""
+    """Compiles, in parallel, what was not compiled before, and links; the CUDA runtime goes in as a static library."""
     nvcc, *architectures = ext.extra_compile_args
     host = ["-ccbin", os.environ["CXX"].split()[0]] if os.environ.get("CXX") else []
     common = [nvcc, *host, *CUDA_COMPILE, *(f"-D{name}={value}" for name, value in ext.define_macros)]
@@ -219,7 +219,10 @@ def go_without(name: str, reason: str) -> None:
 
 
 def extensions() -> list[Extension]:
-    makers = {CPU: lambda: cpu_extension(torch_folder(), working_compiler()), CUDA: lambda: cuda_extension(torch_folder())}
+    makers = {
+        CPU: lambda: cpu_extension(torch_folder(), working_compiler()),
+        CUDA: lambda: cuda_extension(torch_folder()),
+    }
     if os.environ.get("DAL_KERNELS_CUDA") == "0":
         del makers[CUDA]
     found = []

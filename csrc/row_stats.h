@@ -15,7 +15,7 @@
 
 namespace dal {
 
-// The base that powers are taken to: e on a CPU; 2 on a GPU, which has an instruction for it.
+// The base that powers are taken to: e on a CPU; 2 for floats on a GPU, which has an instruction for it.
 struct Natural {
   template <class A>
   static DAL_HD A power(A x) {

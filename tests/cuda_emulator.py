@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -15,21 +16,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+
+from dal_kernels import ops
 
 SOURCES = Path(__file__).parent.parent / "csrc/cuda"
 NVCC = shutil.which("nvcc")
 FLAGS = ["-std=c++17", "-O3", "--expt-relaxed-constexpr"]
 ARCHITECTURE = 90
 
+needs_emulator = pytest.mark.skipif(
+    ops.cuda_error is not None or importlib.util.find_spec("gpuless") is None or NVCC is None,
+    reason="needs nvcc, the CUDA extension and, beside the repository, the executor of compiled GPU code",
+)
 
-def compile_ptx(folder: Path, sources: Path = SOURCES) -> None:
-    """PTX of every storage type into ``folder``, as setup.py compiles it but for the architecture."""
+
+def compile_ptx(folder: Path, sources: Path = SOURCES, pattern: str = "kernels_*.cu") -> None:
+    """PTX into ``folder``, as setup.py compiles it but for the architecture."""
     assert NVCC is not None
+    command = [NVCC, "-ptx", f"-arch=sm_{ARCHITECTURE}", "-lineinfo", *FLAGS]
     processes = [
-        subprocess.Popen(
-            [NVCC, "-ptx", f"-arch=sm_{ARCHITECTURE}", "-lineinfo", *FLAGS, "-o", str(folder / f"{file.stem}.ptx"), file]
-        )
-        for file in sorted(sources.glob("kernels_*.cu"))
+        subprocess.Popen([*command, "-o", str(folder / f"{file.stem}.ptx"), file])
+        for file in sorted(sources.glob(pattern))
     ]
     for process in processes:
         assert process.wait() == 0

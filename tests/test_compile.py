@@ -91,14 +91,17 @@ def test_statistics_come_out_of_a_compiled_call(backend: str) -> None:
     )
 
 
-def test_a_bad_label_is_an_error_in_a_compiled_call(fused: str) -> None:
+def test_a_bad_label_is_an_error_or_nan_in_a_compiled_call(fused: str) -> None:
     case = make_case(8, 10)
     case.target[3] = 77
     compiled = torch.compile(
         lambda z, y: dynamics_aware_loss(z, y, 0.7, 0.5, backend=fused), fullgraph=True, backend="aot_eager"
     )
-    with pytest.raises((ValueError, RuntimeError), match="target at row 3 is 77"):
-        compiled(case.logits, case.target)
+    if fused == "cpu":
+        with pytest.raises((ValueError, RuntimeError), match="target at row 3 is 77"):
+            compiled(case.logits, case.target)
+    else:  # to look at a label on a GPU would be to wait for it
+        assert compiled(case.logits, case.target).isnan()
 
 
 def loss_arguments(dtype: torch.dtype, reduction: int, hard: bool) -> tuple[Any, ...]:
@@ -160,7 +163,7 @@ def test_the_raw_operator_refuses_what_it_cannot_read(fused: str, index: int, va
 def test_the_raw_gradient_refuses_what_it_cannot_read(fused: str, index: int, value: Tensor) -> None:
     case = make_case(6, 9)
     arguments = [case.logits, case.target, torch.zeros(7, 6), torch.zeros(6, dtype=torch.long), torch.ones(6), -100]
-    if fused == "triton":
+    if fused != "cpu":
         arguments.append(torch.ones(()))  # the correction
     KERNELS[fused].gradient(*arguments)
     arguments[index] = value

@@ -15,6 +15,18 @@ from dal_kernels import DynamicsAwareLoss, available_backends, dynamics_aware_lo
 
 pytestmark = pytest.mark.gpu
 
+LONG = 100_000  # a cluster of blocks a row, where there are clusters
+
+
+@pytest.fixture(params=["triton", "cuda"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """Each backend for GPU tensors that is available here."""
+    reason = available_backends()[request.param]
+    if not reason.startswith("available"):
+        pytest.skip(reason)
+    return request.param
+
+
 # Approximate exponentials and logarithms are off by 1 or 2 ulp on the device: the bounds of truth.py allow for it.
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 
@@ -24,35 +36,37 @@ def on_gpu(case: Case) -> Case:
     return Case(case.logits.cuda(), case.target.cuda(), case.q, case.bootstrap_weight, moved)
 
 
-def step(logits: Tensor, target: Tensor, q: float | Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
+def step(
+    logits: Tensor, target: Tensor, q: float | Tensor, weight: float | Tensor, backend: str
+) -> tuple[Tensor, Tensor]:
     leaf = logits.detach().clone().requires_grad_()
-    loss = dynamics_aware_loss(leaf, target, q, weight, backend="triton")
+    loss = dynamics_aware_loss(leaf, target, q, weight, backend=backend)
     loss.backward()
     assert leaf.grad is not None
     return loss.detach(), leaf.grad
 
 
 @dtypes
-@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize("classes", [*CLASSES, LONG, 300_000])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("bootstrap", ["soft", "hard"])
-def test_matches_truth(classes: int, dtype: torch.dtype, reduction: str, bootstrap: str) -> None:
+def test_matches_truth(backend: str, classes: int, dtype: torch.dtype, reduction: str, bootstrap: str) -> None:
     case = on_gpu(make_case(33, classes, dtype, reduction=reduction, bootstrap=bootstrap))
     case.target[5] = -100
-    check(case, random_upstream(case).cuda(), "triton")
+    check(case, random_upstream(case).cuda(), backend)
 
 
-def test_auto_takes_triton() -> None:
-    assert available_backends()["triton"].startswith("available")
+def test_auto_takes_triton_where_it_is() -> None:
+    first = next(name for name in ("triton", "cuda") if available_backends()[name].startswith("available"))
     logits, target = torch.randn(64, 100, device="cuda"), torch.randint(100, (64,), device="cuda")
-    auto, named = (dynamics_aware_loss(logits, target, 0.7, 0.5, backend=name) for name in ("auto", "triton"))
+    auto, named = (dynamics_aware_loss(logits, target, 0.7, 0.5, backend=name) for name in ("auto", first))
     assert torch.equal(auto, named)
 
 
-def test_a_bad_label_is_nan_and_nothing_else_is_touched() -> None:
+def test_a_bad_label_is_nan_and_nothing_else_is_touched(backend: str) -> None:
     logits, target = torch.randn(8, 100, device="cuda", requires_grad=True), torch.arange(8, device="cuda")
     target[3], target[5] = 100, -7
-    losses = dynamics_aware_loss(logits, target, 0.7, 0.5, reduction="none")
+    losses = dynamics_aware_loss(logits, target, 0.7, 0.5, reduction="none", backend=backend)
     losses.nan_to_num().sum().backward()
     bad = torch.tensor([row in (3, 5) for row in range(8)], device="cuda")
     assert torch.equal(losses.isnan(), bad)
@@ -61,27 +75,28 @@ def test_a_bad_label_is_nan_and_nothing_else_is_touched() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_captured_graph_sees_new_schedule_values(dtype: torch.dtype) -> None:
-    logits = torch.randn(64, 1000, device="cuda", dtype=dtype)
-    target = torch.randint(1000, (64,), device="cuda")
+@pytest.mark.parametrize("classes", [10, 1000, LONG])
+def test_a_captured_graph_sees_new_schedule_values(backend: str, classes: int, dtype: torch.dtype) -> None:
+    logits = torch.randn(64, classes, device="cuda", dtype=dtype)
+    target = torch.randint(classes, (64,), device="cuda")
     q, weight = torch.tensor(0.6, device="cuda"), torch.tensor(0.0, device="cuda")
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        step(logits, target, q, weight)
+        step(logits, target, q, weight, backend)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = step(logits, target, q, weight)
+        captured = step(logits, target, q, weight, backend)
     for new_q, new_weight in ((0.6, 0.0), (1.2, 0.4), (1.5, 1.0)):
         q.fill_(new_q)
         weight.fill_(new_weight)
         graph.replay()
-        for got, true in zip(captured, step(logits, target, q, weight), strict=True):
+        for got, true in zip(captured, step(logits, target, q, weight, backend), strict=True):
             assert torch.equal(got, true)
 
 
-def test_no_call_waits_for_the_device() -> None:
-    criterion = DynamicsAwareLoss(total_steps=10)
+def test_no_call_waits_for_the_device(backend: str) -> None:
+    criterion = DynamicsAwareLoss(total_steps=10, backend=backend)
     logits = torch.randn(64, 1000, device="cuda", requires_grad=True)
     target = torch.randint(1000, (64,), device="cuda")
     criterion(logits, target).backward()  # compiles, and moves the schedule
@@ -93,51 +108,53 @@ def test_no_call_waits_for_the_device() -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_a_grad_scaler_trains_in_float16() -> None:
+def test_a_grad_scaler_trains_in_float16(backend: str) -> None:
     scaler, model = torch.amp.GradScaler("cuda"), torch.nn.Linear(32, 1000).cuda()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     with torch.autocast("cuda", dtype=torch.float16):
         logits = model(torch.randn(512, 32, device="cuda"))
-        loss = dynamics_aware_loss(logits, torch.randint(1000, (512,), device="cuda"), 0.7, 0.5)
+        loss = dynamics_aware_loss(logits, torch.randint(1000, (512,), device="cuda"), 0.7, 0.5, backend=backend)
     scaler.scale(loss).backward()
     scaler.step(optimizer)
     assert model.weight.grad is not None
     assert (model.weight.grad != 0).float().mean() > 0.9
 
 
-def test_more_than_two_to_the_31_elements() -> None:
+def test_more_than_two_to_the_31_elements(backend: str) -> None:
     rows, classes = 70_000, 32_768
     if torch.cuda.mem_get_info()[0] < 3 * rows * classes * 2:
         pytest.skip("needs 14 GiB of free device memory")
     logits = torch.zeros(rows, classes, device="cuda", dtype=torch.bfloat16)
     target = torch.full((rows,), 7, device="cuda")
     logits[-1, 7] = 3.0
-    _, gradient = step(logits, target, 0.7, 0.5)
-    torch.testing.assert_close(gradient[-1:], step(logits[-1:], target[-1:], 0.7, 0.5)[1] / rows, rtol=2e-2, atol=0)
+    _, gradient = step(logits, target, 0.7, 0.5, backend)
+    expected = step(logits[-1:], target[-1:], 0.7, 0.5, backend)[1] / rows
+    torch.testing.assert_close(gradient[-1:], expected, rtol=2e-2, atol=0)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_a_device_that_is_not_the_current_one() -> None:
+def test_a_device_that_is_not_the_current_one(backend: str) -> None:
     logits, target = torch.randn(64, 100), torch.randint(100, (64,))
-    first, second = (step(logits.to(f"cuda:{i}"), target.to(f"cuda:{i}"), 0.7, 0.5) for i in range(2))
+    first, second = (step(logits.to(f"cuda:{i}"), target.to(f"cuda:{i}"), 0.7, 0.5, backend) for i in range(2))
     for a, b in zip(first, second, strict=True):
         assert torch.equal(a.cpu(), b.cpu())
 
 
 @pytest.mark.parametrize("shape", [(8192, 1000), (256, 50_000)])
-def test_a_step_needs_the_gradient_and_nothing_else(shape: tuple[int, int]) -> None:
+def test_a_step_needs_the_gradient_and_nothing_else(backend: str, shape: tuple[int, int]) -> None:
     logits, target = torch.randn(shape, device="cuda", requires_grad=True), torch.zeros(shape[0], device="cuda").long()
-    dynamics_aware_loss(logits, target, 0.7, 0.5).backward()
+    dynamics_aware_loss(logits, target, 0.7, 0.5, backend=backend).backward()
     logits.grad = None
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    dynamics_aware_loss(logits, target, 0.7, 0.5).backward()
+    dynamics_aware_loss(logits, target, 0.7, 0.5, backend=backend).backward()
     assert torch.cuda.max_memory_allocated() - before <= 1.1 * logits.nbytes
 
 
 @dtypes
-def test_repeats_have_the_same_bits(dtype: torch.dtype) -> None:
-    logits, target = torch.randn(300, 777, device="cuda").to(dtype), torch.randint(777, (300,), device="cuda")
-    first = step(logits, target, 1.2, 0.4)
+@pytest.mark.parametrize("shape", [(300, 10), (300, 777), (20, LONG)])
+def test_repeats_have_the_same_bits(backend: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
+    logits, target = torch.randn(shape, device="cuda").to(dtype), torch.randint(shape[1], shape[:1], device="cuda")
+    first = step(logits, target, 1.2, 0.4, backend)
     for _ in range(5):
-        assert all(torch.equal(a, b) for a, b in zip(first, step(logits, target, 1.2, 0.4), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(first, step(logits, target, 1.2, 0.4, backend), strict=True))

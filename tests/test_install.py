@@ -37,9 +37,11 @@ def build(source: Path, *what: str, **environment: str) -> subprocess.CompletedP
 
 def test_without_a_compiler_it_installs_and_says_what_is_lost(source_tree: Path, tmp_path: Path) -> None:
     pytest.importorskip("setuptools")
-    result = build(source_tree, "bdist_wheel", "-d", str(tmp_path), CXX="no-such-compiler", CC="no-such-compiler")
+    hidden = {"CXX": "no-such-compiler", "CC": "no-such-compiler", "CUDA_HOME": str(tmp_path)}
+    result = build(source_tree, "bdist_wheel", "-d", str(tmp_path), **hidden)
     assert "WITHOUT the compiled CPU kernels" in result.stderr
     assert "no-such-compiler" in result.stderr
+    assert f"without the CUDA C++ kernels: nvcc was not found in CUDA_HOME, {tmp_path}" in result.stderr
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.name.endswith("py3-none-any.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
@@ -51,6 +53,8 @@ import torch, warnings, dal_kernels
 assert dal_kernels.__file__.startswith({site!r}), dal_kernels.__file__
 reason = dal_kernels.available_backends()["cpu"]
 assert reason.startswith("not available") and "compiler" in reason, reason
+reason = dal_kernels.available_backends()["cuda"]
+assert reason.startswith("not available") and "nvcc" in reason, reason
 logits = torch.randn(4, 5, requires_grad=True)
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
@@ -69,6 +73,23 @@ else:
     subprocess.run([sys.executable, "-c", program.format(site=site)], cwd=tmp_path, env=environment, check=True)
 
 
+@pytest.mark.parametrize(
+    ("environment", "sentence"),
+    [
+        ({"CUDA_HOME": "/nowhere"}, "nvcc was not found in CUDA_HOME, /nowhere"),
+        ({"TORCH_CUDA_ARCH_LIST": "9.0;6.66"}, "TORCH_CUDA_ARCH_LIST names '6.66'; this nvcc knows compute "),
+    ],
+    ids=["no nvcc", "no such architecture"],
+)
+def test_cuda_that_is_asked_for_must_be_built(source_tree: Path, environment: dict[str, str], sentence: str) -> None:
+    pytest.importorskip("setuptools")
+    if "CUDA_HOME" not in environment and shutil.which("nvcc") is None:
+        pytest.skip("needs nvcc")
+    with pytest.raises(subprocess.CalledProcessError) as failure:
+        build(source_tree, "--name", DAL_KERNELS_CUDA="1", **environment)
+    assert f"DAL_KERNELS_CUDA=1, but the CUDA kernels cannot be built: {sentence}" in failure.value.stderr
+
+
 def test_the_source_distribution_has_what_a_build_needs(source_tree: Path, tmp_path: Path) -> None:
     pytest.importorskip("setuptools")
     build(source_tree, "sdist", "-d", str(tmp_path))
@@ -76,7 +97,7 @@ def test_the_source_distribution_has_what_a_build_needs(source_tree: Path, tmp_p
     shutil.unpack_archive(archive, tmp_path / "unpacked")
     (unpacked,) = (tmp_path / "unpacked").iterdir()
     needed = [path.relative_to(ROOT) for folder in ("csrc", "dal_kernels") for path in (ROOT / folder).rglob("*")]
-    needed = [path for path in needed if path.suffix in (".h", ".cpp", ".py", ".typed")]
+    needed = [path for path in needed if path.suffix in (".h", ".cpp", ".cu", ".cuh", ".py", ".typed")]
     missing = [str(path) for path in (*needed, Path("LICENSE"), Path("setup.py")) if not (unpacked / path).exists()]
     assert not missing
 

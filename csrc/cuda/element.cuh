@@ -12,9 +12,19 @@ namespace dal {
 
 template <class S> constexpr int kWidth = 16 / static_cast<int>(sizeof(S));
 
-template <class A> constexpr A kLog2e = A(1.44269504088896340736);
-template <class A> constexpr A kLn2 = A(0.69314718055994530942);
-// Below 2^-1100 (and for -inf) the power is 0; a finite exponent keeps its product with that at 0 too.
+// Powers of 2 for float: one instruction. Of e for double, which has none, and whose last digits a change of base costs.
+template <class A> struct Base {
+  using type = Binary;
+  static constexpr A exponent = A(1.44269504088896340736), ln = A(0.69314718055994530942);
+};
+template <> struct Base<double> {
+  using type = Natural;
+  static constexpr double exponent = 1, ln = 1;
+};
+template <class A> using BaseOf = typename Base<A>::type;
+template <class A> constexpr A kToExponent = Base<A>::exponent;  // of the base, from a logit
+template <class A> constexpr A kLnBase = Base<A>::ln;
+// The power of this (and of -inf) is 0; as an exponent in its place it keeps a product with that at 0 too.
 template <class A> constexpr A kLowest = A(-1100);
 
 template <class A> DAL_D A negative_infinity();
@@ -25,12 +35,12 @@ template <> DAL_D float not_a_number<float>() { return __int_as_float(0x7fc00000
 template <> DAL_D double not_a_number<double>() { return __longlong_as_double(0x7ff8000000000000ll); }
 
 // One instruction; what is below 2^-126 becomes 0.
-DAL_D float power_of_two(float x) {
+DAL_D float power(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
-DAL_D double power_of_two(double x) { return exp2(x); }
+DAL_D double power(double x) { return exp(x); }
 
 // Both give the other operand where one is NaN.
 DAL_D float larger(float x, float y) { return fmaxf(x, y); }

@@ -43,8 +43,8 @@ template <class S> DAL_D bool needs_reading(const ForwardBatch<S>& batch, const 
   return in.live && (batch.prediction || !in.ignored);
 }
 
-// The shift that powers of two are taken relative to, from the largest logit; a row of -inf alone takes 0.
-template <class A> DAL_D A shift_of(A peak) { return peak == negative_infinity<A>() ? A(0) : peak * kLog2e<A>; }
+// The shift that exponents are taken relative to, from the largest logit; a row of -inf alone takes 0.
+template <class A> DAL_D A shift_of(A peak) { return peak == negative_infinity<A>() ? A(0) : peak * kToExponent<A>; }
 
 // Ordered so that the smallest is what argmax names: the first NaN, else the first maximum.
 template <class A> DAL_D unsigned place_of(A z, A peak, int j) {
@@ -52,13 +52,13 @@ template <class A> DAL_D unsigned place_of(A z, A peak, int j) {
 }
 DAL_D int class_at(unsigned place) { return static_cast<int>(place & 0x7fffffffu); }
 
-// dL/dz_j = e_j (A + B d_j) - t [j = y] - u [j = argmax],  e_j = 2^d_j,  d_j = z_j log2 e - shift; t, u in the fields.
-// That is objective.h's affine gradient with z - m in units of ln 2, and a shift in the place of m.
+// dL/dz_j = e_j (A + B d_j) - t [j = y] - u [j = argmax],  e_j = 2^d_j,  d_j = z_j log2 e - shift.
+// That is objective.h's affine gradient to base 2, with a shift in the place of m. Double stays with base e.
 template <class A> DAL_D A affine_value(A z, A shift, A a, A b) {
-  const A d = fma(z, kLog2e<A>, -shift);
-  return power_of_two(d) * fma(b, larger(d, kLowest<A>), a);
+  const A d = fma(z, kToExponent<A>, -shift);
+  return power(d) * fma(b, larger(d, kLowest<A>), a);
 }
-template <class A> DAL_D A scaled_value(A z, A shift, A a) { return power_of_two(fma(z, kLog2e<A>, -shift)) * a; }
+template <class A> DAL_D A scaled_value(A z, A shift, A a) { return power(fma(z, kToExponent<A>, -shift)) * a; }
 
 // The two classes that differ from the affine rule, over what stands there in a row of the gradient: cheaper than a
 // comparison an element. Only those in [begin, end). `argmax` < 0: no hard bootstrap.
@@ -73,7 +73,7 @@ DAL_D void correct_terms(
     narrow(at(target_logit) - affine.t - (target == argmax ? affine.u : A(0)), out[target]);
 }
 
-// Merged statistics, to base 2 -> loss of the row and coefficients of its gradient. `writes`: who stores the rest.
+// Merged statistics -> loss of the row and coefficients of its gradient. `writes`: who stores the rest.
 template <class S>
 DAL_D AffineGradient<Arithmetic<S>> finish_row(
     const Forward<S>& args, std::int64_t row, const RowInput<Arithmetic<S>>& in,
@@ -81,8 +81,8 @@ DAL_D AffineGradient<Arithmetic<S>> finish_row(
   using A = Arithmetic<S>;
   const ForwardBatch<S>& batch = args.batch;
   // Natural logarithms from here on, of logits relative to the shift.
-  const RowStats<A> relative{A(0), stats.sum, kLn2<A> * stats.weighted};
-  const auto moved = [&](A z) { return kLn2<A> * fma(z, kLog2e<A>, -stats.max); };
+  const RowStats<A> relative{A(0), stats.sum, kLnBase<A> * stats.weighted};
+  const auto moved = [&](A z) { return kLnBase<A> * fma(z, kToExponent<A>, -stats.max); };
   const RowSummary<A> summary = summarise(relative, moved(in.target_logit), moved(peak));
   AffineGradient<A> gradient;
   loss = 0;
@@ -92,7 +92,7 @@ DAL_D AffineGradient<Arithmetic<S>> finish_row(
     loss = in.weight * objective.loss;
   }
   gradient.max = stats.max;
-  gradient.B *= kLn2<A>;
+  gradient.B *= kLnBase<A>;
   if (!writes) return gradient;
   if (args.reduction == kNone) batch.loss[row] = loss;
   if (batch.fields) {

@@ -26,7 +26,7 @@ template <class S> struct ThreadTotals {
     const A next = shift_of(top);
 #pragma unroll
     for (int i = 0; i < V; ++i) {
-      const RowStats<A> moved = rebase<Binary>(RowStats<A>{shift, sum[i], weighted[i]}, next);
+      const RowStats<A> moved = rebase<BaseOf<A>>(RowStats<A>{shift, sum[i], weighted[i]}, next);
       sum[i] = moved.sum;
       weighted[i] = moved.weighted;
     }
@@ -38,7 +38,7 @@ template <class S> struct ThreadTotals {
   template <bool ENTROPIC> DAL_D void add(const A* z) {
 #pragma unroll
     for (int i = 0; i < V; ++i) {
-      const A d = fma(z[i], kLog2e<A>, -shift), e = power_of_two(d);
+      const A d = fma(z[i], kToExponent<A>, -shift), e = power(d);
       sum[i] += e;
       if (ENTROPIC) weighted[i] = fma(e, larger(d, kLowest<A>), weighted[i]);
     }
@@ -78,7 +78,7 @@ template <class S> DAL_D RowTotals<Arithmetic<S>> totals_of_block(const ThreadTo
   using A = Arithmetic<S>;
   const WholeBlock block;
   const A peak = block.all<Larger>(own.peak, 0, negative_infinity<A>());
-  const RowStats<A> stats = rebase<Binary>(own.stats(), shift_of(peak));
+  const RowStats<A> stats = rebase<BaseOf<A>>(own.stats(), shift_of(peak));
   const bool counts = own.peak == peak || own.place < 0x80000000u;
   return {{shift_of(peak), block.all<Add>(stats.sum, 1, A(0)), block.all<Add>(stats.weighted, 2, A(0))},
           peak,

@@ -8,7 +8,7 @@
 namespace dal {
 
 template <class A> struct RowTotals {
-  RowStats<A> stats;  // to base 2, relative to a shift
+  RowStats<A> stats;  // to BaseOf<A>, relative to a shift
   A peak;
   unsigned place;
 };
@@ -59,7 +59,7 @@ template <class A> DAL_D RowTotals<A> merge_totals(const RowTotals<A>& l, const 
   const auto place = [](const RowTotals<A>& own, const RowTotals<A>& other) {
     return own.peak < other.peak && own.place >= 0x80000000u ? 0xffffffffu : own.place;
   };
-  return {merge<Binary>(l.stats, r.stats), larger(l.peak, r.peak), min(place(l, r), place(r, l))};
+  return {merge<BaseOf<A>>(l.stats, r.stats), larger(l.peak, r.peak), min(place(l, r), place(r, l))};
 }
 
 // A cluster of blocks, each with a share of the row in its registers. They exchange totals through each other's shared
@@ -140,8 +140,8 @@ DAL_D void loss_row(
       for (int i = v * V; i < v * V + V; ++i) {
         A e_i, d_i;
         if (AGAIN || with_sum) {
-          const A exact = fma(value[i], kLog2e<A>, -shift);
-          e_i = power_of_two(exact), d_i = larger(exact, kLowest<A>);
+          const A exact = fma(value[i], kToExponent<A>, -shift);
+          e_i = power(exact), d_i = larger(exact, kLowest<A>);
           if (!AGAIN) e[i] = e_i, d[i] = d_i;
         } else {
           e_i = e[i], d_i = d[i];
@@ -200,16 +200,16 @@ DAL_D void loss_row(
         store_vector(to, g);
     }
   };
-  const auto power = [&](int i) { return AGAIN ? power_of_two(fma(value[i], kLog2e<A>, -center)) : e[AGAIN ? 0 : i]; };
+  const auto power_at = [&](int i) { return AGAIN ? power(fma(value[i], kToExponent<A>, -center)) : e[AGAIN ? 0 : i]; };
   const auto exponent = [&](int i) {
-    return AGAIN ? larger(fma(value[i], kLog2e<A>, -center), kLowest<A>) : d[AGAIN ? 0 : i];
+    return AGAIN ? larger(fma(value[i], kToExponent<A>, -center), kLowest<A>) : d[AGAIN ? 0 : i];
   };
   if (in.ignored)
     store([&](int) { return A(0); });
   else if (affine.B != 0)
-    store([&](int i) { return power(i) * fma(affine.B, exponent(i), affine.A); });
+    store([&](int i) { return power_at(i) * fma(affine.B, exponent(i), affine.A); });
   else
-    store([&](int i) { return power(i) * affine.A; });
+    store([&](int i) { return power_at(i) * affine.A; });
   group.sync();
   if (group.lane() == 0 && !in.ignored)
     correct_terms(out, affine, in.target, in.target_logit, batch.hard ? class_at(totals.place) : -1, totals.peak,

@@ -49,8 +49,8 @@ template <class S, int LEAST, int MOST> DAL_D void loss_short_rows(const Forward
   A sum = 0, weighted = 0, e[MOST], d[MOST];
 #pragma unroll
   for (int j = 0; j < MOST; ++j) {
-    const A exact = fma(value[j], kLog2e<A>, -shift);
-    e[j] = power_of_two(exact);
+    const A exact = fma(value[j], kToExponent<A>, -shift);
+    e[j] = power(exact);
     d[j] = larger(exact, kLowest<A>);
     sum += e[j];
     weighted = fma(e[j], d[j], weighted);

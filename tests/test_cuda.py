@@ -1,0 +1,261 @@
+"""The CUDA C++ kernels without a GPU: what nvcc made of them, and the shared tests under an executor of their PTX.
+
+Nothing here has run on a GPU; test_gpu.py is for when there is one. What the executor cannot run is the exchange of a
+cluster of blocks (sm_90 and newer): Cluster::join and Cluster::share in csrc/cuda/rows.cuh. All else of those kernels
+is loss_row, which runs here for a block, and merge_totals and take_share, which split rows share with them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import cuda_emulator
+import pytest
+import torch
+from cuda_emulator import needs_emulator
+from truth import check, make_case, random_upstream, run
+
+from dal_kernels import available_backends, dynamics_aware_loss, ops
+
+HERE = Path(__file__).parent
+
+built = pytest.mark.skipif(ops.cuda_error is not None, reason=f"the CUDA extension is not built: {ops.cuda_error}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ptx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Compiled once for this process and those that it starts."""
+    if "DAL_TEST_PTX" in os.environ or importlib.util.find_spec("gpuless") is None or cuda_emulator.NVCC is None:
+        yield
+        return
+    folder = tmp_path_factory.mktemp("ptx")
+    cuda_emulator.compile_ptx(folder)
+    os.environ["DAL_TEST_PTX"] = str(folder)
+    yield
+    del os.environ["DAL_TEST_PTX"]
+
+
+# ---- what is built
+
+
+def cuobjdump() -> str | None:
+    triton = importlib.util.find_spec("triton")
+    bundled = Path(triton.origin).parent / "backends/nvidia/bin" if triton and triton.origin else HERE
+    return shutil.which("cuobjdump") or shutil.which("cuobjdump", path=str(bundled))
+
+
+@built
+@pytest.mark.skipif(cuobjdump() is None, reason="needs cuobjdump, which CUDA and Triton carry")
+def test_no_kernel_spills_on_any_target() -> None:
+    """Of every binary in the extension: no stack, which is where spills go, and no local memory."""
+    command = [str(cuobjdump()), "-res-usage", str(ops.cuda_module.__file__)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    kernels: Counter[str] = Counter()
+    for section in text.split("Fatbin elf code:")[1:]:
+        target = re.search(r"arch = (sm_\w+)", section)
+        assert target is not None
+        for name, stack, local in re.findall(r"Function (dal_\w+):\s+REG:\d+ STACK:(\d+).*?LOCAL:(\d+)", section):
+            assert (stack, local) == ("0", "0"), f"{name} for {target[1]}"
+            kernels[target[1]] += 1
+    assert kernels
+    assert len(set(kernels.values())) == 1, "a target lacks a kernel"
+
+
+@built
+def test_without_a_gpu_it_says_so() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert available_backends()["cuda"].startswith("not available: the CUDA C++ kernels are built")
+    with pytest.raises(RuntimeError, match="'cuda' is not available"):
+        dynamics_aware_loss(torch.randn(3, 4), torch.arange(3), 0.7, backend="cuda")
+
+
+# ---- the shared tests
+
+
+@needs_emulator
+@pytest.mark.parametrize(("order", "sample"), [("asc", 12), ("desc", 13)])
+def test_the_compiled_code_passes_the_shared_tests(order: str, sample: int) -> None:
+    """With checks for races, accesses out of bounds and misaligned ones, in both orders of warps."""
+    names = ("numerics", "autograd", "compile", "fuzz")
+    environment = {"DAL_TEST_CUDA": order, "DAL_TEST_SAMPLE": os.environ.get("DAL_TEST_SAMPLE", str(sample))}
+    files = [f"tests/test_{name}.py" for name in names]
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--show-capture=no", *files],
+        cwd=HERE.parent,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout[-5000:]
+    assert re.search(r"\d\d passed", result.stdout)
+    assert " skipped" not in result.stdout
+
+
+# Sizes at the edges of the plan, with the kernel that they must take.
+LAYOUTS = {
+    (200, 1): "short4",
+    (200, 5): "short8",
+    (200, 12): "lanes16w",
+    (200, 13): "short16",
+    (130, 32): "lanes32w",
+    (130, 33): "lanes64",
+    (33, 64): "lanes64w",
+    (9, 2048): "lanes64w",
+    (9, 2045): "lanes64",
+    (9, 2046): "block64",
+    (5, 2052): "block64w",
+    (3, 20_001): "block64",
+    (2, 32_768): "block64w",
+    (2, 32_769): "long_rows",
+}
+
+
+@needs_emulator
+@pytest.mark.parametrize("bootstrap", ["soft", "hard"])
+@pytest.mark.parametrize("shape", LAYOUTS, ids=str)
+def test_every_layout_matches_truth(shape: tuple[int, int], bootstrap: str) -> None:
+    case = make_case(*shape, bootstrap=bootstrap)
+    case.target[2::7] = -100
+    case.options["weight"] = torch.linspace(0.5, 2.0, shape[1])
+    with cuda_emulator.installed() as launches:
+        check(case, torch.tensor(2.0, dtype=torch.float64), "cuda")
+    assert [launch.name for launch in launches] == [f"dal_{LAYOUTS[shape]}_f32", "dal_scale_f32"]
+
+
+@needs_emulator
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("offset", "apart"), [(0, 0), (1, 0), (0, 3), (5, 1)])
+@pytest.mark.parametrize("classes", [11, 40, 333, 2500])
+def test_any_alignment_of_rows(classes: int, offset: int, apart: int, dtype: torch.dtype) -> None:
+    """Rows that begin anywhere and lie ``apart`` elements from each other give what packed ones do, up to rounding."""
+    wide = make_case(6, classes + apart, dtype).logits
+    logits = torch.empty(wide.numel() + offset, dtype=dtype)[offset:].view_as(wide).copy_(wide)[:, :classes]
+    target = torch.randint(classes, (6,))
+    results = []
+    with cuda_emulator.installed():
+        for layout in (logits, logits.contiguous()):
+            for gradient in (True, False):
+                leaf = layout.detach().requires_grad_(gradient)
+                loss = dynamics_aware_loss(leaf, target, 0.7, 0.5, reduction="sum", backend="cuda")
+                results.append((loss.detach(), *(torch.autograd.grad(loss, leaf) if gradient else ())))
+    rtol = 4 * torch.finfo(dtype).eps
+    for other in results[1:]:
+        torch.testing.assert_close(results[0][: len(other)], other, rtol=rtol, atol=rtol / 100)
+
+
+@needs_emulator
+@pytest.mark.parametrize("bootstrap", ["soft", "hard"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_few_long_rows_are_shared(dtype: torch.dtype, bootstrap: str, reduction: str) -> None:
+    """More than a cluster keeps: statistics by several blocks a row, the gradient in the backward."""
+    case = make_case(3, 270_000, dtype, bootstrap=bootstrap, reduction=reduction)
+    case.target[1] = -100
+    with cuda_emulator.installed() as launches:
+        check(case, random_upstream(case), "cuda")
+    assert [launch.name.rsplit("_", 1)[0] for launch in launches] == ["dal_split_rows", "dal_gradient"]
+
+
+@needs_emulator
+@pytest.mark.parametrize("shape", [(300, 10), (70, 33), (300, 100), (5, 3000), (3, 40_000)], ids=str)
+@pytest.mark.parametrize("with_gradient", [True, False])
+def test_repeated_steps_give_the_same_bits(shape: tuple[int, int], with_gradient: bool) -> None:
+    logits, target = torch.randn(shape), torch.randint(shape[1], shape[:1])
+    results = []
+    for order in ("asc", "desc", "random"):
+        with cuda_emulator.installed(order, order):
+            leaf = logits.clone().requires_grad_(with_gradient)
+            loss = dynamics_aware_loss(leaf, target, 1.2, 0.4, backend="cuda")
+            results.append((loss.detach(), *(torch.autograd.grad(loss, leaf) if with_gradient else ())))
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+
+
+@needs_emulator
+def test_labels_that_are_none_are_nan_and_touch_nothing() -> None:
+    """Straight into the operator, as labels on a GPU are that nobody looked at."""
+    for classes in (10, 100, 3000, 40_000):
+        target = torch.tensor([3, classes, -7, 2**62, 1])
+        logits = torch.randn(5, classes)
+        q, bootstrap_weight = torch.tensor(0.7), torch.tensor(0.5)
+        with cuda_emulator.installed():
+            loss, gradient, _ = ops.KERNELS["cuda"].loss(
+                logits, target, q, bootstrap_weight, torch.rand(classes), -100, 2, False, True
+            )
+            losses, *_ = ops.KERNELS["cuda"].loss(logits, target, q, bootstrap_weight, None, -100, 0, False, False)
+        bad = torch.tensor([False, True, True, True, False])
+        assert loss.isnan()
+        assert torch.equal(losses.isnan(), bad)
+        assert gradient[bad].isnan().all()
+        assert gradient[~bad].isfinite().all()
+
+
+@needs_emulator
+def test_an_error_of_the_emulator_reaches_the_caller() -> None:
+    from dal_kernels import _cuda
+
+    def fail(*_: object) -> None:
+        raise ValueError("no such kernel")
+
+    _cuda.emulate(fail)
+    try:
+        with pytest.raises(RuntimeError, match=r"ValueError\('no such kernel'\)"):
+            dynamics_aware_loss(torch.randn(3, 4), torch.arange(3), 0.7, backend="cuda")
+    finally:
+        _cuda.emulate(None)
+
+
+# ---- counts
+
+# Upper bounds of what one mean-reduced step through the public API executes: thread-instructions an element, and reads
+# and writes in units of the logits. Counted, not timed.
+COUNTS = {
+    (128, 10, torch.float32): (55, None, None),
+    (128, 100, torch.float32): (27, 1.2, 1.06),
+    (64, 1000, torch.float32): (20.5, 1.05, 1.01),
+    (64, 1000, torch.bfloat16): (21.5, 1.05, 1.02),
+    (8, 32000, torch.float32): (21, 1.05, 1.01),
+    (8, 32000, torch.bfloat16): (21, 1.05, 1.01),
+    # Without clusters, which the executor does not have, a row so long is read twice.
+    (4, 131072, torch.bfloat16): (32, 2.05, 1.01),
+}
+
+
+@needs_emulator
+@pytest.mark.parametrize("case", COUNTS, ids=lambda case: f"{case[0]}x{case[1]} {case[2]}")
+def test_a_step_executes_no_more_than_this(case: tuple[int, int, torch.dtype]) -> None:
+    from gpuless import traffic
+
+    rows, classes, dtype = case
+    logits = torch.randn(rows, classes).to(dtype).requires_grad_()
+    target = torch.randint(classes, (rows,))
+    with cuda_emulator.installed() as launches:
+        loss = dynamics_aware_loss(logits, target, torch.tensor(1.2), torch.tensor(0.4), backend="cuda")
+        loss.backward()
+        stats = [launch.stats for launch in launches]
+        launches.clear()
+        with torch.no_grad():
+            dynamics_aware_loss(logits, target, torch.tensor(1.2), torch.tensor(0.4), backend="cuda")
+        without_grad = len(launches)
+    moved = traffic(stats, logits.numel(), logits.element_size())
+    most, reads, writes = COUNTS[case]
+    assert sum(one.warp_instructions for one in stats) * 32 / logits.numel() <= most
+    assert reads is None or moved.reads <= reads
+    assert writes is None or moved.writes <= writes
+    assert (len(stats), without_grad) == (2, 1)
+
+
+@needs_emulator
+def test_statistics_come_from_the_same_launch() -> None:
+    case = make_case(40, 333)
+    with cuda_emulator.installed() as launches:
+        run(case, torch.ones(()), "cuda")
+    assert len(launches) == 2
