@@ -59,11 +59,6 @@ DAL_D int opaque(int x) {
   return y;
 }
 
-template <class S> DAL_D const S* earlier(const S* p, const S* q) {
-  const unsigned long long x = reinterpret_cast<std::uintptr_t>(p), y = reinterpret_cast<std::uintptr_t>(q);
-  return reinterpret_cast<const S*>(min(x, y));
-}
-
 // ---- storage <-> arithmetic, one value
 
 DAL_D float widen(float x) { return x; }

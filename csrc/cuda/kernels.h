@@ -4,24 +4,24 @@
 namespace dal {
 
 // X(threads at most, name, device function). A number is of values that a lane keeps; `w`: rows of whole vectors.
-#define DAL_REGISTER_KERNELS(X)                                                  \
-  X(128, short4, (loss_short_rows<Storage, 1, 4>))                                  \
-  X(128, short8, (loss_short_rows<Storage, 5, 8>))                                  \
-  X(128, short12, (loss_short_rows<Storage, 9, 12>))                                \
-  X(128, short16, (loss_short_rows<Storage, 13, 16>))                                \
-  X(128, short24, (loss_short_rows<Storage, 17, 24>))                                \
-  X(128, short32, (loss_short_rows<Storage, 25, 32>))                                \
-  X(128, lanes8w, (loss_rows_of_lanes<Storage, 8, Rows::kWhole>))                \
-  X(128, lanes16w, (loss_rows_of_lanes<Storage, 16, Rows::kWhole>))              \
-  X(128, lanes32w, (loss_rows_of_lanes<Storage, 32, Rows::kWhole>))              \
-  X(128, lanes64w, (loss_rows_of_lanes<Storage, 64, Rows::kWhole>))              \
-  X(128, lanes64, (loss_rows_of_lanes<Storage, 64, Rows::kAny>))                 \
-  X(512, block64w, (loss_row_of_block<Storage, 64, Rows::kWhole>))               \
-  X(512, block64, (loss_row_of_block<Storage, 64, Rows::kAny>))                  \
-  X(512, cluster64w, (loss_row_of_cluster<Storage, 64, Rows::kWhole>))           \
-  X(512, cluster64, (loss_row_of_cluster<Storage, 64, Rows::kAny>))
-#define DAL_LOOPING_KERNELS(X)                          \
-  X(512, long_rows, (loss_long_rows<Storage>))          \
+#define DAL_REGISTER_KERNELS(X)                                                 \
+  X(128, short4, (loss_short_rows<Storage, 1, 4>))                              \
+  X(128, short8, (loss_short_rows<Storage, 5, 8>))                              \
+  X(128, short12, (loss_short_rows<Storage, 9, 12>))                            \
+  X(128, short16, (loss_short_rows<Storage, 13, 16>))                           \
+  X(128, short24, (loss_short_rows<Storage, 17, 24>))                           \
+  X(128, short32, (loss_short_rows<Storage, 25, 32>))                           \
+  X(128, lanes8w, (loss_rows_of_lanes<Storage, 8, Rows::kWhole>))               \
+  X(128, lanes16w, (loss_rows_of_lanes<Storage, 16, Rows::kWhole>))             \
+  X(128, lanes32w, (loss_rows_of_lanes<Storage, 32, Rows::kWhole>))             \
+  X(128, lanes64w, (loss_rows_of_lanes<Storage, 64, Rows::kWhole>))             \
+  X(128, lanes64, (loss_rows_of_lanes<Storage, 64, Rows::kAny>))                \
+  X(256, block128w, (loss_row_of_block<Storage, 128, Rows::kWhole>))            \
+  X(256, block128, (loss_row_of_block<Storage, 128, Rows::kAny>))               \
+  X(256, cluster128w, (loss_row_of_cluster<Storage, 128, Rows::kWhole>))        \
+  X(256, cluster128, (loss_row_of_cluster<Storage, 128, Rows::kAny>))
+#define DAL_LOOPING_KERNELS(X)                                                  \
+  X(512, long_rows, (loss_long_rows<Storage>))                                  \
   X(512, split_rows, (loss_split_rows<Storage>))
 
 #define DAL_NAME(threads, name, function) name,

@@ -23,16 +23,15 @@ struct Plan {
   int shared = 0;   // bytes of dynamic shared memory
 };
 
-constexpr int kMostThreads = 512;
+// Threads of a block that keeps (part of) a row, so many values each; and of one that reads it in a loop.
+constexpr int kRowThreads = 256, kRowValues = 128, kLoopThreads = 512;
 // Portable clusters have at most so many blocks.
 constexpr int kMostBlocks = 8;
 // Vectors of a row that a thread of the backward makes.
 constexpr int kBackwardShare = 4;
 
 inline std::int64_t ceil_div(std::int64_t n, std::int64_t d) { return (n + d - 1) / d; }
-inline int whole_warps(std::int64_t threads) {
-  return static_cast<int>(std::min<std::int64_t>(kMostThreads, 32 * ceil_div(threads, 32)));
-}
+inline int whole_warps(std::int64_t threads) { return static_cast<int>(32 * ceil_div(threads, 32)); }
 
 // `whole`: rows of logits and gradient are made of whole aligned vectors. `gradient`: it is wanted.
 inline Plan plan_forward(
@@ -44,7 +43,7 @@ inline Plan plan_forward(
   const std::int64_t values = width * ceil_div(classes + (whole ? 0 : width - 1), width);
   if (itemsize < 8) {
     if (!whole && classes <= 32) {
-      const int threads = std::min(128, whole_warps(rows));
+      const int threads = whole_warps(std::min<std::int64_t>(128, rows));
       const K kernel = classes <= 4    ? K::short4
                        : classes <= 8  ? K::short8
                        : classes <= 12 ? K::short12
@@ -64,16 +63,16 @@ inline Plan plan_forward(
                                       : K::lanes64w;
       return {kernel, 128, ceil_div(rows, 128 >> log_lanes), log_lanes};
     }
-    if (values <= kMostThreads * 64)
-      return {whole ? K::block64w : K::block64, whole_warps(ceil_div(values, 64)), rows};
-    const std::int64_t shares = ceil_div(values, kMostThreads * 64);
+    if (values <= kRowThreads * kRowValues)
+      return {whole ? K::block128w : K::block128, whole_warps(ceil_div(values, kRowValues)), rows};
+    const std::int64_t shares = ceil_div(values, kRowThreads * kRowValues);
     if (device.capability >= 90 && shares <= kMostBlocks)
-      return {whole ? K::cluster64w : K::cluster64,
-              whole_warps(ceil_div(width * ceil_div(values / width, shares), 64)), rows * shares, 0,
+      return {whole ? K::cluster128w : K::cluster128,
+              whole_warps(ceil_div(width * ceil_div(values / width, shares), kRowValues)), rows * shares, 0,
               static_cast<int>(shares), true};
   }
   // Four vectors a thread at a time.
-  const int threads = whole_warps(ceil_div(values, 4 * width));
+  const int threads = whole_warps(std::min<std::int64_t>(kLoopThreads, ceil_div(values, 4 * width)));
   std::int64_t shares = 1;
   // Few rows would leave most of the device idle. Their gradient would too: it is better made in the backward.
   while (!gradient && rows * shares < 2 * device.multiprocessors && 2 * shares * threads * 4 * width <= values)
@@ -102,7 +101,7 @@ struct RescalePlan {
 // Mostly they find a factor of 1 and leave: a few threads with 16 vectors each, and no more than fill the device.
 inline RescalePlan plan_rescale(std::int64_t size, int itemsize, const Device& device) {
   const std::int64_t lanes = ceil_div(size * itemsize, 16 * 16);
-  const int threads = std::min(256, whole_warps(lanes));
+  const int threads = whole_warps(std::min<std::int64_t>(256, lanes));
   return {threads, std::min<std::int64_t>(ceil_div(lanes, threads), 8 * device.multiprocessors)};
 }
 

@@ -17,8 +17,13 @@ template <class A> struct RowTotals {
 
 // A power of two of neighbouring lanes of a warp.
 struct LanesOfWarp {
-  int lanes;
-  DAL_D int lane() const { return threadIdx.x & (lanes - 1); }
+  int log_lanes, lanes, me;
+  DAL_D explicit LanesOfWarp(int log_lanes)
+      : log_lanes(log_lanes), lanes(opaque(1 << log_lanes)), me(opaque(static_cast<int>(threadIdx.x) & (lanes - 1))) {}
+  DAL_D int lane() const { return me; }
+  DAL_D int size() const { return lanes; }
+  // Rounds in which all take one of `n`, rounded up.
+  DAL_D int rounds(int n) const { return (n + lanes - 1) >> log_lanes; }
   template <class Op, class T> DAL_D T all(T x, int, T) const { return across<Op>(x, lanes); }
   DAL_D void sync() const { __syncwarp(); }
   // Every lane makes the coefficients for itself.
@@ -31,6 +36,8 @@ struct LanesOfWarp {
 // A block of whole warps. `use` counts the reductions of a row, each with scratch of its own.
 struct WholeBlock {
   DAL_D int lane() const { return threadIdx.x; }
+  DAL_D int size() const { return blockDim.x; }
+  DAL_D int rounds(int n) const { return static_cast<int>((n + blockDim.x - 1) / blockDim.x); }
   DAL_D void sync() const { __syncthreads(); }
   // The first warp makes the coefficients, and tells the others what they need of them.
   DAL_D bool finishes() const { return threadIdx.x < 32; }
@@ -93,12 +100,12 @@ enum class Rows {
 // `loss` and `weight` are what the group adds to the reduction.
 template <class S, int N, Rows ROWS, bool AGAIN, class Group>
 DAL_D void loss_row(
-    const Forward<S>& args, const Group& group, int lanes, std::int64_t row, bool writes, Arithmetic<S>& loss,
+    const Forward<S>& args, const Group& group, std::int64_t row, bool writes, Arithmetic<S>& loss,
     Arithmetic<S>& weight) {
   using A = Arithmetic<S>;
   constexpr int V = kWidth<S>, NV = N / V;
   const ForwardBatch<S>& batch = args.batch;
-  const int classes = static_cast<int>(batch.logits.classes);
+  const int classes = static_cast<int>(batch.logits.classes), lanes = group.size();
   const RowInput<A> in = row_input(batch, row);
   const S* z = batch.logits.row(in.row);
   S* out = batch.gradient ? batch.gradient + in.row * classes : nullptr;
@@ -106,20 +113,17 @@ DAL_D void loss_row(
   group.share(windows);
   const int first = windows.out.begin + group.lane();
   if (!needs_reading(batch, in)) windows.in.clip(0, 0);
-  // Vectors past the end of a row of whole ones repeat its last, and are left out of the sums: cheaper than to fill
-  // them. They are counted by their addresses, which takes the fewest instructions.
+  // Vectors past the end of a row of whole ones repeat its last, and are left out of the sums: cheaper than to fill them.
+  const int rounds = group.rounds(windows.in.vectors - first);
+  const auto counts = [&](int v) { return ROWS == Rows::kAny || v < rounds; };
   const std::int64_t step = static_cast<std::int64_t>(lanes) * V;
-  const S* const start = z + first * V;
-  const S* const stop = z + windows.in.vectors * V;
-  const S* const last = z + (max(windows.in.vectors, 1) - 1) * V;
   A value[N];
-  bool counts[NV];
-  const S* at = start;
+  const S* at = z + first * V;
+  const S* const last = z + (max(windows.in.vectors, 1) - 1) * V;
 #pragma unroll
   for (int v = 0; v < NV; ++v, at += step) {
-    counts[v] = ROWS == Rows::kAny || at < stop;
     if constexpr (ROWS == Rows::kWhole)
-      load_vector(earlier(at, last), value + v * V);
+      load_vector(v < rounds ? at : last, value + v * V);
     else
       windows.in.load(z, first + v * lanes, value + v * V, negative_infinity<A>());
   }
@@ -149,8 +153,8 @@ DAL_D void loss_row(
         if (with_sum) sums = i == v * V ? e_i : sums + e_i;
         if (with_weighted) weights = i == v * V ? e_i * d_i : fma(e_i, d_i, weights);
       }
-      if (with_sum) sum += counts[v] ? sums : A(0);
-      if (with_weighted) weighted += counts[v] ? weights : A(0);
+      if (with_sum) sum += counts(v) ? sums : A(0);
+      if (with_weighted) weighted += counts(v) ? weights : A(0);
     }
   };
   if constexpr (AGAIN) {
@@ -168,7 +172,7 @@ DAL_D void loss_row(
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       const unsigned place = place_of(value[i], peak, windows.in.at(first + i / V * lanes) + i % V);
-      if (counts[i / V]) totals.place = min(totals.place, place);
+      if (counts(i / V)) totals.place = min(totals.place, place);
     }
     totals.place = group.template all<Smaller>(totals.place, 3, 0xffffffffu);
   }
@@ -185,7 +189,7 @@ DAL_D void loss_row(
     group.share(windows);
   }
   const A center = AGAIN ? opaque(affine.max) : affine.max;
-  S* const end = out + windows.out.vectors * V;
+  const int stores = group.rounds(windows.out.vectors - first);
   // gradient(i): of element i. Each kind has a loop of its own, without a choice in it.
   const auto store = [&](const auto& gradient) {
     S* to = out + first * V;
@@ -196,7 +200,7 @@ DAL_D void loss_row(
       for (int i = 0; i < V; ++i) g[i] = gradient(v * V + i);
       if constexpr (ROWS == Rows::kAny)
         windows.out.store(out, first + v * lanes, g);
-      else if (to < end)
+      else if (v < stores)
         store_vector(to, g);
     }
   };
@@ -220,12 +224,11 @@ DAL_D void loss_row(
 template <class S, int N, Rows ROWS> DAL_D void loss_rows_of_lanes(const Forward<S>& args) {
   using A = Arithmetic<S>;
   __shared__ A losses[128], weights[128];
-  const int rows = blockDim.x >> args.log_lanes, mine = threadIdx.x >> args.log_lanes;
-  const LanesOfWarp group{1 << args.log_lanes};
+  const LanesOfWarp group(args.log_lanes);
+  const int rows = blockDim.x >> args.log_lanes, mine = opaque(static_cast<int>(threadIdx.x) >> args.log_lanes);
   const bool writes = group.lane() == 0;
   A loss, weight;
-  loss_row<S, N, ROWS, false>(
-      args, group, group.lanes, std::int64_t(blockIdx.x) * rows + mine, writes, loss, weight);
+  loss_row<S, N, ROWS, false>(args, group, std::int64_t(blockIdx.x) * rows + mine, writes, loss, weight);
   if (args.reduction == kNone) return;
   if (writes) {
     losses[mine] = loss;
@@ -238,7 +241,7 @@ template <class S, int N, Rows ROWS> DAL_D void loss_rows_of_lanes(const Forward
 // A row a block.
 template <class S, int N, Rows ROWS> DAL_D void loss_row_of_block(const Forward<S>& args) {
   Arithmetic<S> loss, weight;
-  loss_row<S, N, ROWS, true>(args, WholeBlock{}, blockDim.x, blockIdx.x, threadIdx.x == 0, loss, weight);
+  loss_row<S, N, ROWS, true>(args, WholeBlock{}, blockIdx.x, threadIdx.x == 0, loss, weight);
   reduce_losses(args, loss, weight, blockIdx.x, gridDim.x);
 }
 
@@ -249,7 +252,7 @@ template <class S, int N, Rows ROWS> DAL_D void loss_row_of_cluster(const Forwar
   const unsigned row = blockIdx.x / cluster.num_blocks();
   const bool first = cluster.block_rank() == 0;
   Arithmetic<S> loss, weight;
-  loss_row<S, N, ROWS, true>(args, Cluster{}, blockDim.x, row, first && threadIdx.x == 0, loss, weight);
+  loss_row<S, N, ROWS, true>(args, Cluster{}, row, first && threadIdx.x == 0, loss, weight);
   if (first) reduce_losses(args, loss, weight, row, gridDim.x / cluster.num_blocks());
 #endif
 }
