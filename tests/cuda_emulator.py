@@ -6,6 +6,7 @@ import ctypes
 import functools
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -43,6 +44,22 @@ def compile_ptx(folder: Path, sources: Path = SOURCES, pattern: str = "kernels_*
         assert process.wait() == 0
 
 
+# The executor has no clusters of blocks. As a cluster of one, their kernels do all but exchange.
+CLUSTER_OF_ONE = {
+    r"%cluster_nctarank": "1",
+    r"%cluster_ctarank": "0",
+    r"mapa\.u64\s+(\S+), (\S+), \S+;": r"mov.u64 \1, \2;",
+    r"barrier\.cluster\.arrive[^;]*;": "",
+    r"barrier\.cluster\.wait[^;]*;": "bar.sync 0;",
+}
+
+
+def without_clusters(ptx: str) -> str:
+    for pattern, replacement in CLUSTER_OF_ONE.items():
+        ptx = re.sub(pattern, replacement, ptx)
+    return ptx
+
+
 @functools.cache
 def modules() -> dict[str, Any]:
     """Kernel name -> module, from DAL_TEST_PTX (a folder that compile_ptx filled), or compiled now."""
@@ -52,7 +69,7 @@ def modules() -> dict[str, Any]:
         folder = Path(os.environ.get("DAL_TEST_PTX", temporary))
         if folder == Path(temporary):
             compile_ptx(folder)
-        loaded = [Module(file.read_text()) for file in sorted(folder.glob("*.ptx"))]
+        loaded = [Module(without_clusters(file.read_text())) for file in sorted(folder.glob("*.ptx"))]
     return {kernel: module for module in loaded for kernel in module.kernels}
 
 
@@ -71,10 +88,13 @@ def memory(address: int, size: int) -> np.ndarray[Any, Any]:
 
 
 @contextmanager
-def installed(order: str = "asc", cta_order: str = "asc", multiprocessors: int = 132) -> Iterator[list[Launch]]:
+def installed(
+    order: str = "asc", cta_order: str = "asc", instead: tuple[str, str] = ("", "")
+) -> Iterator[list[Launch]]:
     """Runs backend "cuda" on CPU tensors inside; yields what was launched.
 
-    The executor has no clusters of blocks: the device is one without (sm_80), the code that of sm_90.
+    The device is one without clusters (sm_80), the code that of sm_90. ``instead``: part of a kernel's name, and what
+    to run in its place.
     """
     from gpuless.ptx import launch
 
@@ -90,6 +110,7 @@ def installed(order: str = "asc", cta_order: str = "asc", multiprocessors: int =
         arguments: bytes,
         buffers: list[tuple[str, int, int]],
     ) -> None:
+        kernel = kernel.replace(*instead)
         stats = launch(
             modules()[kernel],
             kernel,
@@ -103,7 +124,7 @@ def installed(order: str = "asc", cta_order: str = "asc", multiprocessors: int =
         )
         launches.append(Launch(kernel, grid, threads, stats))
 
-    _cuda.emulate(run, 80, multiprocessors)
+    _cuda.emulate(run, 80)
     try:
         yield launches
     finally:

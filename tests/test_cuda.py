@@ -1,8 +1,8 @@
 """The CUDA C++ kernels without a GPU: what nvcc made of them, and the shared tests under an executor of their PTX.
 
-Nothing here has run on a GPU; test_gpu.py is for when there is one. What the executor cannot run is the exchange of a
-cluster of blocks (sm_90 and newer): Cluster::join and Cluster::share in csrc/cuda/rows.cuh. All else of those kernels
-is loss_row, which runs here for a block, and merge_totals and take_share, which split rows share with them.
+Nothing here has run on a GPU; test_gpu.py is for when there is one. What the executor cannot run is a cluster of more
+than one block (sm_90 and newer): that its blocks see each other's totals, in Cluster::join of csrc/cuda/rows.cuh.
+As a cluster of one those kernels do run here; merge_totals and take_share they have in common with split rows.
 """
 
 from __future__ import annotations
@@ -129,6 +129,18 @@ def test_every_layout_matches_truth(shape: tuple[int, int], bootstrap: str) -> N
     with cuda_emulator.installed() as launches:
         check(case, torch.tensor(2.0, dtype=torch.float64), "cuda")
     assert [launch.name for launch in launches] == [f"dal_{LAYOUTS[shape]}_f32", "dal_scale_f32"]
+
+
+@needs_emulator
+@pytest.mark.parametrize("bootstrap", ["soft", "hard"])
+@pytest.mark.parametrize(("classes", "dtype"), [(2052, "f32"), (20_001, "f32"), (32_768, "bf16"), (2049, "f16")])
+def test_a_cluster_of_one_block_matches_truth(classes: int, dtype: str, bootstrap: str) -> None:
+    case = make_case(3, classes, {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}[dtype])
+    case.options["bootstrap"] = bootstrap
+    case.target[2] = -100
+    with cuda_emulator.installed(instead=("block128", "cluster128")) as launches:
+        check(case, torch.ones((), dtype=torch.float64), "cuda")
+    assert launches[0].name in (f"dal_cluster128_{dtype}", f"dal_cluster128w_{dtype}")
 
 
 @needs_emulator

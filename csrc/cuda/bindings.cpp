@@ -111,7 +111,7 @@ Outputs run_loss(
     args.batch = forward_batch<S>(logits, target, q, bootstrap_weight, weight, ignore_index, reduction, hard);
     args.reduction = static_cast<Reduction>(reduction);
     const std::int64_t rows = args.batch.logits.rows, classes = args.batch.logits.classes;
-    require(classes < std::int64_t(1) << 30, "logits must have fewer than 2^30 classes");
+    require(classes < std::int64_t(1) << 27, "logits must have fewer than 2^27 classes");
     const bool reduced = args.reduction != kNone;
     const std::int32_t dtype = dtype_code<A>();
     Outputs out{

@@ -12,7 +12,7 @@ namespace dal {
 
 template <class S> constexpr int kWidth = 16 / static_cast<int>(sizeof(S));
 
-// Powers of 2 for float: one instruction. Of e for double, which has none, and whose last digits a change of base costs.
+// Powers of 2 for float: one instruction. Of e for double, which has none, and which a change of base costs digits.
 template <class A> struct Base {
   using type = Binary;
   static constexpr A exponent = A(1.44269504088896340736), ln = A(0.69314718055994530942);

@@ -78,13 +78,20 @@ struct Cluster : WholeBlock {
   }
   template <class A> DAL_D void join(RowTotals<A>& totals) const {
 #if __CUDA_ARCH__ >= 900
-    __shared__ RowTotals<A> mine;
+    __shared__ A mine[4];
+    __shared__ unsigned my_place;
     const auto cluster = cooperative_groups::this_cluster();
-    if (threadIdx.x == 0) mine = totals;
+    if (threadIdx.x == 0) {
+      mine[0] = totals.stats.max, mine[1] = totals.stats.sum, mine[2] = totals.stats.weighted, mine[3] = totals.peak;
+      my_place = totals.place;
+    }
     cluster.sync();
-    totals = *cluster.map_shared_rank(&mine, 0);
-    for (unsigned rank = 1; rank < cluster.num_blocks(); ++rank)
-      totals = merge_totals(totals, *cluster.map_shared_rank(&mine, rank));
+    const auto of = [&](unsigned rank) {
+      const A* values = cluster.map_shared_rank(mine, rank);
+      return RowTotals<A>{{values[0], values[1], values[2]}, values[3], *cluster.map_shared_rank(&my_place, rank)};
+    };
+    totals = of(0);
+    for (unsigned rank = 1; rank < cluster.num_blocks(); ++rank) totals = merge_totals(totals, of(rank));
     cluster.sync();  // nobody leaves while its memory may be read
 #endif
   }
@@ -113,7 +120,7 @@ DAL_D void loss_row(
   group.share(windows);
   const int first = windows.out.begin + group.lane();
   if (!needs_reading(batch, in)) windows.in.clip(0, 0);
-  // Vectors past the end of a row of whole ones repeat its last, and are left out of the sums: cheaper than to fill them.
+  // Vectors past the end of a row of whole ones repeat its last, and are left out of the sums: to fill them costs more.
   const int rounds = group.rounds(windows.in.vectors - first);
   const auto counts = [&](int v) { return ROWS == Rows::kAny || v < rounds; };
   const std::int64_t step = static_cast<std::int64_t>(lanes) * V;
