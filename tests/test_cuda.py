@@ -33,7 +33,7 @@ built = pytest.mark.skipif(ops.cuda_error is not None, reason=f"the CUDA extensi
 @pytest.fixture(scope="session", autouse=True)
 def ptx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Compiled once for this process and those that it starts."""
-    if "DAL_TEST_PTX" in os.environ or importlib.util.find_spec("gpuless") is None or cuda_emulator.NVCC is None:
+    if "DAL_TEST_PTX" in os.environ or needs_emulator.args[0]:
         yield
         return
     folder = tmp_path_factory.mktemp("ptx")
@@ -82,7 +82,7 @@ def test_without_a_gpu_it_says_so() -> None:
 
 
 @needs_emulator
-@pytest.mark.parametrize(("order", "sample"), [("asc", 12), ("desc", 13)])
+@pytest.mark.parametrize(("order", "sample"), [("asc", 24), ("desc", 25)])
 def test_the_compiled_code_passes_the_shared_tests(order: str, sample: int) -> None:
     """With checks for races, accesses out of bounds and misaligned ones, in both orders of warps."""
     names = ("numerics", "autograd", "compile", "fuzz")
@@ -234,8 +234,8 @@ COUNTS = {
     (128, 100, torch.float32): (25, 1.2, 1.06),
     (64, 1000, torch.float32): (19, 1.05, 1.01),
     (64, 1000, torch.bfloat16): (20, 1.05, 1.02),
-    (8, 32000, torch.float32): (18, 1.05, 1.01),
-    (8, 32000, torch.bfloat16): (18.5, 1.05, 1.01),
+    (8, 32000, torch.float32): (16, 1.05, 1.01),
+    (8, 32000, torch.bfloat16): (16.5, 1.05, 1.01),
     # Without clusters, which the executor does not have, a row so long is read twice.
     (4, 131072, torch.bfloat16): (32, 2.05, 1.01),
 }

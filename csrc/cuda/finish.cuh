@@ -46,9 +46,15 @@ template <class S> DAL_D bool needs_reading(const ForwardBatch<S>& batch, const 
 // The shift that exponents are taken relative to, from the largest logit; a row of -inf alone takes 0.
 template <class A> DAL_D A shift_of(A peak) { return peak == negative_infinity<A>() ? A(0) : peak * kToExponent<A>; }
 
-// Ordered so that the smallest is what argmax names: the first NaN, else the first maximum.
+// A class as argmax orders them, the smallest being what it names: the first NaN, else the first maximum.
+constexpr unsigned kNowhere = 0xffffffffu, kMaximum = 0x80000000u;
 template <class A> DAL_D unsigned place_of(A z, A peak, int j) {
-  return z != z ? static_cast<unsigned>(j) : z == peak ? static_cast<unsigned>(j) | 0x80000000u : 0xffffffffu;
+  return z != z ? static_cast<unsigned>(j) : z == peak ? static_cast<unsigned>(j) | kMaximum : kNowhere;
+}
+// The same, given the place among the classes after j.
+template <class A> DAL_D unsigned first_place(unsigned later, A z, A peak, int j) {
+  const unsigned here = z == peak && later >= kMaximum ? static_cast<unsigned>(j) | kMaximum : later;
+  return z != z ? static_cast<unsigned>(j) : here;
 }
 DAL_D int class_at(unsigned place) { return static_cast<int>(place & 0x7fffffffu); }
 

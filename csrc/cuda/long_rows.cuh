@@ -14,7 +14,7 @@ template <class S> struct ThreadTotals {
   using A = Arithmetic<S>;
   static constexpr int V = kWidth<S>;
   A peak = negative_infinity<A>(), shift = 0, sum[V] = {}, weighted[V] = {};
-  unsigned place = 0xffffffffu;
+  unsigned place = kNowhere;
 
   DAL_D RowStats<A> stats() const {
     RowStats<A> total{shift, sum[0], weighted[0]};
@@ -30,7 +30,7 @@ template <class S> struct ThreadTotals {
       sum[i] = moved.sum;
       weighted[i] = moved.weighted;
     }
-    if (place >= 0x80000000u) place = 0xffffffffu;  // that of a NaN stays
+    if (place >= kMaximum) place = kNowhere;  // that of a NaN stays
     peak = top;
     shift = next;
   }
@@ -79,10 +79,10 @@ template <class S> DAL_D RowTotals<Arithmetic<S>> totals_of_block(const ThreadTo
   const WholeBlock block;
   const A peak = block.all<Larger>(own.peak, 0, negative_infinity<A>());
   const RowStats<A> stats = rebase<BaseOf<A>>(own.stats(), shift_of(peak));
-  const bool counts = own.peak == peak || own.place < 0x80000000u;
+  const bool counts = own.peak == peak || own.place < kMaximum;
   return {{shift_of(peak), block.all<Add>(stats.sum, 1, A(0)), block.all<Add>(stats.weighted, 2, A(0))},
           peak,
-          block.all<Smaller>(counts ? own.place : 0xffffffffu, 3, 0xffffffffu)};
+          block.all<Smaller>(counts ? own.place : kNowhere, 3, kNowhere)};
 }
 
 template <class S> DAL_D RowTotals<Arithmetic<S>> read_row(

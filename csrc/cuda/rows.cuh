@@ -64,7 +64,7 @@ template <class S> DAL_D void take_share(Windows<S>& windows, int part, int part
 template <class A> DAL_D RowTotals<A> merge_totals(const RowTotals<A>& l, const RowTotals<A>& r) {
   // A place counts only under the larger of two maxima; the place of a NaN under any.
   const auto place = [](const RowTotals<A>& own, const RowTotals<A>& other) {
-    return own.peak < other.peak && own.place >= 0x80000000u ? 0xffffffffu : own.place;
+    return own.peak < other.peak && own.place >= kMaximum ? kNowhere : own.place;
   };
   return {merge<BaseOf<A>>(l.stats, r.stats), larger(l.peak, r.peak), min(place(l, r), place(r, l))};
 }
@@ -103,9 +103,10 @@ enum class Rows {
   kAny,    // ends of vectors stick out, and the gradient may lie otherwise than the logits
 };
 
-// One row by one group, N values a lane. AGAIN: powers are computed again for the gradient, not kept in registers.
+// One row by one group, N values a lane. KEEP: the powers stay in registers for the gradient; else only their exponents
+// do.
 // `loss` and `weight` are what the group adds to the reduction.
-template <class S, int N, Rows ROWS, bool AGAIN, class Group>
+template <class S, int N, Rows ROWS, bool KEEP, class Group>
 DAL_D void loss_row(
     const Forward<S>& args, const Group& group, std::int64_t row, bool writes, Arithmetic<S>& loss,
     Arithmetic<S>& weight) {
@@ -139,50 +140,47 @@ DAL_D void loss_row(
   for (int i = 1; i < N; ++i) peak = larger(peak, value[i]);
   peak = group.template all<Larger>(peak, 0, negative_infinity<A>());
 
-  // M = shift,  d = z log2 e - M,  e = 2^d,  S = sum e,  W = sum e d
+  unsigned place = kNowhere;
+  if (batch.hard || batch.prediction) {
+    // From the last to the first, one by one: a minimum of them all would be spread over too many registers. A vector
+    // that repeats the last one has higher classes than that.
+#pragma unroll
+    for (int i = N - 1; i >= 0; --i)
+      place = first_place(place, value[i], peak, windows.in.at(first + i / V * lanes) + i % V);
+    place = group.template all<Smaller>(place, 3, kNowhere);
+  }
+
+  // M = shift,  d = z log2 e - M,  e = 2^d,  S = sum e,  W = sum e d. From here on `value` is d.
   const A shift = shift_of(peak);
   const bool entropic = __any_sync(0xffffffffu, needs_entropy(batch, in));
-  A sum = 0, weighted = 0, e[AGAIN ? 1 : N], d[AGAIN ? 1 : N];
+  A sum = 0, weighted = 0, e[KEEP ? N : 1];
   const auto sum_up = [&](bool with_sum, bool with_weighted) {
 #pragma unroll
     for (int v = 0; v < NV; ++v) {
       A sums = 0, weights = 0;
 #pragma unroll
       for (int i = v * V; i < v * V + V; ++i) {
-        A e_i, d_i;
-        if (AGAIN || with_sum) {
+        A e_i;
+        if (with_sum) {
           const A exact = fma(value[i], kToExponent<A>, -shift);
-          e_i = power(exact), d_i = larger(exact, kLowest<A>);
-          if (!AGAIN) e[i] = e_i, d[i] = d_i;
+          e_i = power(exact);
+          value[i] = larger(exact, kLowest<A>);
+          if (KEEP) e[i] = e_i;
+          sums = i == v * V ? e_i : sums + e_i;
         } else {
-          e_i = e[i], d_i = d[i];
+          e_i = e[KEEP ? i : 0];
         }
-        if (with_sum) sums = i == v * V ? e_i : sums + e_i;
-        if (with_weighted) weights = i == v * V ? e_i * d_i : fma(e_i, d_i, weights);
+        if (with_weighted) weights = i == v * V ? e_i * value[i] : fma(e_i, value[i], weights);
       }
       if (with_sum) sum += counts(v) ? sums : A(0);
       if (with_weighted) weighted += counts(v) ? weights : A(0);
     }
   };
-  if constexpr (AGAIN) {
-    if (entropic)
-      sum_up(true, true);
-    else
-      sum_up(true, false);
-  } else {
-    sum_up(true, false);
-    if (entropic) sum_up(false, true);
-  }
-  if (entropic) weighted = group.template all<Add>(weighted, 1, A(0));
-  RowTotals<A> totals{{shift, group.template all<Add>(sum, 2, A(0)), weighted}, peak, 0xffffffffu};
-  if (batch.hard || batch.prediction) {
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-      const unsigned place = place_of(value[i], peak, windows.in.at(first + i / V * lanes) + i % V);
-      if (counts(i / V)) totals.place = min(totals.place, place);
-    }
-    totals.place = group.template all<Smaller>(totals.place, 3, 0xffffffffu);
-  }
+  // Without an entropy term a loop less; where nothing is kept, that would be two kinds of the first one.
+  sum_up(true, !KEEP);
+  if (KEEP && entropic) sum_up(false, true);
+  if (!KEEP || entropic) weighted = group.template all<Add>(weighted, 1, A(0));
+  RowTotals<A> totals{{shift, group.template all<Add>(sum, 2, A(0)), weighted}, peak, place};
   group.join(totals);
 
   AffineGradient<A> affine;
@@ -195,7 +193,6 @@ DAL_D void loss_row(
     windows = Windows<S>(z, out, in.live ? opaque(classes) : 0);
     group.share(windows);
   }
-  const A center = AGAIN ? opaque(affine.max) : affine.max;
   const int stores = group.rounds(windows.out.vectors - first);
   // gradient(i): of element i. Each kind has a loop of its own, without a choice in it.
   const auto store = [&](const auto& gradient) {
@@ -211,16 +208,14 @@ DAL_D void loss_row(
         store_vector(to, g);
     }
   };
-  const auto power_at = [&](int i) { return AGAIN ? power(fma(value[i], kToExponent<A>, -center)) : e[AGAIN ? 0 : i]; };
-  const auto exponent = [&](int i) {
-    return AGAIN ? larger(fma(value[i], kToExponent<A>, -center), kLowest<A>) : d[AGAIN ? 0 : i];
-  };
+  // To the shift of this group's exponents, if the row has another: with s = own - M,  B <- 2^s B,  A <- 2^s (A + B s).
+  const A own = shift - affine.max, ratio = power(own);
+  const A slope = ratio * affine.B, scale = ratio * fma(affine.B, own, affine.A);
+  const auto power_at = [&](int i) { return KEEP ? e[KEEP ? i : 0] : power(value[i]); };
   if (in.ignored)
     store([&](int) { return A(0); });
-  else if (affine.B != 0)
-    store([&](int i) { return power_at(i) * fma(affine.B, exponent(i), affine.A); });
   else
-    store([&](int i) { return power_at(i) * affine.A; });
+    store([&](int i) { return power_at(i) * fma(slope, value[i], scale); });
   group.sync();
   if (group.lane() == 0 && !in.ignored)
     correct_terms(out, affine, in.target, in.target_logit, batch.hard ? class_at(totals.place) : -1, totals.peak,
@@ -235,7 +230,7 @@ template <class S, int N, Rows ROWS> DAL_D void loss_rows_of_lanes(const Forward
   const int rows = blockDim.x >> args.log_lanes, mine = opaque(static_cast<int>(threadIdx.x) >> args.log_lanes);
   const bool writes = group.lane() == 0;
   A loss, weight;
-  loss_row<S, N, ROWS, false>(args, group, std::int64_t(blockIdx.x) * rows + mine, writes, loss, weight);
+  loss_row<S, N, ROWS, true>(args, group, std::int64_t(blockIdx.x) * rows + mine, writes, loss, weight);
   if (args.reduction == kNone) return;
   if (writes) {
     losses[mine] = loss;
@@ -248,7 +243,7 @@ template <class S, int N, Rows ROWS> DAL_D void loss_rows_of_lanes(const Forward
 // A row a block.
 template <class S, int N, Rows ROWS> DAL_D void loss_row_of_block(const Forward<S>& args) {
   Arithmetic<S> loss, weight;
-  loss_row<S, N, ROWS, true>(args, WholeBlock{}, blockIdx.x, threadIdx.x == 0, loss, weight);
+  loss_row<S, N, ROWS, false>(args, WholeBlock{}, blockIdx.x, threadIdx.x == 0, loss, weight);
   reduce_losses(args, loss, weight, blockIdx.x, gridDim.x);
 }
 
@@ -259,7 +254,7 @@ template <class S, int N, Rows ROWS> DAL_D void loss_row_of_cluster(const Forwar
   const unsigned row = blockIdx.x / cluster.num_blocks();
   const bool first = cluster.block_rank() == 0;
   Arithmetic<S> loss, weight;
-  loss_row<S, N, ROWS, true>(args, Cluster{}, row, first && threadIdx.x == 0, loss, weight);
+  loss_row<S, N, ROWS, false>(args, Cluster{}, row, first && threadIdx.x == 0, loss, weight);
   if (first) reduce_losses(args, loss, weight, row, gridDim.x / cluster.num_blocks());
 #endif
 }

@@ -55,7 +55,7 @@ template <class S, int LEAST, int MOST> DAL_D void loss_short_rows(const Forward
     sum += e[j];
     weighted = fma(e[j], d[j], weighted);
   }
-  unsigned place = 0xffffffffu;
+  unsigned place = kNowhere;
   if (batch.hard || batch.prediction) {
 #pragma unroll
     for (int j = 0; j < MOST; ++j)
