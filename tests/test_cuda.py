@@ -210,6 +210,35 @@ def test_labels_that_are_none_are_nan_and_touch_nothing() -> None:
         assert gradient[~bad].isfinite().all()
 
 
+@built
+@pytest.mark.parametrize(
+    ("classes", "capability", "kernel", "blocks"),
+    [
+        (32_776, 90, "cluster128w", 4),
+        (131_072, 90, "cluster128w", 8),
+        (131_065, 100, "cluster128", 8),
+        (262_144, 120, "cluster128w", 16),
+        (262_152, 90, "long_rows", 2),
+        (131_072, 89, "long_rows", 2),
+    ],
+)
+def test_rows_of_32_k_to_262_k_classes_take_a_cluster_where_there_are_any(
+    classes: int, capability: int, kernel: str, blocks: int
+) -> None:
+    """Of the plan only: nothing is run."""
+    from dal_kernels import _cuda
+
+    launches: list[tuple[object, ...]] = []
+    _cuda.emulate(lambda *launch: launches.append(launch[:3]), capability)
+    try:
+        logits, knob = torch.zeros(2, classes, dtype=torch.bfloat16), torch.tensor(0.5)
+        ops.KERNELS["cuda"].loss(logits, torch.zeros(2, dtype=torch.long), knob, knob, None, -100, 1, False, True)
+    finally:
+        _cuda.emulate(None)
+    threads = 512 if kernel == "long_rows" else 160 if classes == 32_776 else 256
+    assert launches == [(f"dal_{kernel}_bf16", (blocks, 1), threads)]
+
+
 @needs_emulator
 def test_an_error_of_the_emulator_reaches_the_caller() -> None:
     from dal_kernels import _cuda
