@@ -20,6 +20,7 @@ from pathlib import Path
 import cuda_emulator
 import pytest
 import torch
+from counting import hold_step
 from cuda_emulator import needs_emulator
 from truth import check, make_case, random_upstream, run
 
@@ -256,8 +257,6 @@ def test_an_error_of_the_emulator_reaches_the_caller() -> None:
 
 # ---- counts
 
-# Upper bounds of what one mean-reduced step through the public API executes: thread-instructions an element, and reads
-# and writes in units of the logits. Counted, not timed.
 COUNTS = {
     (128, 10, torch.float32): (56, None, None),
     (128, 100, torch.float32): (25, 1.2, 1.06),
@@ -273,25 +272,8 @@ COUNTS = {
 @needs_emulator
 @pytest.mark.parametrize("case", COUNTS, ids=lambda case: f"{case[0]}x{case[1]} {case[2]}")
 def test_a_step_executes_no_more_than_this(case: tuple[int, int, torch.dtype]) -> None:
-    from gpuless import traffic
-
-    rows, classes, dtype = case
-    logits = torch.randn(rows, classes).to(dtype).requires_grad_()
-    target = torch.randint(classes, (rows,))
     with cuda_emulator.installed() as launches:
-        loss = dynamics_aware_loss(logits, target, torch.tensor(1.2), torch.tensor(0.4), backend="cuda")
-        loss.backward()
-        stats = [launch.stats for launch in launches]
-        launches.clear()
-        with torch.no_grad():
-            dynamics_aware_loss(logits, target, torch.tensor(1.2), torch.tensor(0.4), backend="cuda")
-        without_grad = len(launches)
-    moved = traffic(stats, logits.numel(), logits.element_size())
-    most, reads, writes = COUNTS[case]
-    assert sum(one.warp_instructions for one in stats) * 32 / logits.numel() <= most
-    assert reads is None or moved.reads <= reads
-    assert writes is None or moved.writes <= writes
-    assert (len(stats), without_grad) == (2, 1)
+        hold_step("cuda", case, COUNTS[case], launches, (2, 1))
 
 
 @needs_emulator

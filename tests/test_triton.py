@@ -16,6 +16,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from counting import hold_step
 from truth import check, gradient_bound, make_case, relative_error, true_outcome
 
 from dal_kernels import dynamics_aware_loss
@@ -68,8 +69,6 @@ def gpuless() -> ModuleType:
     return pytest.importorskip("gpuless")
 
 
-# Upper bounds of what one mean-reduced step through the public API executes: thread-instructions an element, and reads
-# and writes in units of the logits. Counted, not timed.
 COUNTS = {
     (128, 10, torch.float32): (65, None, None),
     (128, 100, torch.float32): (40, 1.2, 1.06),
@@ -86,25 +85,9 @@ COUNTS = {
 @executor
 @pytest.mark.parametrize("case", COUNTS, ids=lambda case: f"{case[0]}x{case[1]} {case[2]}")
 def test_a_step_executes_no_more_than_this(gpuless: ModuleType, case: tuple[int, int, torch.dtype]) -> None:
-    rows, classes, dtype = case
-    logits = torch.randn(rows, classes).to(dtype).requires_grad_()
-    target = torch.randint(classes, (rows,))
     with gpuless.install(90) as recorder:
-        loss = dynamics_aware_loss(logits, target, torch.tensor(1.2), torch.tensor(0.4), backend="triton")
-        loss.backward()
-        steps = len(recorder)
-        moved = gpuless.traffic(recorder, logits.numel(), logits.element_size())
-        instructions = sum(launch.stats.warp_instructions for launch in recorder) * 32 / logits.numel()
-        spilled = sum(launch.spill_bytes for launch in recorder)
-        recorder.clear()
-        with torch.no_grad():
-            dynamics_aware_loss(logits, target, torch.tensor(1.2), torch.tensor(0.4), backend="triton")
-        without_grad = len(recorder)
-    most, reads, writes = COUNTS[case]
-    assert instructions <= most
-    assert reads is None or moved.reads <= reads
-    assert writes is None or moved.writes <= writes
-    assert (steps, without_grad, spilled) == (3, 2, 0)
+        step = hold_step("triton", case, COUNTS[case], recorder, (3, 2))
+    assert sum(launch.spill_bytes for launch in step) == 0
 
 
 @executor

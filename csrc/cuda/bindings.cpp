@@ -73,17 +73,24 @@ std::unique_ptr<torch::stable::accelerator::DeviceGuard> guard_of(const Place& p
   return std::make_unique<torch::stable::accelerator::DeviceGuard>(place.index);
 }
 
-void allow(Launcher& launcher, const char* name, const Tensor& tensor, std::size_t itemsize) {
-  if (tensor.numel() == 0) return;
-  std::int64_t last = 0;
-  for (std::int64_t i = 0; i < tensor.dim(); ++i) last += (tensor.size(i) - 1) * tensor.stride(i);
-  launcher.allow({name, reinterpret_cast<std::uintptr_t>(tensor.const_data_ptr()),
-                  (static_cast<std::size_t>(last) + 1) * itemsize});
-}
+// A tensor that a kernel will touch: it must be where the logits are.
+struct Touched {
+  Launcher& launcher;
+  Place place;
+  void operator()(const char* name, const Tensor& tensor, std::size_t itemsize) const {
+    if (tensor.numel() == 0) return;
+    const Place here = Place::of(tensor);
+    if (here.type != place.type || here.index != place.index)
+      throw std::invalid_argument(std::string(name) + " must be on the device of logits");
+    std::int64_t last = 0;
+    for (std::int64_t i = 0; i < tensor.dim(); ++i) last += (tensor.size(i) - 1) * tensor.stride(i);
+    launcher.allow({name, reinterpret_cast<std::uintptr_t>(tensor.const_data_ptr()),
+                    (static_cast<std::size_t>(last) + 1) * itemsize});
+  }
+};
 
 // ---- the operators
 
-template <class A>
 std::size_t knob_size(const Tensor& value) {
   return value.scalar_type() == ScalarType::Double ? 8 : 4;
 }
@@ -149,17 +156,18 @@ Outputs run_loss(
       args.places = reinterpret_cast<unsigned*>(base + 16 + values * std::int64_t(sizeof(A)));
       launcher.fill(base, 0, 4);
     }
-    allow(launcher, "logits", logits, sizeof(S));
-    allow(launcher, "target", target, 8);
-    allow(launcher, "q", q, knob_size<A>(q));
-    allow(launcher, "bootstrap_weight", bootstrap_weight, knob_size<A>(bootstrap_weight));
-    if (weight) allow(launcher, "weight", *weight, sizeof(A));
-    allow(launcher, "loss", out.loss, sizeof(A));
-    allow(launcher, "gradient", out.gradient, sizeof(S));
-    allow(launcher, "fields", out.fields, sizeof(A));
-    allow(launcher, "prediction", out.prediction, 8);
-    allow(launcher, "correction", out.correction, sizeof(A));
-    allow(launcher, "workspace", workspace, 1);
+    const Touched touched{launcher, place};
+    touched("logits", logits, sizeof(S));
+    touched("target", target, 8);
+    touched("q", q, knob_size(q));
+    touched("bootstrap_weight", bootstrap_weight, knob_size(bootstrap_weight));
+    if (weight) touched("weight", *weight, sizeof(A));
+    touched("loss", out.loss, sizeof(A));
+    touched("gradient", out.gradient, sizeof(S));
+    touched("fields", out.fields, sizeof(A));
+    touched("prediction", out.prediction, 8);
+    touched("correction", out.correction, sizeof(A));
+    touched("workspace", workspace, 1);
     if (rows > 0)
       launcher.launch(
           kernels_of<S>().forward[static_cast<int>(plan.kernel)],
@@ -211,13 +219,14 @@ void write_gradient(
     args.if_changed = if_changed;
     const BackwardPlan plan = plan_backward(args.batch.logits.rows, args.batch.logits.classes, sizeof(S));
     args.lanes = plan.lanes;
-    allow(launcher, "logits", logits, sizeof(S));
-    allow(launcher, "target", target, 8);
-    allow(launcher, "fields", fields, sizeof(A));
-    allow(launcher, "prediction", prediction, 8);
-    allow(launcher, "upstream", upstream, sizeof(A));
-    allow(launcher, "correction", correction, sizeof(A));
-    allow(launcher, "gradient", out, sizeof(S));
+    const Touched touched{launcher, place};
+    touched("logits", logits, sizeof(S));
+    touched("target", target, 8);
+    touched("fields", fields, sizeof(A));
+    touched("prediction", prediction, 8);
+    touched("upstream", upstream, sizeof(A));
+    touched("correction", correction, sizeof(A));
+    touched("gradient", out, sizeof(S));
     if (args.batch.logits.rows > 0)
       launcher.launch(kernels_of<S>().gradient, {plan.blocks, plan.parts, plan.threads}, args);
     return 0;
@@ -250,12 +259,13 @@ void scale_gradient_cuda(Tensor gradient, Tensor upstream, Tensor correction) {
   require(gradient.is_contiguous() && upstream.numel() == 1 && correction.numel() == 1 &&
               dtype_of(upstream) == dtype_of(gradient) && dtype_of(correction) == dtype_of(gradient),
           "gradient must be contiguous float32 or float64; upstream and correction one value in the same dtype");
-  allow(launcher, "gradient", gradient, gradient.scalar_type() == ScalarType::Double ? 8 : 4);
-  allow(launcher, "upstream", upstream, gradient.scalar_type() == ScalarType::Double ? 8 : 4);
-  allow(launcher, "correction", correction, gradient.scalar_type() == ScalarType::Double ? 8 : 4);
   dispatch(gradient, [&](auto storage) {
     using A = decltype(storage);
     if constexpr (std::is_floating_point_v<A>) {
+      const Touched touched{launcher, place};
+      touched("gradient", gradient, sizeof(A));
+      touched("upstream", upstream, sizeof(A));
+      touched("correction", correction, sizeof(A));
       const Rescale<A> args{
           static_cast<A*>(gradient.mutable_data_ptr()), static_cast<const A*>(upstream.const_data_ptr()),
           static_cast<const A*>(correction.const_data_ptr()), gradient.numel()};

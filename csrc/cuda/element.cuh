@@ -47,12 +47,6 @@ DAL_D float larger(float x, float y) { return fmaxf(x, y); }
 DAL_D double larger(double x, double y) { return fmax(x, y); }
 
 // A value that the compiler takes for another one, so that it computes again what it would otherwise keep.
-DAL_D float opaque(float x) {
-  float y;
-  asm volatile("mov.b32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 DAL_D int opaque(int x) {
   int y;
   asm volatile("mov.b32 %0, %1;" : "=r"(y) : "r"(x));
