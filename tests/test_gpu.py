@@ -12,6 +12,7 @@ from torch import Tensor
 from truth import CLASSES, DTYPES, Case, check, make_case, random_upstream
 
 from dal_kernels import DynamicsAwareLoss, available_backends, dynamics_aware_loss
+from dal_kernels.ops import KERNELS
 
 pytestmark = pytest.mark.gpu
 
@@ -158,3 +159,12 @@ def test_repeats_have_the_same_bits(backend: str, shape: tuple[int, int], dtype:
     first = step(logits, target, 1.2, 0.4, backend)
     for _ in range(5):
         assert all(torch.equal(a, b) for a, b in zip(first, step(logits, target, 1.2, 0.4, backend), strict=True))
+
+
+def test_the_raw_cuda_operator_refuses_tensors_of_another_device() -> None:
+    if "cuda" not in KERNELS:
+        pytest.skip(available_backends()["cuda"])
+    logits, target = torch.randn(8, 100, device="cuda"), torch.zeros(8, dtype=torch.long, device="cuda")
+    knob = torch.tensor(0.5)
+    with pytest.raises((ValueError, RuntimeError), match="q must be on the device of logits"):
+        KERNELS["cuda"].loss(logits, target, knob, knob, None, -100, 1, False, True)
