@@ -202,6 +202,41 @@ def check(
     )
 
 
+def check_layer(input: Tensor, classifier_weight: Tensor, bias: Tensor | None, chunk_bytes: int | None) -> torch.dtype:
+    """Raise TypeError or ValueError for a classifier layer that cannot be, else return the dtype of its logits."""
+    named = {"input": input, "classifier_weight": classifier_weight}
+    if bias is not None:
+        named["bias"] = bias
+    for name, tensor in named.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        if tensor.dtype not in _LOGITS:
+            raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
+        if tensor.device != input.device:
+            raise ValueError(f"{name} must be on the device of input, {input.device}, got {tensor.device}")
+    if input.dim() == 0:
+        raise ValueError("input must have shape (D,), (N, D) or (N, D, d1, ...), got a 0-d tensor")
+    width = input.shape[input.dim() > 1]
+    if classifier_weight.dim() != 2 or classifier_weight.shape[1] != width or classifier_weight.shape[0] == 0:
+        raise ValueError(
+            f"classifier_weight must have shape (C, {width}), C >= 1, for input of shape {_shape(input)}, "
+            f"got shape {_shape(classifier_weight)}"
+        )
+    if bias is not None and bias.shape != classifier_weight.shape[:1]:
+        raise ValueError(f"bias must have shape ({classifier_weight.shape[0]},) or be None, got shape {_shape(bias)}")
+    if chunk_bytes is not None and (type(chunk_bytes) is not int or chunk_bytes < 1):
+        raise ValueError(f"chunk_bytes must be an int >= 1 or None, got {chunk_bytes!r}")
+    kind = input.device.type
+    # autocast leaves float64 alone
+    casts = torch.is_autocast_enabled(kind) and all(tensor.dtype != torch.float64 for tensor in named.values())
+    if casts:
+        return torch.get_autocast_dtype(kind)
+    for name, tensor in named.items():
+        if tensor.dtype != input.dtype:
+            raise TypeError(f"{name} must have the dtype of input, {input.dtype}, got {tensor.dtype}")
+    return input.dtype
+
+
 def raise_for_labels(rows: Rows) -> None:
     """On a CPU, where looking is free: raise for labels and schedule values that the kernels would refuse.
 

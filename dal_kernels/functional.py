@@ -7,7 +7,7 @@ from typing import Literal, overload
 from torch import Tensor
 
 from dal_kernels.arguments import RowStats, check
-from dal_kernels.backends.choose import choose
+from dal_kernels.backends.choose import RUN, choose
 
 __all__ = ["dynamics_aware_loss"]
 
@@ -90,5 +90,5 @@ def dynamics_aware_loss(
             "eager" has them); under torch.compile, a bad label.
     """
     rows = check(input, target, q, bootstrap_weight, weight, ignore_index, reduction, bootstrap, return_stats)
-    loss, stats = choose(backend, input)(rows)
+    loss, stats = RUN[choose(backend, input)](rows)
     return rows.shaped(loss, stats)
