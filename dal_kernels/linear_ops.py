@@ -23,6 +23,7 @@ from dal_kernels.arguments import HALVES, Rows, raise_for_labels
 from dal_kernels.fields import FIELDS, GRADIENT_FIELDS, REDUCTIONS
 from dal_kernels.ops import KERNELS
 from dal_kernels.reference import row_factors
+from dal_kernels.slices import IGNORED, gradient
 
 _MEAN = REDUCTIONS.index("mean")
 
@@ -43,7 +44,7 @@ def _adds_up_halves(device: torch.device) -> bool:
     return device.type == "cuda" and torch.version.hip is None
 
 
-class _Layer:
+class LayerInChunks:
     """The classifier in the dtype of the logits, and its gradients as they add up."""
 
     def __init__(
@@ -61,8 +62,8 @@ class _Layer:
         self.sums = loss_dtype_of(dtype)
         self.gradients = _empty_gradients(features, classifier, wanted, self.sums)
         if len(features) == 0:
-            for gradient in self.gradients:
-                gradient.zero_()
+            for made in self.gradients:
+                made.zero_()
 
     def chunks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """(rows, their features, their logits) by turns; all logits are in the same memory."""
@@ -143,7 +144,7 @@ def _linear_loss(
     raise_for_labels(Rows(logits, target, q, bootstrap_weight, weight, ignore_index, "none", hard, False, target.shape))
     one = torch.ones((), dtype=loss.dtype, device=loss.device)
     with torch.autocast(features.device.type, enabled=False):
-        layer = _Layer(features, classifier, bias, dtype, chunk, wanted)
+        layer = LayerInChunks(features, classifier, bias, dtype, chunk, wanted)
         for rows, inputs, logits in layer.chunks():
             arguments = (
                 logits, target[rows], _of_rows(q, rows), _of_rows(bootstrap_weight, rows), weight, ignore_index, 0,
@@ -163,8 +164,8 @@ def _linear_loss(
             total = total / divisor
             # No row counted: the gradient is 0, not 0 / 0.
             factor = torch.where(divisor == 0, 0.0, 1 / divisor).to(loss.dtype)
-            for gradient in layer.gradients:
-                gradient.mul_(factor)
+            for made in layer.gradients:
+                made.mul_(factor)
         loss = total.to(loss.dtype)
     return loss, fields, prediction, *layer.gradients
 
@@ -183,15 +184,16 @@ def _linear_gradient(
     dtype: torch.dtype,
     wanted: list[bool],
 ) -> tuple[Tensor, ...]:
-    kernels = KERNELS[backend]
-    correction = () if backend == "cpu" else (fields.new_empty(0),)
+    # A negative label that is none (on a GPU: its row is NaN) must not be taken for an ignored one.
+    target = torch.where(target == ignore_index, IGNORED, torch.where(target < 0, len(classifier), target))
     with torch.autocast(features.device.type, enabled=False):
-        layer = _Layer(features, classifier, bias, dtype, chunk, wanted)
+        layer = LayerInChunks(features, classifier, bias, dtype, chunk, wanted)
         for rows, inputs, logits in layer.chunks():
             of_rows = fields[:GRADIENT_FIELDS, rows].contiguous()
             argmax = prediction[rows] if prediction.numel() else prediction
-            arguments = (target[rows], of_rows, argmax, _of_rows(upstream, rows), ignore_index, *correction)
-            layer.add(rows, inputs, kernels.overwrite(logits, *arguments))
+            part = _of_rows(upstream, rows)
+            made = gradient(logits, target[rows], of_rows, argmax, part, backend, in_place=True)
+            layer.add(rows, inputs, made)
     return layer.gradients
 
 
