@@ -5,12 +5,16 @@ Everything below this module may rely on :class:`Rows`.
 
 from __future__ import annotations
 
+import sys
 from numbers import Integral, Real
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 HALVES = (torch.float16, torch.bfloat16)
 _LOGITS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
@@ -202,6 +206,14 @@ def check(
     )
 
 
+def is_dtensor(tensor: Any) -> TypeGuard[DTensor]:
+    """Whether it is a DTensor, without importing torch.distributed.tensor. Not while tracing."""
+    if type(tensor) is Tensor or torch.compiler.is_compiling():
+        return False
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
 def check_layer(input: Tensor, classifier_weight: Tensor, bias: Tensor | None, chunk_bytes: int | None) -> torch.dtype:
     """Raise TypeError or ValueError for a classifier layer that cannot be, else return the dtype of its logits."""
     named = {"input": input, "classifier_weight": classifier_weight}
@@ -210,6 +222,8 @@ def check_layer(input: Tensor, classifier_weight: Tensor, bias: Tensor | None, c
     for name, tensor in named.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        if is_dtensor(tensor):
+            raise TypeError(f"{name} must be a plain tensor, got a DTensor: see dal_kernels.distributed for slices")
         if tensor.dtype not in _LOGITS:
             raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
         if tensor.device != input.device:

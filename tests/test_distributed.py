@@ -264,6 +264,66 @@ def check_errors(world: int) -> None:
     raises("second derivative", gradient.square().sum().backward, RuntimeError)
 
 
+def check_dtensors(world: int) -> None:
+    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor, init_device_mesh
+
+    line = init_device_mesh("cpu", (world,))
+    plane = init_device_mesh("cpu", (2, world // 2))
+    logits, target = case(9)
+    weight = torch.linspace(0.1, 2.0, C)
+    q = torch.linspace(0.5, 1.5, N)
+    placed = [(line, (Shard(1),)), (line, (Shard(-1),)), (line, (Shard(0),)), (line, (Replicate(),))]
+    placed += [(plane, (Shard(0), Shard(1))), (plane, (Shard(1), Shard(0))), (plane, (Replicate(), Shard(1)))]
+    placed += [(plane, (Shard(0), Shard(0)))]
+    for (mesh, placements), reduction in itertools.product(placed, ("mean", "sum", "none")):
+        of_rows = [p if p == Shard(0) else Replicate() for p in placements]
+
+        def mine(value: Tensor, mesh: Any = mesh, of_rows: Any = of_rows) -> Any:
+            return distribute_tensor(value, mesh, of_rows, src_data_rank=None)
+
+        for bootstrap, plain in (("soft", False), ("hard", True)):
+            whole = logits.clone().requires_grad_()
+            options: dict[str, Any] = {"weight": weight, "reduction": reduction, "bootstrap": bootstrap}
+            expected, true_stats = dynamics_aware_loss(whole, target, q, 0.6, return_stats=True, **options)
+            split = distribute_tensor(logits, mesh, placements, src_data_rank=None).requires_grad_()
+            labels, exponents = (mine(value).to_local() if plain else mine(value) for value in (target, q))
+            got, stats = dynamics_aware_loss(split, labels, exponents, 0.6, return_stats=True, **options)
+            assert type(got) is Tensor
+            close(got, mine(expected.detach()).to_local() if reduction == "none" else expected)
+            close(stats.target_prob, mine(true_stats.target_prob).to_local())
+            assert torch.equal(stats.prediction, mine(true_stats.prediction).to_local())
+            expected.backward(upstream_of(expected))
+            got.backward(mine(upstream_of(expected)).to_local() if reduction == "none" else None)
+            factor = 1.0 if reduction == "none" else upstream_of(expected).item()
+            assert isinstance(split.grad, DTensor)
+            assert split.grad.placements == split.placements
+            close(split.grad.full_tensor() * factor, whole.grad)
+    split = distribute_tensor(logits, line, (Shard(1),), src_data_rank=None)
+    with Collectives() as seen:
+        dynamics_aware_loss(split, target, 0.8)
+    assert len(seen.seen) == 1
+    ignored = torch.full_like(target, -100)
+    split = distribute_tensor(logits, line, (Shard(0),), src_data_rank=None).requires_grad_()
+    loss = dynamics_aware_loss(split, distribute_tensor(ignored, line, (Shard(0),), src_data_rank=None), 0.8)
+    loss.backward()
+    assert loss.isnan()
+    assert not split.grad.to_local().any()
+    single = distribute_tensor(logits[0], line, (Shard(0),), src_data_rank=None)
+    close(dynamics_aware_loss(single, target[0], 0.8), dynamics_aware_loss(logits[0], target[0], 0.8))
+    deep = distribute_tensor(logits.reshape(4, C, 6), line, (Shard(2),), src_data_rank=None)
+    raises(
+        r"input must be a DTensor with.*Shard\(dim=2\)", lambda: dynamics_aware_loss(deep, target.reshape(4, 6), 0.8)
+    )
+    partial = DTensor.from_local(logits, line, (Partial(),))
+    raises("input must be a DTensor with.*Partial", lambda: dynamics_aware_loss(partial, target, 0.8))
+    twice = distribute_tensor(logits, plane, (Shard(1), Shard(1)), src_data_rank=None)
+    raises("input must be a DTensor with", lambda: dynamics_aware_loss(twice, target, 0.8))
+    elsewhere = distribute_tensor(target, plane, (Replicate(), Replicate()), src_data_rank=None)
+    raises("target must be on the mesh of input", lambda: dynamics_aware_loss(split, elsewhere, 0.8))
+    message = "classifier_weight must be a plain tensor, got a DTensor"
+    raises(message, lambda: linear_dynamics_aware_loss(torch.ones(N, C), split, target, 0.8), TypeError)
+
+
 def check_training(world: int) -> None:
     """A classifier split over the ranks learns what one process learns, bit by bit of tolerance."""
     place = Place(SLICES[world][1])
