@@ -214,7 +214,9 @@ def is_dtensor(tensor: Any) -> TypeGuard[DTensor]:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
-def check_layer(input: Tensor, classifier_weight: Tensor, bias: Tensor | None, chunk_bytes: int | None) -> torch.dtype:
+def check_layer(
+    input: Tensor, classifier_weight: Tensor, bias: Tensor | None, chunk_bytes: int | None, least_classes: int
+) -> torch.dtype:
     """Raise TypeError or ValueError for a classifier layer that cannot be, else return the dtype of its logits."""
     named = {"input": input, "classifier_weight": classifier_weight}
     if bias is not None:
@@ -231,10 +233,10 @@ def check_layer(input: Tensor, classifier_weight: Tensor, bias: Tensor | None, c
     if input.dim() == 0:
         raise ValueError("input must have shape (D,), (N, D) or (N, D, d1, ...), got a 0-d tensor")
     width = input.shape[input.dim() > 1]
-    if classifier_weight.dim() != 2 or classifier_weight.shape[1] != width or classifier_weight.shape[0] == 0:
+    if classifier_weight.dim() != 2 or classifier_weight.shape[1] != width or len(classifier_weight) < least_classes:
         raise ValueError(
-            f"classifier_weight must have shape (C, {width}), C >= 1, for input of shape {_shape(input)}, "
-            f"got shape {_shape(classifier_weight)}"
+            f"classifier_weight must have shape (C, {width}), C >= {least_classes}, for input of shape "
+            f"{_shape(input)}, got shape {_shape(classifier_weight)}"
         )
     if bias is not None and bias.shape != classifier_weight.shape[:1]:
         raise ValueError(f"bias must have shape ({classifier_weight.shape[0]},) or be None, got shape {_shape(bias)}")

@@ -38,8 +38,6 @@ class _Slice(NamedTuple):
     size: int
     classes: int
     group: Group
-    # What a call that found the slices by itself has checked already.
-    known: bool
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -129,14 +127,14 @@ def class_parallel_linear_dynamics_aware_loss(
     Args:
         input: features as in :func:`dal_kernels.linear_dynamics_aware_loss`, the same on every rank. Its gradient is
             the sum over the ranks, by the one all-reduce of the backward.
-        local_classifier_weight, bias: this rank's slice (C_r, D) and (C_r,) or None. C_r >= 1.
+        local_classifier_weight, bias: this rank's slice (C_r, D) and (C_r,) or None; C_r may be 0.
         chunk_bytes: as in :func:`dal_kernels.linear_dynamics_aware_loss`.
         target, class_offset, ...: as in :func:`class_parallel_dynamics_aware_loss`.
 
     Returns, Raises:
         As :func:`class_parallel_dynamics_aware_loss`. That ``input`` requires grad must be so on all ranks or on none.
     """
-    layer, local = layer_of(input, local_classifier_weight, bias, chunk_bytes)
+    layer, local = layer_of(input, local_classifier_weight, bias, chunk_bytes, least_classes=0)
     place = int(input.dim() > 1)
     mine = _slice(local.shape[place], target, input.device, class_offset, num_classes, group)
     whole = local.new_empty(()).expand((*local.shape[:place], mine.classes, *local.shape[place + 1 :]))
@@ -179,7 +177,7 @@ def _slice(
                 f"class_offset must be such that {size} classes from it on are within num_classes, at most 2**31 - 1; "
                 f"got {class_offset} and {num_classes}"
             )
-        return _Slice(class_offset, size, num_classes, group, False)
+        return _Slice(class_offset, size, num_classes, group)
     rows = target.numel() if isinstance(target, Tensor) else -1
     header = torch.tensor([size, rows], dtype=torch.int64, device=device)
     every = header.new_empty((dist.get_world_size(group), 2))
@@ -190,7 +188,7 @@ def _slice(
     classes = sum(sizes)
     if not 0 < classes < 2**31:
         raise ValueError(f"local_logits must be slices of 1 to 2**31 - 1 classes together, got {sizes}")
-    return _Slice(sum(sizes[: dist.get_rank(group)]), size, classes, group, True)
+    return _Slice(sum(sizes[: dist.get_rank(group)]), size, classes, group)
 
 
 def _target_logit(logits: Tensor, target: Tensor, mine: _Slice) -> Tensor:
@@ -238,7 +236,8 @@ def _exchange(rows: Rows, local: Statistics, target_logit: Tensor, mine: _Slice)
         integers[1:, -1] = (local.argmax + mine.offset).to(integer)
     place = torch.arange(1, 1 + count, device=rows.target.device)
     labels = ((rows.target + 1) * (2654435761 * place)).sum() % 2147483629
-    integers[0, :3] = torch.tensor([mine.offset, mine.size, mine.classes], dtype=integer)
+    for column, value in enumerate((mine.offset, mine.size, mine.classes)):
+        integers[0, column] = value  # a fill each: a copy from the host would wait for the device
     integers[0, 3] = labels.to(integer)
     world = dist.get_world_size(mine.group)
     every = payload.new_full((world, 1 + count, width), torch.nan)  # what never arrives is no statistic

@@ -40,7 +40,7 @@ class Layer(NamedTuple):
 
 
 def layer_of(
-    input: Tensor, classifier_weight: Tensor, bias: Tensor | None, chunk_bytes: int | None
+    input: Tensor, classifier_weight: Tensor, bias: Tensor | None, chunk_bytes: int | None, least_classes: int = 1
 ) -> tuple[Layer, Tensor]:
     """The layer as flat rows, and a tensor without memory that looks like its logits.
 
@@ -48,7 +48,7 @@ def layer_of(
         TypeError, ValueError: a type, dtype, shape or device that :func:`torch.nn.functional.linear` would not take,
             or a budget that is none.
     """
-    dtype = check_layer(input, classifier_weight, bias, chunk_bytes)
+    dtype = check_layer(input, classifier_weight, bias, chunk_bytes, least_classes)
     classes = classifier_weight.shape[0]
     shape = (classes,) if input.dim() == 1 else (input.shape[0], classes, *input.shape[2:])
     logits = input.new_empty((), dtype=dtype).expand(shape)

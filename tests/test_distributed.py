@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
+import re
+import subprocess
+import sys
 import traceback
 from pathlib import Path
 from typing import Any
@@ -197,7 +201,7 @@ def check_linear(world: int) -> None:
     generator = torch.Generator().manual_seed(6)
     x, classifier, bias = (torch.randn(shape, generator=generator) for shape in ((N, D), (C, D), (C,)))
     _, target = case(6)
-    every = itertools.product(SLICES[world][:2], ("mean", "none"), ("soft", "hard"), ("cpu", "eager"), (True, False))
+    every = itertools.product(SLICES[world][:3], ("mean", "none"), ("soft", "hard"), ("cpu", "eager"), (True, False))
     for sizes, reduction, bootstrap, backend, with_bias in every:
         place = Place(sizes)
         whole = [tensor.clone().requires_grad_() for tensor in (x, classifier, bias)][: 2 + with_bias]
@@ -383,3 +387,18 @@ def test_every_rank(finished: tuple[Path, int], name: str) -> None:
 def test_without_a_group_there_is_nothing_to_split_over() -> None:
     with pytest.raises(ValueError, match="init_process_group"):
         class_parallel_dynamics_aware_loss(torch.randn(3, 4), torch.zeros(3, dtype=torch.long), 0.7)
+
+
+def test_the_example_learns() -> None:
+    command = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "benchmarks.split_classes"]
+    result = subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    found = re.search(r"2 processes, 101 classes: training accuracy ([\d.]+)%", result.stdout)
+    assert found, result.stderr[-3000:]
+    assert float(found[1]) > 70
