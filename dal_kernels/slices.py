@@ -54,12 +54,21 @@ def statistics(logits: Tensor, backend: str) -> Statistics:
         logits, target, zero, zero, None, IGNORED, 0, False, False, True
     )  # fmt: skip
     peak = logits.gather(1, argmax.unsqueeze(1)).squeeze(1).double()
-    base, scale, entropy = fields[0].double() * kernels.log_base, fields[_SCALE].double(), fields[_ENTROPY].double()
-    total = 1 / scale
-    weighted = total * (total.log() - entropy)
-    moved = _moved(Statistics(base, total, weighted, argmax), peak)
+    total = 1 / fields[_SCALE].double()
+    weighted = total * (total.log() - fields[_ENTROPY].double())
+    rest = _rest(fields[0], peak, kernels.log_base)
+    moved = _moved(Statistics(peak + rest, total, weighted, argmax), peak)
     empty = peak == -math.inf
     return Statistics(peak, torch.where(empty, 0.0, moved.total), torch.where(empty, 0.0, moved.weighted), argmax)
+
+
+def _rest(shift: Tensor, peak: Tensor, log_base: float) -> Tensor:
+    """By how much the maximum that a kernel took powers relative to, rounded in its base, is above m.
+
+    The kernels multiply logits by 1 / log_base in their own dtype: with the exact one, logits of 10^4 would be off.
+    """
+    unit = torch.tensor(1 / log_base, dtype=shift.dtype).item()
+    return log_base * (shift.double() - peak * unit)
 
 
 def _moved(of: Statistics, peak: Tensor) -> Statistics:
@@ -132,7 +141,7 @@ def fields_of(peak: Tensor, coefficients: tuple[Tensor, ...], backend: str, dtyp
     a, b, t, u = coefficients
     base = 1.0 if backend == "eager" else KERNELS[backend].log_base
     shift = (peak / base).to(dtype)
-    rest = base * shift.double() - peak
+    rest = _rest(shift, peak, base)
     rest = torch.where(rest.isfinite(), rest, 0.0)
     ratio = rest.exp()
     return torch.stack([shift.double(), ratio * (a + b * rest), base * ratio * b, t, u]).to(dtype)
