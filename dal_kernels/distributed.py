@@ -28,7 +28,7 @@ __all__ = ["class_parallel_dynamics_aware_loss", "class_parallel_linear_dynamics
 Group = Any  # torch.distributed's ProcessGroup, or None for the default one
 
 # Called all_gather_into_tensor before torch 2.13.
-_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_all_gather: Any = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
 
 
 class _Slice(NamedTuple):

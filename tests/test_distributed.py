@@ -10,6 +10,7 @@ import sys
 import traceback
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dal_kernels import dynamics_aware_loss, linear_dynamics_aware_loss
+from dal_kernels import distributed, dynamics_aware_loss, linear_dynamics_aware_loss
 from dal_kernels.distributed import (
     class_parallel_dynamics_aware_loss,
     class_parallel_linear_dynamics_aware_loss,
@@ -266,6 +267,38 @@ def check_errors(world: int) -> None:
     loss = call(group=dist.new_group(list(range(world))))
     (gradient,) = torch.autograd.grad(loss, local, create_graph=True)
     raises("second derivative", gradient.square().sum().backward, RuntimeError)
+
+
+def check_where_looking_would_cost_a_synchronisation(world: int) -> None:
+    """As on a GPU: what a CPU raises for becomes NaN, of the row or of everything."""
+    place = Place(SLICES[world][1])
+    logits, target = case(7)
+    look = distributed._agreement
+    with (
+        mock.patch.object(distributed, "raise_for_labels"),
+        mock.patch.object(distributed, "_agreement", lambda header, _: look(header, False)),
+    ):
+
+        def outcome(labels: Tensor, **changes: Any) -> tuple[Tensor, Tensor]:
+            local = place.of(logits, 1).requires_grad_()
+            options = {**place.told, "reduction": "none", **changes}
+            loss = class_parallel_dynamics_aware_loss(local, labels, 0.8, 0.6, **options)
+            loss.sum().backward()
+            return loss.isnan(), local.grad.isnan()
+
+        for label in (C, C + 7, -1, -5):
+            nobodys = target.clone()
+            nobodys[3] = label
+            row = torch.arange(N) == 3
+            lost, lost_gradient = outcome(nobodys)
+            assert torch.equal(lost, row)
+            assert torch.equal(lost_gradient, row.unsqueeze(1).expand(N, place.size))
+        mine = target.clone()
+        mine[3] = place.rank
+        for lost, lost_gradient in (outcome(mine), outcome(target, num_classes=C + 1)):
+            counted = target != -100
+            assert lost[counted].all()
+            assert lost_gradient[counted].all()
 
 
 def check_dtensors(world: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from truth import DTYPES, HALVES, SLACK, make_case, relative_error
 
+from benchmarks.layer import measure
 from dal_kernels import DynamicsAwareLoss, LinearDynamicsAwareLoss, dynamics_aware_loss, linear_dynamics_aware_loss
 from dal_kernels.linear_ops import _linear_gradient, _linear_loss, chunk_row_bytes, linear_gradient, linear_loss
 from dal_kernels.ops import KERNELS
@@ -149,6 +151,14 @@ def test_no_more_than_a_chunk_of_logits_is_ever_made(fused: str, reduction: str)
     with Sizes(given) as sizes, torch.no_grad():
         fused_layer(given, backend=fused, reduction=reduction)
     assert max(sizes.made) == 640 * 7  # the fields of its rows: nothing is made for a gradient
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc/self/clear_refs")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_step_takes_the_gradients_and_a_chunk(fused: str, dtype: str) -> None:
+    """The logits would take 256 MiB in float32, their gradient as much; a chunk may take 64."""
+    found = measure(["fused"], (4096, 64, 16384), dtype, rounds=1)
+    assert found["fused"][0] <= (64 + 20) << 20
 
 
 def test_the_budget_sets_the_chunk_and_not_the_result(backend: str) -> None:
