@@ -153,7 +153,9 @@ def class_parallel_linear_dynamics_aware_loss(
         of_rows = Statistics(*map(torch.cat, zip(*found, strict=True)))
         loss, stats, kept = _finish(rows, of_rows, torch.cat(target_logits), mine, name, any(wanted))
     if kept is not None:
-        loss = _SliceLinearLoss.apply(*layer[:3], loss, *kept, layer, name, wanted, group)
+        loss = _SliceLinearLoss.apply(
+            *layer[:3], loss, *kept, layer, name, wanted, group, anchors_of(layer[:3], wanted)
+        )
     return rows.shaped(loss, stats)
 
 
@@ -304,12 +306,13 @@ class _SliceLinearLoss(torch.autograd.Function):
         backend: str,
         wanted: list[bool],
         group: Group,
+        anchors: list[Tensor],
     ) -> Tensor:
         tensors = (features, classifier, bias)
         ctx.save_for_backward(*tensors, target, fields, prediction)
         ctx.plan = (backend, layer.chunk, layer.dtype, wanted, group)
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in tensors]
-        ctx.anchors = anchors_of(tensors, wanted)
+        ctx.anchors = anchors
         return loss.clone()
 
     @staticmethod
@@ -318,4 +321,4 @@ class _SliceLinearLoss(torch.autograd.Function):
         gradients = linear_gradient(*ctx.saved_tensors, upstream, IGNORED, backend, chunk, dtype, wanted)
         if wanted[0]:
             dist.all_reduce(gradients[0], group=group)
-        return (*finished(gradients, ctx.dtypes, ctx.anchors, wanted), *(None,) * 8)
+        return (*finished(gradients, ctx.dtypes, ctx.anchors, wanted), *(None,) * 9)

@@ -187,7 +187,9 @@ def _fused(layer: Layer, rows: Rows, backend: str) -> tuple[Tensor, RowStats | N
     tensors = (layer.features, layer.classifier, layer.bias)
     wanted = [torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in tensors]
     if any(wanted):
-        loss, fields, prediction = _FusedLinear.apply(*tensors, layer, rows, backend, wanted)
+        loss, fields, prediction = _FusedLinear.apply(
+            *tensors, layer, rows, backend, wanted, anchors_of(tensors, wanted)
+        )
     else:
         loss, fields, prediction, *_ = linear_loss(*_loss_arguments(layer, rows, backend), wanted)
     return loss, RowStats(fields[TARGET_PROB], fields[ENTROPY], prediction) if rows.want_stats else None
@@ -221,6 +223,7 @@ class _FusedLinear(torch.autograd.Function):
         rows: Rows,
         backend: str,
         wanted: list[bool],
+        anchors: list[Tensor],
     ) -> tuple[Tensor, Tensor, Tensor]:
         layer = layer._replace(features=features, classifier=classifier, bias=bias)
         written = rows.reduction != "none"
@@ -230,7 +233,7 @@ class _FusedLinear(torch.autograd.Function):
         tensors = (features, classifier, bias)
         ctx.plan = (written, rows.ignore_index, backend, layer.chunk, layer.dtype, wanted)
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in tensors]
-        ctx.anchors = anchors_of(tensors, wanted)
+        ctx.anchors = anchors
         if written:
             ctx.save_for_backward(*gradients)
         else:
@@ -243,7 +246,7 @@ class _FusedLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         written, ignore_index, backend, chunk, dtype, wanted = ctx.plan
-        rest = (None,) * 4
+        rest = (None,) * 5
         if upstream is None:
             return (None, None, None, *rest)
         if written:
@@ -254,7 +257,7 @@ class _FusedLinear(torch.autograd.Function):
 
 
 def anchors_of(tensors: tuple[Tensor | None, ...], wanted: list[bool]) -> list[Tensor]:
-    """What ties the gradients to the graphs of those tensors that want one."""
+    """What ties the gradients to the graphs of those tensors that want one. Not in a Function, which records none."""
     if torch.compiler.is_compiling():
         return []
     found = [tensor for tensor, want in zip(tensors, wanted, strict=True) if want and tensor is not None]
