@@ -10,7 +10,7 @@ Works on whatever backend the group has: gloo on a CPU, NCCL on GPUs. torch.comp
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,25 +19,12 @@ from torch import Tensor
 from dal_kernels.arguments import Rows, RowStats, check, raise_for_labels
 from dal_kernels.autograd import DifferentiableOnce
 from dal_kernels.backends.choose import choose
+from dal_kernels.exchange import Group, Slice, exchange, slice_of
 from dal_kernels.linear import Layer, anchors_of, finished, layer_of
-from dal_kernels.linear_ops import LayerInChunks, linear_gradient, loss_dtype_of
-from dal_kernels.slices import IGNORED, Statistics, fields_of, finish, gradient, merge, statistics
+from dal_kernels.linear_ops import LayerInChunks, linear_gradient
+from dal_kernels.slices import IGNORED, Statistics, fields_of, finish, gradient, statistics
 
 __all__ = ["class_parallel_dynamics_aware_loss", "class_parallel_linear_dynamics_aware_loss"]
-
-Group = Any  # torch.distributed's ProcessGroup, or None for the default one
-
-# Called all_gather_into_tensor before torch 2.13.
-_all_gather: Any = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
-
-
-class _Slice(NamedTuple):
-    """Which classes this rank has, of how many."""
-
-    offset: int
-    size: int
-    classes: int
-    group: Group
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -84,7 +71,7 @@ def class_parallel_dynamics_aware_loss(
     if local_logits.dim() == 0:
         raise ValueError("local_logits must have shape (C,), (N, C) or (N, C, d1, ...), got a 0-d tensor")
     place = int(local_logits.dim() > 1)
-    mine = _slice(local_logits.shape[place], target, local_logits.device, class_offset, num_classes, group)
+    mine = slice_of(local_logits.shape[place], target, local_logits.device, class_offset, num_classes, group)
     shape = (*local_logits.shape[:place], mine.classes, *local_logits.shape[place + 1 :])
     whole = local_logits.new_empty(()).expand(shape)
     rows = check(whole, target, q, bootstrap_weight, weight, ignore_index, reduction, bootstrap, return_stats)
@@ -136,7 +123,7 @@ def class_parallel_linear_dynamics_aware_loss(
     """
     layer, local = layer_of(input, local_classifier_weight, bias, chunk_bytes, least_classes=0)
     place = int(input.dim() > 1)
-    mine = _slice(local.shape[place], target, input.device, class_offset, num_classes, group)
+    mine = slice_of(local.shape[place], target, input.device, class_offset, num_classes, group)
     whole = local.new_empty(()).expand((*local.shape[:place], mine.classes, *local.shape[place + 1 :]))
     rows = check(whole, target, q, bootstrap_weight, weight, ignore_index, reduction, bootstrap, return_stats)
     raise_for_labels(rows)
@@ -159,41 +146,7 @@ def class_parallel_linear_dynamics_aware_loss(
     return rows.shaped(loss, stats)
 
 
-def _slice(
-    size: int, target: Tensor, device: torch.device, class_offset: int | None, num_classes: int | None, group: Group
-) -> _Slice:
-    if not dist.is_available() or not dist.is_initialized():
-        raise ValueError("group must be of an initialised torch.distributed, got none: call init_process_group first")
-    if dist.get_rank(group) < 0:
-        raise ValueError("group must be one that this rank belongs to, got one that it does not")
-    if (class_offset is None) != (num_classes is None):
-        raise ValueError(
-            f"class_offset and num_classes must be given both or not at all, got {class_offset} and {num_classes}"
-        )
-    if class_offset is not None and num_classes is not None:
-        for name, value in (("class_offset", class_offset), ("num_classes", num_classes)):
-            if type(value) is not int:
-                raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-        if not 0 <= class_offset <= class_offset + size <= num_classes < 2**31:
-            raise ValueError(
-                f"class_offset must be such that {size} classes from it on are within num_classes, at most 2**31 - 1; "
-                f"got {class_offset} and {num_classes}"
-            )
-        return _Slice(class_offset, size, num_classes, group)
-    rows = target.numel() if isinstance(target, Tensor) else -1
-    header = torch.tensor([size, rows], dtype=torch.int64, device=device)
-    every = header.new_empty((dist.get_world_size(group), 2))
-    _all_gather(every.flatten(), header, group=group)
-    sizes, counts = every.t().tolist()
-    if len(set(counts)) > 1:
-        raise ValueError(f"target must have as many labels on every rank, got {counts} in the order of the ranks")
-    classes = sum(sizes)
-    if not 0 < classes < 2**31:
-        raise ValueError(f"local_logits must be slices of 1 to 2**31 - 1 classes together, got {sizes}")
-    return _Slice(sum(sizes[: dist.get_rank(group)]), size, classes, group)
-
-
-def _target_logit(logits: Tensor, target: Tensor, mine: _Slice) -> Tensor:
+def _target_logit(logits: Tensor, target: Tensor, mine: Slice) -> Tensor:
     """z_y of the rows whose label lies in this slice; anything for the others."""
     if mine.size == 0:
         return logits.new_zeros(len(target))
@@ -202,10 +155,10 @@ def _target_logit(logits: Tensor, target: Tensor, mine: _Slice) -> Tensor:
 
 
 def _finish(
-    rows: Rows, local: Statistics, target_logit: Tensor, mine: _Slice, backend: str, wanted: bool
+    rows: Rows, local: Statistics, target_logit: Tensor, mine: Slice, backend: str, wanted: bool
 ) -> tuple[Tensor, RowStats | None, tuple[Tensor, ...] | None]:
     """Reduced loss and statistics, and with ``wanted`` (target, fields, prediction) for the gradient of the slice."""
-    whole, target_logit = _exchange(rows, local, target_logit, mine)
+    whole, target_logit = exchange(rows, local, target_logit, mine)
     done = finish(rows, whole, target_logit, wanted)
     if done.coefficients is None:
         return done.loss, done.stats, None
@@ -218,59 +171,6 @@ def _finish(
     target = torch.where(rows.target == rows.ignore_index, IGNORED, within(rows.target, mine.size))
     prediction = within(whole.argmax, -1) if rows.hard else whole.argmax.new_empty(0)
     return done.loss, done.stats, (target, fields, prediction)
-
-
-def _exchange(rows: Rows, local: Statistics, target_logit: Tensor, mine: _Slice) -> tuple[Statistics, Tensor]:
-    """Statistics of whole rows and z_y, by one all-gather of floats (1 + N, 4 or 5) a rank.
-
-    m, S, z_y, then W unless the bootstrap is hard, then k* (an integer's bits) where it is asked for. The first row is
-    integers: offset, size and classes of the slice, and a sum over the labels.
-    """
-    count, dtype = len(rows.target), loss_dtype_of(rows.logits.dtype)
-    integer = torch.int64 if dtype == torch.float64 else torch.int32
-    want_w, want_argmax = rows.want_stats or not rows.hard, rows.want_stats or rows.hard
-    columns = [local.peak, local.total, target_logit, *([local.weighted] if want_w else [])]
-    width = len(columns) + want_argmax
-    payload = local.peak.new_zeros((1 + count, width), dtype=dtype)
-    payload[1:, : len(columns)] = torch.stack([column.to(dtype) for column in columns], 1)
-    integers = payload.view(integer)
-    if want_argmax:
-        integers[1:, -1] = (local.argmax + mine.offset).to(integer)
-    place = torch.arange(1, 1 + count, device=rows.target.device)
-    labels = ((rows.target + 1) * (2654435761 * place)).sum() % 2147483629
-    for column, value in enumerate((mine.offset, mine.size, mine.classes)):
-        integers[0, column] = value  # a fill each: a copy from the host would wait for the device
-    integers[0, 3] = labels.to(integer)
-    world = dist.get_world_size(mine.group)
-    every = payload.new_full((world, 1 + count, width), torch.nan)  # what never arrives is no statistic
-    _all_gather(every.view(world * (1 + count), width), payload, group=mine.group)
-    header, of_slices = every.view(integer)[:, 0].long(), every[:, 1:]
-    agree = _agreement(header, rows.logits.is_cpu)
-    found = Statistics(
-        of_slices[..., 0].double(),
-        of_slices[..., 1].double(),
-        of_slices[..., 3].double() if want_w else torch.zeros_like(of_slices[..., 0], dtype=torch.float64),
-        every.view(integer)[:, 1:, -1].long() if want_argmax else torch.zeros_like(of_slices[..., 0]).long(),
-    )
-    owner = (rows.target.unsqueeze(0) >= header[:, :1] + header[:, 1:2]).sum(0).clamp_max(world - 1)
-    z = of_slices[..., 2].gather(0, owner.unsqueeze(0)).squeeze(0).double()
-    whole = merge(found)
-    return whole._replace(total=torch.where(agree, whole.total, torch.nan)), z
-
-
-def _agreement(header: Tensor, look: bool) -> Tensor:
-    """Whether the slices (R, 4) follow each other and the labels are the same; where looking is free, raises if not."""
-    offset, size, classes, labels = header.t()[:4]
-    follows = (offset == size.cumsum(0) - size).all() & (size.sum() == classes).all()
-    same = (labels == labels[0]).all()
-    if look and not bool(follows):
-        raise ValueError(
-            "class_offset and num_classes must be those of slices that follow each other in the order of the ranks and "
-            f"make up all classes, got offsets {offset.tolist()}, sizes {size.tolist()}, classes {classes.tolist()}"
-        )
-    if look and not bool(same):
-        raise ValueError("target must be the same on every rank of the group, got labels that differ")
-    return follows & same
 
 
 class _SliceLoss(torch.autograd.Function):

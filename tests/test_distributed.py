@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dal_kernels import distributed, dynamics_aware_loss, linear_dynamics_aware_loss
+from dal_kernels import distributed, dynamics_aware_loss, exchange, linear_dynamics_aware_loss
 from dal_kernels.distributed import (
     class_parallel_dynamics_aware_loss,
     class_parallel_linear_dynamics_aware_loss,
@@ -273,10 +273,10 @@ def check_where_looking_would_cost_a_synchronisation(world: int) -> None:
     """As on a GPU: what a CPU raises for becomes NaN, of the row or of everything."""
     place = Place(SLICES[world][1])
     logits, target = case(7)
-    look = distributed._agreement
+    look = exchange.agreement
     with (
         mock.patch.object(distributed, "raise_for_labels"),
-        mock.patch.object(distributed, "_agreement", lambda header, _: look(header, False)),
+        mock.patch.object(exchange, "agreement", lambda header, _: look(header, False)),
     ):
 
         def outcome(labels: Tensor, **changes: Any) -> tuple[Tensor, Tensor]:
