@@ -168,7 +168,15 @@ def _launches(variant: Variant, lanes: int) -> dict[str, Launch]:
             prediction = target if way.hard else target[:0]
             upstream, correction = (one, one) if way.reduced else (each, each[:0])
             launch.rewrite_gradient(
-                logits, logits, target, fields, prediction, upstream, IGNORE_INDEX, correction, way.if_changed
+                torch.empty_like(logits),
+                logits,
+                target,
+                fields,
+                prediction,
+                upstream,
+                IGNORE_INDEX,
+                correction,
+                way.if_changed,
             )
         else:
             schedule = each if way.schedule_per_row else one

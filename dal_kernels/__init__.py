@@ -13,15 +13,18 @@ from dal_kernels._version import __version__
 from dal_kernels.arguments import RowStats
 from dal_kernels.backends.choose import available_backends
 from dal_kernels.functional import dynamics_aware_loss
-from dal_kernels.loss import DynamicsAwareLoss
+from dal_kernels.linear import linear_dynamics_aware_loss
+from dal_kernels.loss import DynamicsAwareLoss, LinearDynamicsAwareLoss
 from dal_kernels.schedule import DynamicsAwareSchedule
 
 __all__ = [
     "DynamicsAwareLoss",
     "DynamicsAwareSchedule",
+    "LinearDynamicsAwareLoss",
     "RowStats",
     "__version__",
     "available_backends",
     "dynamics_aware_loss",
+    "linear_dynamics_aware_loss",
     "reference",
 ]

@@ -5,12 +5,16 @@ Everything below this module may rely on :class:`Rows`.
 
 from __future__ import annotations
 
+import sys
 from numbers import Integral, Real
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 HALVES = (torch.float16, torch.bfloat16)
 _LOGITS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
@@ -200,6 +204,53 @@ def check(
         want_stats,
         shape,
     )
+
+
+def is_dtensor(tensor: Any) -> TypeGuard[DTensor]:
+    """Whether it is a DTensor, without importing torch.distributed.tensor. Not while tracing."""
+    if type(tensor) is Tensor or torch.compiler.is_compiling():
+        return False
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def check_layer(
+    input: Tensor, classifier_weight: Tensor, bias: Tensor | None, chunk_bytes: int | None, least_classes: int
+) -> torch.dtype:
+    """Raise TypeError or ValueError for a classifier layer that cannot be, else return the dtype of its logits."""
+    named = {"input": input, "classifier_weight": classifier_weight}
+    if bias is not None:
+        named["bias"] = bias
+    for name, tensor in named.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        if is_dtensor(tensor):
+            raise TypeError(f"{name} must be a plain tensor, got a DTensor: see dal_kernels.distributed for slices")
+        if tensor.dtype not in _LOGITS:
+            raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
+        if tensor.device != input.device:
+            raise ValueError(f"{name} must be on the device of input, {input.device}, got {tensor.device}")
+    if input.dim() == 0:
+        raise ValueError("input must have shape (D,), (N, D) or (N, D, d1, ...), got a 0-d tensor")
+    width = input.shape[input.dim() > 1]
+    if classifier_weight.dim() != 2 or classifier_weight.shape[1] != width or len(classifier_weight) < least_classes:
+        raise ValueError(
+            f"classifier_weight must have shape (C, {width}), C >= {least_classes}, for input of shape "
+            f"{_shape(input)}, got shape {_shape(classifier_weight)}"
+        )
+    if bias is not None and bias.shape != classifier_weight.shape[:1]:
+        raise ValueError(f"bias must have shape ({classifier_weight.shape[0]},) or be None, got shape {_shape(bias)}")
+    if chunk_bytes is not None and (type(chunk_bytes) is not int or chunk_bytes < 1):
+        raise ValueError(f"chunk_bytes must be an int >= 1 or None, got {chunk_bytes!r}")
+    kind = input.device.type
+    # autocast leaves float64 alone
+    casts = torch.is_autocast_enabled(kind) and all(tensor.dtype != torch.float64 for tensor in named.values())
+    if casts:
+        return torch.get_autocast_dtype(kind)
+    for name, tensor in named.items():
+        if tensor.dtype != input.dtype:
+            raise TypeError(f"{name} must have the dtype of input, {input.dtype}, got {tensor.dtype}")
+    return input.dtype
 
 
 def raise_for_labels(rows: Rows) -> None:

@@ -21,21 +21,27 @@ from dal_kernels.ops import KERNELS, Kernels
 # Above this, logits are not kept alive just to be able to refuse a second derivative.
 _SMALL_BYTES = 1 << 20
 
-_REDUCTION = {name: index for index, name in enumerate(REDUCTIONS)}
-_TARGET_PROB, _ENTROPY = FIELDS.index("target_prob"), FIELDS.index("entropy")
+REDUCTION = {name: index for index, name in enumerate(REDUCTIONS)}
+TARGET_PROB, ENTROPY = FIELDS.index("target_prob"), FIELDS.index("entropy")
 
 # Private: where they are absent, a batched upstream gradient (vmap over a backward) is an error of torch's.
 _functorch = getattr(torch._C, "_functorch", None)
 _is_batched = getattr(_functorch, "is_legacy_batchedtensor", lambda tensor: False)
 
 
-def _has_no_value(tensor: Tensor) -> bool:
+def has_no_value(tensor: Tensor) -> bool:
     """Whether a tensor stands for values that cannot be looked at: vmap over a backward, fake tensors."""
     return transforms_active() or type(tensor) is not Tensor or _is_batched(tensor)
 
 
 # Private: where it is absent, every graph counts as kept, which costs a copy.
-_graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+
+
+def anchor_of(tensor: Tensor) -> Tensor | None:
+    """What ties gradients to the graph of a tensor without keeping its memory, where that is worth it; else None."""
+    large = not tensor.is_leaf and tensor.nbytes > _SMALL_BYTES
+    return tensor[:0].clone() if large else None
 
 
 def fused_loss(rows: Rows, backend: str) -> tuple[Tensor, RowStats | None]:
@@ -45,8 +51,7 @@ def fused_loss(rows: Rows, backend: str) -> tuple[Tensor, RowStats | None]:
         if torch.compiler.is_compiling():
             outputs = _FusedLoss.apply(logits, rows, backend, None)
         else:
-            large = not logits.is_leaf and logits.nbytes > _SMALL_BYTES
-            outputs = _apply(logits, rows, backend, logits[:0].clone() if large else None)
+            outputs = _apply(logits, rows, backend, anchor_of(logits))
         if not rows.want_stats:
             return outputs, None
         loss, fields, prediction = outputs
@@ -55,7 +60,7 @@ def fused_loss(rows: Rows, backend: str) -> tuple[Tensor, RowStats | None]:
         if not rows.want_stats:
             return KERNELS[backend].loss(*arguments)[0], None
         loss, _, fields, prediction, *_ = KERNELS[backend].loss_and_fields(*arguments, True)
-    return loss, RowStats(fields[_TARGET_PROB], fields[_ENTROPY], prediction)
+    return loss, RowStats(fields[TARGET_PROB], fields[ENTROPY], prediction)
 
 
 def _arguments(logits: Tensor, rows: Rows, want_gradient: bool) -> tuple[Any, ...]:
@@ -66,7 +71,7 @@ def _arguments(logits: Tensor, rows: Rows, want_gradient: bool) -> tuple[Any, ..
         rows.bootstrap_weight,
         rows.weight,
         rows.ignore_index,
-        _REDUCTION[rows.reduction],
+        REDUCTION[rows.reduction],
         rows.hard,
         want_gradient,
     )
@@ -107,7 +112,7 @@ class _FusedLoss(torch.autograd.Function):
         written, again, backend, ignore_index = ctx.plan
         kernels = KERNELS[backend]
         compiling = torch.compiler.is_compiling()
-        fixed = not written or compiling or _graph_is_kept() or _has_no_value(upstream)
+        fixed = not written or compiling or graph_is_kept() or has_no_value(upstream)
         gradient, *rest = ctx.saved_tensors
         if not fixed:
             # Nobody asks for the saved gradient again, so it may be scaled in place, or given away as it is.
@@ -121,7 +126,7 @@ class _FusedLoss(torch.autograd.Function):
             for factor in rest:
                 gradient = gradient * factor
         if not compiling and torch.is_grad_enabled():
-            gradient = _DifferentiableOnce.apply(gradient, ctx.anchor)
+            gradient = DifferentiableOnce.apply(gradient, ctx.anchor)
         return gradient, None, None, None
 
 
@@ -143,14 +148,15 @@ def _rescale_on_host(
 _apply: Callable[..., Any] = getattr(super(torch.autograd.Function, _FusedLoss), "apply", _FusedLoss.apply)
 
 
-class _DifferentiableOnce(torch.autograd.Function):
+class DifferentiableOnce(torch.autograd.Function):
     """Identity on a gradient that says so when it is differentiated again.
 
-    ``anchor`` ties it to the logits' graph: without an edge there, a gradient penalty would skip this part in silence.
+    ``anchors`` tie it to the graph of what it is a gradient through: without an edge there, a gradient penalty would
+    skip this part in silence.
     """
 
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor, anchor: Tensor) -> Tensor:
+    def forward(ctx: Any, gradient: Tensor, *anchors: Tensor) -> Tensor:
         return gradient.view_as(gradient)
 
     @staticmethod

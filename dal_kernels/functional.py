@@ -6,8 +6,8 @@ from typing import Literal, overload
 
 from torch import Tensor
 
-from dal_kernels.arguments import RowStats, check
-from dal_kernels.backends.choose import choose
+from dal_kernels.arguments import RowStats, check, is_dtensor
+from dal_kernels.backends.choose import RUN, choose
 
 __all__ = ["dynamics_aware_loss"]
 
@@ -65,6 +65,8 @@ def dynamics_aware_loss(
     Args:
         input: logits of shape (C,), (N, C) or (N, C, d1, ..., dk); float16, bfloat16, float32 or float64. (N, C) logits
             with unit class stride are read in place; any other layout, (N, C, d1, ...) among them, is copied once.
+            A DTensor may be split by classes, by rows (dimension 0) or be replicated; the loss is a plain tensor, that
+            of all rows on every rank ("none": of this rank's rows). See :mod:`dal_kernels.dtensor`.
         target: class indices shaped like ``input`` without its class dimension, any integer dtype.
         q: exponent >= 0. A number, a 0-d tensor, or one value a row. Tensors are read by the kernel: changing one in
             place neither recompiles nor synchronises (a number that changes recompiles). 0 only where
@@ -89,6 +91,12 @@ def dynamics_aware_loss(
         RuntimeError: the named backend is not available here; a second derivative through a fused kernel (the backend
             "eager" has them); under torch.compile, a bad label.
     """
+    if is_dtensor(input):
+        # Imported late: torch.distributed.tensor is not everyone's.
+        from dal_kernels.dtensor import dtensor_loss
+
+        options = {"weight": weight, "ignore_index": ignore_index, "reduction": reduction, "bootstrap": bootstrap}
+        return dtensor_loss(input, target, q, bootstrap_weight, **options, return_stats=return_stats, backend=backend)
     rows = check(input, target, q, bootstrap_weight, weight, ignore_index, reduction, bootstrap, return_stats)
-    loss, stats = choose(backend, input)(rows)
+    loss, stats = RUN[choose(backend, input)](rows)
     return rows.shaped(loss, stats)

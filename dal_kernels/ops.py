@@ -9,7 +9,8 @@ The operators of every backend have these schemas:
 
 with logits (N, C), reduction an index into :data:`dal_kernels.fields.REDUCTIONS`, gradient (N, C) already divided for
 "mean", or empty where it is not wanted, fields (7, N) and prediction (N,) or empty. The gradient of a hard bootstrap
-needs the prediction. On a GPU there are target_prob and entropy only with it: fields (5, N) without.
+needs the prediction. On a GPU there are target_prob and entropy only with it: fields (5, N) without. In ``gradient`` a
+target of C or more is a class that lies elsewhere: its row is written without the target's term.
 
 On a GPU the divisor of a mean is known only after the gradient is written: that is divided by N, and ``correction``,
 N over the true divisor, is left for the backward. On a CPU there is none.
@@ -18,6 +19,7 @@ N over the true divisor, is left for the backward. On a CPU there is none.
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -36,6 +38,8 @@ class Kernels(NamedTuple):
         rescale: gradient in place from (saved tensors, upstream, ignore_index, whether it must be made again because it
             is rounded), without looking at the upstream's value; None where looking is free.
         writes_gradient: whether the forward can write the gradient of such logits.
+        overwrite: ``gradient`` of contiguous logits that nobody needs afterwards, in their place where it can.
+        log_base: ln of the base of the backend's powers, in which its fields max and slope are, by their dtype.
     """
 
     loss: OpOverload
@@ -43,6 +47,8 @@ class Kernels(NamedTuple):
     gradient: OpOverload
     rescale: Callable[..., Tensor] | None
     writes_gradient: Callable[[Tensor], bool]
+    overwrite: Callable[..., Tensor]
+    log_base: Callable[[torch.dtype], float]
 
 
 KERNELS: dict[str, Kernels] = {}
@@ -119,11 +125,20 @@ def _register(
     fakes: dict[str, Callable[..., Any]],
     rescale: Callable[..., Tensor] | None,
     writes_gradient: Callable[[Tensor], bool],
+    overwrite: Callable[..., Tensor] | None,
+    log_base: Callable[[torch.dtype], float],
 ) -> None:
     for name, fake in fakes.items():
         torch.library.register_fake(f"dal_kernels::{name}_{backend}", fake)
     loss, loss_and_fields, gradient = (getattr(torch.ops.dal_kernels, f"{name}_{backend}").default for name in fakes)
-    KERNELS[backend] = Kernels(loss, loss_and_fields, gradient, rescale, writes_gradient)
+    KERNELS[backend] = Kernels(
+        loss, loss_and_fields, gradient, rescale, writes_gradient, overwrite or gradient, log_base
+    )
+
+
+def _overwrite_cpu(logits: Tensor, *arguments: Any) -> Tensor:
+    torch.ops.dal_kernels.overwrite_cpu(logits, *arguments)
+    return logits
 
 
 try:
@@ -132,14 +147,15 @@ except ImportError as error:
     native_error = str(error)
 else:
     native_instruction_set = _native.instruction_set
-    _register("cpu", _CPU_FAKES, rescale=None, writes_gradient=lambda logits: True)
+    _register("cpu", _CPU_FAKES, None, lambda logits: True, _overwrite_cpu, log_base=lambda dtype: 1.0)
 
 try:
     cuda_module = importlib.import_module("dal_kernels._cuda")
 except ImportError as error:
     cuda_error = str(error)
 else:
-    _register("cuda", _GPU_FAKES, rescale=_cuda.rescale, writes_gradient=_cuda.writes_gradient)
+    # Its kernel reads the special classes once the row is written: out of place.
+    _register("cuda", _GPU_FAKES, _cuda.rescale, _cuda.writes_gradient, overwrite=None, log_base=_cuda.log_base)
 
 _library = torch.library.Library("dal_kernels", "FRAGMENT")
 try:
@@ -151,4 +167,11 @@ else:
         _library.define(f"{_name}_triton{_schema}")
         for _device in ("CPU", "CUDA"):  # CPU tensors: an interpreter or an emulator
             _library.impl(f"{_name}_triton", getattr(_launch, _name), _device)
-    _register("triton", _GPU_FAKES, rescale=_launch.rescale, writes_gradient=_launch.writes_gradient)
+    _register(
+        "triton",
+        _GPU_FAKES,
+        _launch.rescale,
+        _launch.writes_gradient,
+        _launch.overwrite,
+        log_base=lambda dtype: math.log(2),
+    )

@@ -29,6 +29,35 @@ class RowLosses(NamedTuple):
     prediction: Tensor
 
 
+def generalized_cross_entropy(target_log_prob: Tensor, q: Tensor) -> Tensor:
+    """(1 - p_y^q) / q of rows from ln p_y; -ln p_y where q = 0."""
+    positive = torch.where(q == 0, 1.0, q)
+    # expm1, because 1 - p^q keeps no digit near p = 1; not far from it, because autograd's derivative of expm1, its
+    # result plus 1, keeps none there.
+    exponent = positive * target_log_prob
+    fit = torch.where(exponent < -0.5, 1.0 - exponent.exp(), -torch.expm1(exponent)) / positive
+    return torch.where(q == 0, -target_log_prob, fit)
+
+
+def bootstrap_term(measure: Tensor, q: Tensor, bootstrap_weight: Tensor, classes: int) -> Tensor:
+    r""":math:`\lambda/(q \ln C) \, B(p)` of rows. ``measure`` is B(p): the entropy, or -ln p of the predicted class."""
+    factor = bootstrap_weight / (torch.where(q == 0, 1.0, q) * math.log(classes))
+    # Skipped, not multiplied by zero: where it is off, the term must not add 0 * inf.
+    return torch.where(bootstrap_weight == 0, 0.0, factor * measure)
+
+
+def row_factors(target: Tensor, classes: int, weight: Tensor | None, ignore_index: int, dtype: torch.dtype) -> Tensor:
+    """What each row counts, (N,): its class weight or 1, 0 where it is ignored, NaN where the label is no class.
+
+    Their sum is the divisor of a mean.
+    """
+    valid = (target >= 0) & (target < classes)
+    factor = torch.where(valid, 1.0, math.nan).to(dtype)
+    if weight is not None:
+        factor = factor * weight[torch.where(valid, target, 0)]
+    return torch.where(target == ignore_index, 0.0, factor)
+
+
 def row_losses(
     logits: Tensor, target: Tensor, q: Tensor, bootstrap_weight: Tensor, *, hard: bool, official: bool = False
 ) -> RowLosses:
@@ -52,24 +81,17 @@ def row_losses(
     entropy = -(prob * log_prob.masked_fill(log_prob == -math.inf, 0.0)).sum(dim=1)
     target_log_prob = log_prob.gather(1, target.unsqueeze(1)).squeeze(1)
 
-    positive = torch.where(q == 0, 1.0, q)
     if official:
         target_prob = prob.gather(1, target.unsqueeze(1)).squeeze(1).clamp(OFFICIAL_EPSILON, 1.0)
-        fit = (1.0 - target_prob**positive) / positive
+        positive = torch.where(q == 0, 1.0, q)
+        loss = torch.where(q == 0, -target_log_prob, (1.0 - target_prob**positive) / positive)
         soft = -(prob * (prob + OFFICIAL_EPSILON).log()).sum(dim=1)
     else:
-        # expm1, because 1 - p^q keeps no digit near p = 1; not far from it, because autograd's derivative of expm1,
-        # its result plus 1, keeps none there.
-        exponent = positive * target_log_prob
-        fit = torch.where(exponent < -0.5, 1.0 - exponent.exp(), -torch.expm1(exponent)) / positive
+        loss = generalized_cross_entropy(target_log_prob, q)
         soft = entropy
-    loss = torch.where(q == 0, -target_log_prob, fit)
-
     if classes > 1:
-        bootstrap = -log_prob.gather(1, prediction.unsqueeze(1)).squeeze(1) if hard else soft
-        factor = bootstrap_weight / (positive * math.log(classes))
-        # Skipped, not multiplied by zero: where it is off, the term must not add 0 * inf.
-        loss = loss + torch.where(bootstrap_weight == 0, 0.0, factor * bootstrap)
+        measure = -log_prob.gather(1, prediction.unsqueeze(1)).squeeze(1) if hard else soft
+        loss = loss + bootstrap_term(measure, q, bootstrap_weight, classes)
     return RowLosses(loss, target_log_prob.exp(), entropy, prediction)
 
 
@@ -86,10 +108,7 @@ def reduced_loss(rows: Rows, official: bool = False) -> tuple[Tensor, RowStats |
     # Ignored rows leave the graph before anything is computed from them: a NaN in one must not reach the gradient.
     kept = logits.masked_fill(ignored.unsqueeze(1), 0.0)
     losses = row_losses(kept, target, rows.q, rows.bootstrap_weight, hard=rows.hard, official=official)
-    factor = torch.where(valid, 1.0, math.nan).to(logits.dtype)
-    if rows.weight is not None:
-        factor = factor * rows.weight[target]
-    factor = torch.where(ignored, 0.0, factor)
+    factor = row_factors(rows.target, logits.shape[1], rows.weight, rows.ignore_index, logits.dtype)
     loss = torch.where(ignored, 0.0, losses.loss * factor)
     if rows.reduction != "none":
         loss = loss.sum()

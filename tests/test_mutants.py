@@ -88,6 +88,11 @@ TRITON_MUTANTS = {
         "1.0",
         "ignored_rows and float32 and mean and False",
     ),
+    "no barrier before the gradient takes the place of its logits": (
+        "        tl.debug_barrier()  # no warp",
+        "        pass  # no warp",
+        "in_the_place and 4099 and soft and float32",
+    ),
     "upstream gradient ignored": ("if factor == 1.0:", "if factor == factor:", "scalar_upstream and float32"),
 }
 
@@ -232,6 +237,7 @@ def run_triton_tests(source: str | None, selection: str, folder: Path) -> subpro
             "-k",
             selection,
             "tests/test_numerics.py",
+            "tests/test_linear.py",
         ],
         cwd=folder,
         env={**os.environ, "DAL_TEST_TRITON": "executor asc", "PYTHONPATH": os.pathsep.join(paths)},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks import layer
 from benchmarks.speed import AUTHORS, COMPILED, COPY, CROSS_ENTROPY, OURS, measure
 
 # Each rival must take at least so many times as long as we do; a copy of the logits must take at least 1 / 2.5.
@@ -21,3 +22,12 @@ def test_a_step_is_as_fast_as_promised(fused: str, size: tuple[int, int]) -> Non
     timings = measure(*size, compiled=True)
     ratios = {name: timings[name].median / timings[OURS].median for name in PROMISES[size]}
     assert all(ratios[name] >= bound for name, bound in PROMISES[size].items()), ratios
+
+
+@pytest.mark.slow
+def test_a_classifier_layer_is_as_lean_and_fast_as_promised(fused: str) -> None:
+    found = layer.measure(list(layer.CONTENDERS), (4096, 512, 131072), "float32", rounds=1)
+    (memory, seconds), (torch_memory, torch_seconds), (_, plain_seconds) = found.values()
+    assert memory <= 0.12 * torch_memory
+    assert seconds <= torch_seconds
+    assert seconds <= 1.05 * plain_seconds

@@ -46,7 +46,8 @@ auto run_loss(
     if (want_gradient) batch.gradient = static_cast<S*>(gradient.mutable_data_ptr());
 
     const auto run = [&] {
-      const double reduced = forward(batch, static_cast<Reduction>(reduction), kernel_of<S>(row_kernels()), TorchThreads{});
+      const double reduced =
+          forward(batch, static_cast<Reduction>(reduction), kernel_of<S>(row_kernels()), TorchThreads{});
       if (scalar) *static_cast<A*>(loss.mutable_data_ptr()) = static_cast<A>(reduced);
     };
     if constexpr (FIELDS) {
@@ -89,6 +90,18 @@ Tensor gradient_cpu(
   });
 }
 
+// The same over the logits themselves: every class is read before it is written.
+void overwrite_cpu(
+    Tensor logits, Tensor target, Tensor fields, Tensor prediction, Tensor upstream, std::int64_t ignore_index) {
+  require(logits.dim() == 2 && logits.size(1) > 0 && logits.is_contiguous(),
+          "logits must be a contiguous (N, C) with C >= 1");
+  dispatch(logits, [&](auto storage) {
+    using S = decltype(storage);
+    backward(backward_batch<S>(logits, target, fields, prediction, upstream, ignore_index, logits),
+             kernel_of<S>(row_kernels()), TorchThreads{});
+  });
+}
+
 }  // namespace
 }  // namespace dal
 
@@ -96,12 +109,15 @@ STABLE_TORCH_LIBRARY_FRAGMENT(dal_kernels, m) {
   m.def("loss_cpu(" DAL_LOSS_ARGUMENTS ") -> (Tensor, Tensor)");
   m.def("loss_and_fields_cpu(" DAL_LOSS_ARGUMENTS ", bool want_prediction) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("gradient_cpu(" DAL_GRADIENT_ARGUMENTS ") -> Tensor");
+  m.def("overwrite_cpu(Tensor(a!) logits, Tensor target, Tensor fields, Tensor prediction, Tensor upstream, "
+        "int ignore_index) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(dal_kernels, CPU, m) {
   m.impl("loss_cpu", TORCH_BOX(&dal::loss_cpu));
   m.impl("loss_and_fields_cpu", TORCH_BOX(&dal::loss_and_fields_cpu));
   m.impl("gradient_cpu", TORCH_BOX(&dal::gradient_cpu));
+  m.impl("overwrite_cpu", TORCH_BOX(&dal::overwrite_cpu));
 }
 
 // Importing the module registers the operators; it also says which instruction set was taken.

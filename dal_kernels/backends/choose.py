@@ -35,7 +35,7 @@ def _run_cuda(rows: Rows) -> tuple[Tensor, RowStats | None]:
     return fused_loss(rows, "cuda")
 
 
-_RUN: dict[str, Run] = {"triton": _run_triton, "cuda": _run_cuda, "cpu": _run_cpu, "eager": _run_eager}
+RUN: dict[str, Run] = {"triton": _run_triton, "cuda": _run_cuda, "cpu": _run_cpu, "eager": _run_eager}
 
 
 def _triton_reason() -> str:
@@ -99,8 +99,8 @@ def _warn_once(device_type: str) -> None:
     warnings.warn(f"dynamics_aware_loss runs as plain PyTorch operations, exact but slower: {reason}", stacklevel=4)
 
 
-def choose(backend: str, input: Tensor) -> Run:
-    """The function that runs checked rows for ``backend`` on tensors like ``input``.
+def choose(backend: str, input: Tensor) -> str:
+    """The name of the backend, a key of :data:`RUN`, that ``backend`` means for tensors like ``input``.
 
     Raises:
         ValueError: no backend has that name, or it cannot read tensors on that device.
@@ -108,20 +108,20 @@ def choose(backend: str, input: Tensor) -> Run:
     """
     if backend == "auto":
         if input.is_cuda and ops.triton_error is None:
-            return _run_eager if transforms_active() else _run_triton
+            return "eager" if transforms_active() else "triton"
         if input.is_cuda and ops.cuda_error is None and torch.version.cuda is not None:
-            return _run_eager if transforms_active() else _run_cuda
+            return "eager" if transforms_active() else "cuda"
         if input.is_cpu and ops.native_error is None:
             # Fused kernels take no part in transforms; plain operations do.
-            return _run_eager if transforms_active() else _run_cpu
+            return "eager" if transforms_active() else "cpu"
         if not torch.compiler.is_compiling():
             _warn_once(input.device.type)
-        return _run_eager
+        return "eager"
     if backend not in _REASONS:
         raise ValueError(f"backend must be 'auto', {', '.join(map(repr, _REASONS))}, got {backend!r}")
     # Why a backend is missing cannot be found out while tracing; that it is, can.
     if torch.compiler.is_compiling():
-        if backend not in _RUN or (backend != "eager" and backend not in ops.KERNELS):
+        if backend not in RUN or (backend != "eager" and backend not in ops.KERNELS):
             raise RuntimeError(f"backend {backend!r} is not available")
     elif not (reason := _REASONS[backend]()).startswith("available"):
         raise RuntimeError(f"backend {backend!r} is {reason}")
@@ -132,4 +132,4 @@ def choose(backend: str, input: Tensor) -> Run:
             f"backend {backend!r} takes no part in torch.func transforms and forward-mode differentiation; "
             "backend 'eager' does, and 'auto' takes it there"
         )
-    return _RUN[backend]
+    return backend

@@ -516,9 +516,12 @@ def gradient_rows(
     logits_ptr, row_stride, target_ptr, target_stride, fields_ptr, prediction_ptr, upstream_ptr, upstream_stride,
     correction_ptr, gradient_ptr, count, ignore_index,
     CLASSES: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, PACKED: tl.constexpr, HARD: tl.constexpr,
-    IF_CHANGED: tl.constexpr,
+    IF_CHANGED: tl.constexpr, IN_PLACE: tl.constexpr,
 ):  # fmt: skip
-    """Gradient from the fields of the forward. With IF_CHANGED the rows stand there already for a factor of 1."""
+    """Gradient from the fields of the forward. With IF_CHANGED the rows stand there already for a factor of 1.
+
+    IN_PLACE: it takes the place of the logits.
+    """
     if IF_CHANGED:  # a mean or a sum: one factor for all rows
         if tl.load(upstream_ptr) * tl.load(correction_ptr) == 1.0:
             return
@@ -557,6 +560,8 @@ def gradient_rows(
     g = e * tl.fma(
         tl.broadcast_to(b[:, None], d.shape), tl.maximum(d, LOWEST), tl.broadcast_to(a[:, None], d.shape)
     )  # fmt: skip
+    if IN_PLACE:
+        tl.debug_barrier()  # no warp may write a special class before all have read it
     # a and b of an ignored row are 0, and it is not read: e = 0.
     out = gradient_ptr + row * CLASSES
     tl.store(out[:, None] + columns[None, :], g.to(gradient_ptr.dtype.element_ty), mask=inside)

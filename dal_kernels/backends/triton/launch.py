@@ -240,9 +240,25 @@ def rewrite_gradient(
                 PACKED=logits.stride(0) == classes,
                 HARD=prediction.numel() > 0,
                 IF_CHANGED=if_changed,
+                IN_PLACE=out is logits,
                 num_warps=plan.warps,
             )
     return out
+
+
+def overwrite(
+    logits: Tensor,
+    target: Tensor,
+    fields: Tensor,
+    prediction: Tensor,
+    upstream: Tensor,
+    ignore_index: int,
+    correction: Tensor,
+) -> Tensor:
+    """:func:`gradient` in the place of contiguous logits."""
+    return rewrite_gradient(
+        logits, logits, target, fields, prediction, upstream, ignore_index, correction, if_changed=False
+    )
 
 
 def rescale(saved: tuple[Tensor, ...], upstream: Tensor, ignore_index: int, again: bool, _: Any) -> Tensor:

@@ -1,0 +1,115 @@
+"""A training step of a classifier layer and its loss: peak memory and time, fused against one after the other.
+
+    python -m benchmarks.layer                                the sizes of the README's table
+    python -m benchmarks.layer --sizes 512x128x1000000 --only fused
+
+Each contender runs in a process of its own, by turns, several rounds. Memory is the peak resident set of the step above
+that before it: parameters and inputs do not count, their gradients do. Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.speed import machine
+from dal_kernels import dynamics_aware_loss, linear_dynamics_aware_loss
+
+SIZES = ((4096, 512, 131072),)
+CONTENDERS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "fused": lambda x, w, y: linear_dynamics_aware_loss(x, w, y, 0.7, 0.4),
+    "F.linear + F.cross_entropy": lambda x, w, y: F.cross_entropy(F.linear(x, w), y),
+    "F.linear + dal_kernels": lambda x, w, y: dynamics_aware_loss(F.linear(x, w), y, 0.7, 0.4),
+}
+
+
+def _peak(reset: bool = False) -> int:
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
+
+
+def measure_here(name: str, rows: int, width: int, classes: int, dtype: str) -> tuple[int, float]:
+    """(bytes, seconds) of one step in this process, after a small one."""
+
+    def case(rows: int, width: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+        x, w = torch.randn(rows, width), torch.randn(classes, width) / width**0.5
+        target = torch.randint(classes, (rows,))
+        return *(leaf.to(getattr(torch, dtype)).requires_grad_() for leaf in (x, w)), target  # type: ignore[return-value]
+
+    step = CONTENDERS[name]
+    torch.manual_seed(0)
+    step(*case(64, 64, 4096)).backward()
+    leaves = case(rows, width, classes)
+    before = _peak(reset=True)
+    start = time.perf_counter()
+    step(*leaves).backward()
+    return _peak() - before, time.perf_counter() - start
+
+
+def measure(names: Sequence[str], size: Sequence[int], dtype: str, rounds: int) -> dict[str, tuple[float, float]]:
+    """Median (bytes, seconds) of each contender, in fresh processes by turns."""
+    found: dict[str, list[tuple[int, float]]] = {name: [] for name in names}
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.layer",
+        "--dtype",
+        dtype,
+        "--sizes",
+        "x".join(map(str, size)),
+        "--json",
+    ]
+    for _ in range(rounds):
+        for name in names:
+            run = subprocess.run(
+                [*command, name], cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, text=True, check=True
+            )
+            found[name].append(tuple(json.loads(run.stdout)))
+    return {
+        name: (statistics.median(b for b, _ in of), statistics.median(s for _, s in of)) for name, of in found.items()
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--sizes", nargs="+", default=SIZES, metavar="NxDxC", type=lambda s: tuple(map(int, s.split("x")))
+    )
+    parser.add_argument("--dtype", default="float32", choices=["float32", "float64", "bfloat16", "float16"])
+    parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", choices=CONTENDERS, help="one contender, in this process, as JSON")
+    arguments = parser.parse_args(argv)
+    if arguments.json:
+        print(json.dumps(measure_here(arguments.json, *arguments.sizes[0], arguments.dtype)))
+        return 0
+    print(
+        "| N×D×C | | peak memory, MiB | seconds | fused takes of its memory | of its time |\n"
+        "|:---|:---|---:|---:|---:|---:|"
+    )
+    for size in arguments.sizes:
+        found = measure(arguments.only, size, arguments.dtype, arguments.rounds)
+        ours = found.get("fused")
+        for name, (peak, seconds) in found.items():
+            ratios = f"{ours[0] / peak:.1%} | {ours[1] / seconds:.2f}" if ours else " | "
+            print(
+                f"| {'×'.join(map(str, size))} | {name} | {peak / 2**20:,.0f} | {seconds:.2f} | {ratios} |", flush=True
+            )
+    print(f"\n{arguments.dtype}, medians of {arguments.rounds}; {machine()}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

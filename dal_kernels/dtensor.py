@@ -1,0 +1,118 @@
+"""DTensor logits in the plain loss: unwrapped here, run on each rank's part, and joined.
+
+What :func:`dal_kernels.dynamics_aware_loss` takes, for each dimension of the mesh (at most one may split the classes):
+
+    Shard on classes  one all-gather of row statistics, as dal_kernels.distributed
+    Shard(0), rows    each rank its rows; "mean" and "sum" add up with one all-reduce of two numbers
+    Replicate         nothing to join
+
+The result is a plain tensor: "mean" and "sum" are of all rows and the same on every rank; "none" and statistics are of
+this rank's rows. The gradient is a DTensor with the placements of the logits. A target (or a q or bootstrap_weight of
+one value a row) may be a DTensor too, or plain: this rank's rows of it. Not under torch.compile.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
+
+from dal_kernels.arguments import RowStats
+from dal_kernels.distributed import class_parallel_dynamics_aware_loss
+from dal_kernels.functional import dynamics_aware_loss
+from dal_kernels.reference import row_factors
+
+
+def dtensor_loss(input: DTensor, target: Tensor, q: Any, bootstrap_weight: Any, **options: Any) -> Any:
+    """The loss of DTensor logits; arguments as of :func:`dal_kernels.dynamics_aware_loss`.
+
+    Raises:
+        ValueError: a placement that is none of the above, or an argument on another mesh.
+    """
+    by_class, by_row = _split(input)
+    of_rows: list[Placement] = [Shard(0) if dim in by_row else Replicate() for dim in range(input.device_mesh.ndim)]
+    whole: list[Placement] = [Replicate()] * input.device_mesh.ndim
+
+    def local_of(name: str, value: Any) -> Any:
+        if not isinstance(value, DTensor):
+            return value
+        if value.device_mesh != input.device_mesh:
+            raise ValueError(f"{name} must be on the mesh of input, {input.device_mesh}, got {value.device_mesh}")
+        placements = of_rows if value.dim() and name != "weight" else whole
+        return value.redistribute(placements=placements).to_local()
+
+    target, q, bootstrap_weight = (
+        local_of(name, value) for name, value in (("target", target), ("q", q), ("bootstrap_weight", bootstrap_weight))
+    )
+    weight = options["weight"] = local_of("weight", options["weight"])
+    reduction, ignore_index = options["reduction"], options["ignore_index"]
+    logits = input.to_local(grad_placements=input.placements)
+    place = int(input.dim() > 1)
+    classes = input.shape[place]
+    joined = bool(by_row) and reduction != "none"
+    if joined:
+        options["reduction"] = "sum"
+    if by_class is None:
+        result: Any = dynamics_aware_loss(logits, target, q, bootstrap_weight, **options)
+    else:
+        # What Shard gives each rank is what torch.chunk would.
+        most = -(-classes // input.device_mesh.size(by_class))
+        told = {
+            "class_offset": min(classes, most * input.device_mesh.get_local_rank(by_class)),
+            "num_classes": classes,
+            "group": input.device_mesh.get_group(by_class),
+        }
+        result = class_parallel_dynamics_aware_loss(logits, target, q, bootstrap_weight, **told, **options)
+    if not joined:
+        return result
+    loss, stats = result if options["return_stats"] else (result, None)
+    with torch.no_grad():
+        counted = row_factors(target.reshape(-1), classes, weight, ignore_index, torch.float64).sum()
+        sums = torch.stack([loss.detach().double(), counted])
+        for dim in by_row:
+            dist.all_reduce(sums, group=input.device_mesh.get_group(dim))
+        total, divisor = sums.to(loss.dtype)
+        scale = torch.ones_like(total)
+        if reduction == "mean":
+            total = total / divisor
+            scale = torch.where(divisor == 0, 0.0, 1 / divisor)
+    loss = _OfAllRows.apply(loss, total, scale)
+    return (loss, RowStats(*stats)) if stats is not None else loss
+
+
+def _split(input: DTensor) -> tuple[int | None, list[int]]:
+    """The dimension of the mesh that splits the classes, or None, and those that split the rows."""
+    by_class: list[int] = []
+    by_row: list[int] = []
+    for dim, placement in enumerate(input.placements):
+        at = placement.dim % input.dim() if type(placement) is Shard else None
+        if at == int(input.dim() > 1):
+            by_class.append(dim)
+        elif at == 0:
+            by_row.append(dim)
+        elif type(placement) is not Replicate:
+            by_class = [-1, -1]
+            break
+    if len(by_class) > 1:
+        raise ValueError(
+            "input must be a DTensor with placements Shard on classes (once), Shard(0) on rows and Replicate, "
+            f"got {input.placements}"
+        )
+    return (by_class[0] if by_class else None), by_row
+
+
+class _OfAllRows(torch.autograd.Function):
+    """The loss of all ranks' rows in the place of that of this rank's, scaled."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, total: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(scale)
+        return total.clone()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        (scale,) = ctx.saved_tensors
+        return upstream * scale, None, None

@@ -1,0 +1,115 @@
+"""What ranks tell each other of their slices of the classes: which they have, and the statistics of their rows."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dal_kernels.arguments import Rows
+from dal_kernels.linear_ops import loss_dtype_of
+from dal_kernels.slices import Statistics, merge
+
+Group = Any  # torch.distributed's ProcessGroup, or None for the default one
+
+# Called all_gather_into_tensor before torch 2.13.
+_all_gather: Any = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
+
+
+class Slice(NamedTuple):
+    """Which classes this rank has, of how many."""
+
+    offset: int
+    size: int
+    classes: int
+    group: Group
+
+
+def slice_of(
+    size: int, target: Tensor, device: torch.device, class_offset: int | None, num_classes: int | None, group: Group
+) -> Slice:
+    """This rank's slice: as it was told, or found by a small all-gather. Raises as the public functions say."""
+    if not dist.is_available() or not dist.is_initialized():
+        raise ValueError("group must be of an initialised torch.distributed, got none: call init_process_group first")
+    if dist.get_rank(group) < 0:
+        raise ValueError("group must be one that this rank belongs to, got one that it does not")
+    if (class_offset is None) != (num_classes is None):
+        raise ValueError(
+            f"class_offset and num_classes must be given both or not at all, got {class_offset} and {num_classes}"
+        )
+    if class_offset is not None and num_classes is not None:
+        for name, value in (("class_offset", class_offset), ("num_classes", num_classes)):
+            if type(value) is not int:
+                raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+        if not 0 <= class_offset <= class_offset + size <= num_classes < 2**31:
+            raise ValueError(
+                f"class_offset must be such that {size} classes from it on are within num_classes, at most 2**31 - 1; "
+                f"got {class_offset} and {num_classes}"
+            )
+        return Slice(class_offset, size, num_classes, group)
+    rows = target.numel() if isinstance(target, Tensor) else -1
+    header = torch.tensor([size, rows], dtype=torch.int64, device=device)
+    every = header.new_empty((dist.get_world_size(group), 2))
+    _all_gather(every.flatten(), header, group=group)
+    sizes, counts = every.t().tolist()
+    if len(set(counts)) > 1:
+        raise ValueError(f"target must have as many labels on every rank, got {counts} in the order of the ranks")
+    classes = sum(sizes)
+    if not 0 < classes < 2**31:
+        raise ValueError(f"local_logits must be slices of 1 to 2**31 - 1 classes together, got {sizes}")
+    return Slice(sum(sizes[: dist.get_rank(group)]), size, classes, group)
+
+
+def exchange(rows: Rows, local: Statistics, target_logit: Tensor, mine: Slice) -> tuple[Statistics, Tensor]:
+    """Statistics of whole rows and z_y, by one all-gather of floats (1 + N, 4 or 5) a rank.
+
+    m, S, z_y, then W unless the bootstrap is hard, then k* (an integer's bits) where it is asked for. The first row is
+    integers: offset, size and classes of the slice, and a sum over the labels.
+    """
+    count, dtype = len(rows.target), loss_dtype_of(rows.logits.dtype)
+    integer = torch.int64 if dtype == torch.float64 else torch.int32
+    want_w, want_argmax = rows.want_stats or not rows.hard, rows.want_stats or rows.hard
+    columns = [local.peak, local.total, target_logit, *([local.weighted] if want_w else [])]
+    width = len(columns) + want_argmax
+    payload = local.peak.new_zeros((1 + count, width), dtype=dtype)
+    payload[1:, : len(columns)] = torch.stack([column.to(dtype) for column in columns], 1)
+    integers = payload.view(integer)
+    if want_argmax:
+        integers[1:, -1] = (local.argmax + mine.offset).to(integer)
+    place = torch.arange(1, 1 + count, device=rows.target.device)
+    labels = ((rows.target + 1) * (2654435761 * place)).sum() % 2147483629
+    for column, value in enumerate((mine.offset, mine.size, mine.classes)):
+        integers[0, column] = value  # a fill each: a copy from the host would wait for the device
+    integers[0, 3] = labels.to(integer)
+    world = dist.get_world_size(mine.group)
+    every = payload.new_full((world, 1 + count, width), torch.nan)  # what never arrives is no statistic
+    _all_gather(every.view(world * (1 + count), width), payload, group=mine.group)
+    header, of_slices = every.view(integer)[:, 0].long(), every[:, 1:]
+    agree = agreement(header, rows.logits.is_cpu)
+    found = Statistics(
+        of_slices[..., 0].double(),
+        of_slices[..., 1].double(),
+        of_slices[..., 3].double() if want_w else torch.zeros_like(of_slices[..., 0], dtype=torch.float64),
+        every.view(integer)[:, 1:, -1].long() if want_argmax else torch.zeros_like(of_slices[..., 0]).long(),
+    )
+    owner = (rows.target.unsqueeze(0) >= header[:, :1] + header[:, 1:2]).sum(0).clamp_max(world - 1)
+    z = of_slices[..., 2].gather(0, owner.unsqueeze(0)).squeeze(0).double()
+    whole = merge(found)
+    return whole._replace(total=torch.where(agree, whole.total, torch.nan)), z
+
+
+def agreement(header: Tensor, look: bool) -> Tensor:
+    """Whether the slices (R, 4) follow each other and the labels are the same; where looking is free, raises if not."""
+    offset, size, classes, labels = header.t()[:4]
+    follows = (offset == size.cumsum(0) - size).all() & (size.sum() == classes).all()
+    same = (labels == labels[0]).all()
+    if look and not bool(follows):
+        raise ValueError(
+            "class_offset and num_classes must be those of slices that follow each other in the order of the ranks and "
+            f"make up all classes, got offsets {offset.tolist()}, sizes {size.tolist()}, classes {classes.tolist()}"
+        )
+    if look and not bool(same):
+        raise ValueError("target must be the same on every rank of the group, got labels that differ")
+    return follows & same
