@@ -150,7 +150,8 @@ def test_no_more_than_a_chunk_of_logits_is_ever_made(fused: str, reduction: str)
     assert max(sizes.made) == 640 * D  # of 640 * C
     with Sizes(given) as sizes, torch.no_grad():
         fused_layer(given, backend=fused, reduction=reduction)
-    assert max(sizes.made) == 640 * 7  # the fields of its rows: nothing is made for a gradient
+    fields = 7 if fused == "cpu" else 5
+    assert max(sizes.made) == 640 * fields  # of its rows: nothing is made for a gradient
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc/self/clear_refs")
