@@ -219,7 +219,7 @@ def test_the_suite_catches(tree: Path, name: str) -> None:
 
 
 def run_triton_tests(source: str | None, selection: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    for name in ("dal_kernels", "tests"):
+    for name in ("dal_kernels", "tests", "benchmarks"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     if source is not None:
         (folder / "dal_kernels/backends/triton/kernels.py").write_text(source)
