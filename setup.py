@@ -187,8 +187,7 @@ def build_with_nvcc(ext: Extension, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     libraries = [*(f"-L{folder}" for folder in ext.library_dirs), *(f"-l{name}" for name in ext.libraries)]
     run([nvcc, *host, "-shared", "-cudart", "static", *objects, "-o", str(target), *libraries, "-ldl"])
-    names = re.findall(r"sm_\w+|,(compute_\w+)", " ".join(architectures))
-    say(f"built the CUDA kernels with {nvcc} for {len(names)} targets: {' '.join(architectures[1::2])}")
+    say(f"built the CUDA kernels with {nvcc} for {' '.join(architectures[1::2])}")
 
 
 class BuildOrGoWithout(build_ext):

@@ -64,7 +64,6 @@ template <class A> DAL_D A affine_value(A z, A shift, A a, A b) {
   const A d = fma(z, kToExponent<A>, -shift);
   return power(d) * fma(b, larger(d, kLowest<A>), a);
 }
-template <class A> DAL_D A scaled_value(A z, A shift, A a) { return power(fma(z, kToExponent<A>, -shift)) * a; }
 
 // The two classes that differ from the affine rule, over what stands there in a row of the gradient: cheaper than a
 // comparison an element. Only those in [begin, end). `argmax` < 0: no hard bootstrap.
