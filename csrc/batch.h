@@ -33,9 +33,9 @@ struct Target {
 
 enum Reduction : std::int64_t { kNone = 0, kMean = 1, kSum = 2 };
 
-// Fields of one row that outlive the forward: field-major. The first five make its gradient.
+// Fields of one row that outlive the forward: field-major. The first four make its gradient, with a hard bootstrap five.
 enum Field { kMax, kScale, kSlope, kTargetTerm, kArgmaxTerm, kTargetProb, kEntropy, kFields };
-constexpr int kGradientFields = 5;
+constexpr int kGradientFields = 4;
 
 template <class Storage>
 struct ForwardBatch {

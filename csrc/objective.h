@@ -35,10 +35,9 @@ DAL_HD Objective<A> operator+(const Objective<A>& l, const Objective<A>& r) {
 // a = t = p_y^q
 template <class A>
 DAL_HD Objective<A> generalized_cross_entropy(const RowSummary<A>& row, A q) {
-  using std::exp;
   if (q == A(0)) return {-row.target_log_prob, A(1), A(0), A(1), A(0)};
   const A exponent = q * row.target_log_prob;
-  const A power = exp(exponent);
+  const A power = exponential(exponent);
   return {-expm1_nonpositive(exponent, power) / q, power, A(0), power, A(0)};
 }
 

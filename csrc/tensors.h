@@ -128,11 +128,12 @@ BackwardBatch<S> backward_batch(
   require(dtype_of(upstream) == dtype_code<A>() && dtype_of(fields) == dtype_code<A>(),
           "upstream must be 0-d or one value a row; it and fields must be in the dtype of the loss");
   const Logits<S> in = logits_of<S>(logits);
-  require(fields.dim() == 2 && fields.size(0) >= kGradientFields && fields.size(1) == in.rows && fields.is_contiguous(),
-          "fields must be a contiguous (5, N) or (7, N)");
   require(prediction.scalar_type() == ScalarType::Long && prediction.dim() == 1 && prediction.is_contiguous() &&
               (prediction.size(0) == 0 || prediction.size(0) == in.rows),
           "prediction must be a contiguous (N,) int64 or empty");
+  require(fields.dim() == 2 && fields.size(0) >= (prediction.numel() ? std::int64_t(kFields) : kGradientFields) &&
+              fields.size(1) == in.rows && fields.is_contiguous(),
+          "fields must be a contiguous (7, N), or (4, N) without prediction");
   return {
       in,
       target_of(target, logits, ignore_index),

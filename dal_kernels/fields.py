@@ -7,9 +7,10 @@ from torch import Tensor
 
 REDUCTIONS = ("none", "mean", "sum")
 
-# Of one row, in the order of csrc/cpu/batch.h and backends/triton/kernels.py. The first make its gradient.
+# Of one row, in the order of csrc/batch.h and backends/triton/kernels.py. The first make the gradient of a soft
+# bootstrap; on a GPU the others are there only with the prediction, as a hard one has it.
 FIELDS = ("max", "scale", "slope", "target_term", "argmax_term", "target_prob", "entropy")
-GRADIENT_FIELDS = 5
+GRADIENT_FIELDS = 4
 
 
 def loss_dtype(logits: Tensor) -> torch.dtype:

@@ -9,7 +9,7 @@ The operators of every backend have these schemas:
 
 with logits (N, C), reduction an index into :data:`dal_kernels.fields.REDUCTIONS`, gradient (N, C) already divided for
 "mean", or empty where it is not wanted, fields (7, N) and prediction (N,) or empty. The gradient of a hard bootstrap
-needs the prediction. On a GPU there are target_prob and entropy only with it: fields (5, N) without. In ``gradient`` a
+needs the prediction. On a GPU there are target_prob and entropy only with it: fields (4, N) without. In ``gradient`` a
 target of C or more is a class that lies elsewhere: its row is written without the target's term.
 
 On a GPU the divisor of a mean is known only after the gradient is written: that is divided by N, and ``correction``,

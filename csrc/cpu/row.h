@@ -291,7 +291,8 @@ template <class S> void recompute(const BackwardBatch<S>& batch, std::int64_t be
     const A up = batch.upstream[row * batch.upstream_stride];
     const std::int64_t target = batch.target.ignored(row) ? -1 : batch.target.at(row);
     const RowGradient<A> gradient{
-        {field(kMax), up * field(kScale), up * field(kSlope), up * field(kTargetTerm), up * field(kArgmaxTerm)},
+        {field(kMax), up * field(kScale), up * field(kSlope), up * field(kTargetTerm),
+         batch.prediction ? up * field(kArgmaxTerm) : A(0)},
         target, batch.prediction ? batch.prediction[row] : -1};
     const Span span = block_span(i % count, classes);
     write_gradient<S>(gradient, batch.logits.row(row) + span.first, nullptr, gradient.affine.max,

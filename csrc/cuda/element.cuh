@@ -53,6 +53,14 @@ DAL_D int opaque(int x) {
   return y;
 }
 
+// The larger again, of a value that the compiler then keeps: it would make it a second time from what it was made of.
+DAL_D float kept_larger(float x, float y) {
+  float z;
+  asm volatile("max.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
+  return z;
+}
+DAL_D double kept_larger(double x, double y) { return fmax(x, y); }
+
 // ---- storage <-> arithmetic, one value
 
 DAL_D float widen(float x) { return x; }

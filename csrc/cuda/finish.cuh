@@ -107,10 +107,10 @@ DAL_D AffineGradient<Arithmetic<S>> finish_row(
     put(kScale, gradient.A);
     put(kSlope, gradient.B);
     put(kTargetTerm, gradient.t);
-    put(kArgmaxTerm, gradient.u);
     if (batch.prediction) {
+      put(kArgmaxTerm, gradient.u);
       batch.prediction[row] = class_at(place);
-      put(kTargetProb, in.ignored ? not_a_number<A>() : exp(summary.target_log_prob));
+      put(kTargetProb, in.ignored ? not_a_number<A>() : exponential(summary.target_log_prob));
       put(kEntropy, summary.entropy);
     }
   }

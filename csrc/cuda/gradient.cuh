@@ -30,7 +30,7 @@ template <class S> DAL_D void gradient_rows(const Backward<S>& args) {
     const A factor = batch.upstream[row * batch.upstream_stride] * correction;
     const auto field = [&](Field f) { return batch.fields[f * rows + row]; };
     affine = {field(kMax), factor * field(kScale), factor * field(kSlope), factor * field(kTargetTerm),
-              factor * field(kArgmaxTerm)};
+              batch.prediction ? factor * field(kArgmaxTerm) : A(0)};
   }
 #pragma unroll
   for (int v = 0; v < kBackwardShare; ++v) {

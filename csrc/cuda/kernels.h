@@ -7,8 +7,8 @@ namespace dal {
 #define DAL_REGISTER_KERNELS(X)                                                 \
   X(128, short4, (loss_short_rows<Storage, 1, 4>))                              \
   X(128, short8, (loss_short_rows<Storage, 5, 8>))                              \
-  X(128, short12, (loss_short_rows<Storage, 9, 12>))                            \
-  X(128, short16, (loss_short_rows<Storage, 13, 16>))                           \
+  X(128, short10, (loss_short_rows<Storage, 9, 10>))                            \
+  X(128, short16, (loss_short_rows<Storage, 11, 16>))                           \
   X(128, short24, (loss_short_rows<Storage, 17, 24>))                           \
   X(128, short32, (loss_short_rows<Storage, 25, 32>))                           \
   X(128, lanes8w, (loss_rows_of_lanes<Storage, 8, Rows::kWhole>))               \

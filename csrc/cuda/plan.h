@@ -46,7 +46,7 @@ inline Plan plan_forward(
       const int threads = whole_warps(std::min<std::int64_t>(128, rows));
       const K kernel = classes <= 4    ? K::short4
                        : classes <= 8  ? K::short8
-                       : classes <= 12 ? K::short12
+                       : classes <= 10 ? K::short10
                        : classes <= 16 ? K::short16
                        : classes <= 24 ? K::short24
                                        : K::short32;

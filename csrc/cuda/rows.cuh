@@ -120,18 +120,20 @@ DAL_D void loss_row(
   Windows<S> windows(z, out, in.live ? classes : 0, ROWS == Rows::kWhole);
   group.share(windows);
   const int first = windows.out.begin + group.lane();
-  if (!needs_reading(batch, in)) windows.in.clip(0, 0);
-  // Vectors past the end of a row of whole ones repeat its last, and are left out of the sums: to fill them costs more.
+  const bool reads = needs_reading(batch, in);
+  if (!reads) windows.in.clip(0, 0);
+  // Whole rows: plan.h leaves no lane more than twice what it needs, so the first half of its vectors are there without
+  // a look. The others past the end repeat the last, and are left out of the sums: to fill them costs more.
   const int rounds = group.rounds(windows.in.vectors - first);
-  const auto counts = [&](int v) { return ROWS == Rows::kAny || v < rounds; };
+  const auto counts = [&](int v) { return ROWS == Rows::kAny || v < NV / 2 || v < rounds; };
   const std::int64_t step = static_cast<std::int64_t>(lanes) * V;
   A value[N];
-  const S* at = z + first * V;
+  const S* at = reads ? z + first * V : z;
   const S* const last = z + (max(windows.in.vectors, 1) - 1) * V;
 #pragma unroll
-  for (int v = 0; v < NV; ++v, at += step) {
+  for (int v = 0; v < NV; ++v, at += reads ? step : 0) {
     if constexpr (ROWS == Rows::kWhole)
-      load_vector(v < rounds ? at : last, value + v * V);
+      load_vector(counts(v) ? at : last, value + v * V);
     else
       windows.in.load(z, first + v * lanes, value + v * V, negative_infinity<A>());
   }
@@ -204,7 +206,7 @@ DAL_D void loss_row(
       for (int i = 0; i < V; ++i) g[i] = gradient(v * V + i);
       if constexpr (ROWS == Rows::kAny)
         windows.out.store(out, first + v * lanes, g);
-      else if (v < stores)
+      else if (v < NV / 2 || v < stores)
         store_vector(to, g);
     }
   };
@@ -212,7 +214,9 @@ DAL_D void loss_row(
   const A own = shift - affine.max, ratio = power(own);
   const A slope = ratio * affine.B, scale = ratio * fma(affine.B, own, affine.A);
   const auto power_at = [&](int i) { return KEEP ? e[KEEP ? i : 0] : power(value[i]); };
-  if (in.ignored)
+  if (!in.live)
+    ;
+  else if (in.ignored)
     store([&](int) { return A(0); });
   else
     store([&](int i) { return power_at(i) * fma(slope, value[i], scale); });

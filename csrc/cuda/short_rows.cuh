@@ -6,15 +6,14 @@
 
 namespace dal {
 
-// Between shared and global memory, by all threads of the block.
-template <class S> DAL_D void copy(S* to, const S* from, int size) {
+// Between shared and global memory, by all threads of the block; `shared` is aligned.
+template <class S> DAL_D void copy(S* to, const S* from, int size, const S* global) {
   constexpr int V = kWidth<S>;
-  const bool aligned = (reinterpret_cast<std::uintptr_t>(to) | reinterpret_cast<std::uintptr_t>(from)) % 16 == 0;
-  const unsigned vectors = aligned ? size / V : 0;
+  const int vectors = elements_past_boundary(global) ? 0 : size / V;
   uint4* target = reinterpret_cast<uint4*>(to) + threadIdx.x;
   const uint4* source = reinterpret_cast<const uint4*>(from) + threadIdx.x;
-  for (unsigned k = threadIdx.x; k < vectors; k += blockDim.x, target += blockDim.x, source += blockDim.x)
-    *target = *source;
+  const uint4* const end = reinterpret_cast<const uint4*>(from) + vectors;
+  for (; source < end; target += blockDim.x, source += blockDim.x) *target = *source;
   for (int j = vectors * V + threadIdx.x; j < size; j += blockDim.x) to[j] = from[j];
 }
 
@@ -30,7 +29,7 @@ template <class S, int LEAST, int MOST> DAL_D void loss_short_rows(const Forward
   S* const tile = reinterpret_cast<S*>(shared);
   const S* from = batch.logits.row(first);
   if (batch.logits.row_stride == classes) {
-    copy(tile, from, rows * classes);
+    copy(tile, from, rows * classes, from);
   } else {
     for (int k = threadIdx.x; k < rows * classes; k += threads)
       tile[k] = from[k / classes * batch.logits.row_stride + k % classes];
@@ -51,7 +50,7 @@ template <class S, int LEAST, int MOST> DAL_D void loss_short_rows(const Forward
   for (int j = 0; j < MOST; ++j) {
     const A exact = fma(value[j], kToExponent<A>, -shift);
     e[j] = power(exact);
-    d[j] = larger(exact, kLowest<A>);
+    d[j] = kept_larger(exact, kLowest<A>);
     sum += e[j];
     weighted = fma(e[j], d[j], weighted);
   }
@@ -74,7 +73,8 @@ template <class S, int LEAST, int MOST> DAL_D void loss_short_rows(const Forward
       correct_terms(z, affine, in.target, in.target_logit, batch.hard ? class_at(place) : -1, peak, 0, classes);
     }
     __syncthreads();
-    copy(batch.gradient + first * classes, tile, rows * classes);
+    S* const to = batch.gradient + first * classes;
+    copy(to, tile, rows * classes, to);
   }
   if (args.reduction == kNone) return;
   losses[threadIdx.x] = loss;

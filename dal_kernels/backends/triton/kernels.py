@@ -110,18 +110,18 @@ def affine_at(d, a, b):
 
 
 @triton.jit
-def store_fields(fields_ptr, row, count, live, shift, a, b, t, u):
-    """What the gradient of a row is made from again."""
+def store_fields(fields_ptr, row, count, live, shift, a, b, t):
+    """What the gradient of a row is made from again, but for the argmax term."""
     tl.store(fields_ptr + SHIFT * count + row, shift, mask=live)
     tl.store(fields_ptr + SCALE * count + row, a, mask=live)
     tl.store(fields_ptr + SLOPE * count + row, b, mask=live)
     tl.store(fields_ptr + TARGET_TERM * count + row, t, mask=live)
-    tl.store(fields_ptr + ARGMAX_TERM * count + row, u, mask=live)
 
 
 @triton.jit
-def store_statistics(fields_ptr, prediction_ptr, row, count, live, log_prob, total, weighted, argmax, ignored):
-    """What the user learns of a row."""
+def store_statistics(fields_ptr, prediction_ptr, row, count, live, u, log_prob, total, weighted, argmax, ignored):
+    """What the user learns of a row, and the argmax term."""
+    tl.store(fields_ptr + ARGMAX_TERM * count + row, u, mask=live)
     tl.store(prediction_ptr + row, argmax, mask=live)
     tl.store(fields_ptr + TARGET_PROB * count + row, tl.where(ignored, float("nan"), tl.exp2(log_prob)), mask=live)
     tl.store(fields_ptr + ENTROPY * count + row, (tl.log2(total) - weighted / total) * LN2, mask=live)
@@ -289,14 +289,14 @@ def loss_rows(
     loss = loss * weight
     if PREDICTION:
         store_statistics(
-            fields_ptr, prediction_ptr, first + row, count, live, log_prob, total, weighted, argmax, ignored
+            fields_ptr, prediction_ptr, first + row, count, live, u, log_prob, total, weighted, argmax, ignored
         )  # fmt: skip
     if REDUCED:
         store_sums(partial_ptr, tl.sum(loss, 0), tl.sum(weight, 0))
     else:
         tl.store(loss_ptr + first + row, loss, mask=live)
     if FIELDS:
-        store_fields(fields_ptr, first + row, count, live, shift, a, b, t, u)
+        store_fields(fields_ptr, first + row, count, live, shift, a, b, t)
     if GRADIENT:
         out = gradient_ptr + first * CLASSES
         place = row * CLASSES
@@ -384,9 +384,9 @@ def finish_rows(
     loss, a, b, t, u, log_prob = finish(peak_d, total, weighted, target_d, ignored, q, inverse, n, scaled, HARD)
     loss = loss * weight
     if PREDICTION:
-        store_statistics(fields_ptr, prediction_ptr, row, count, live, log_prob, total, weighted, argmax, ignored)
+        store_statistics(fields_ptr, prediction_ptr, row, count, live, u, log_prob, total, weighted, argmax, ignored)
     if FIELDS:
-        store_fields(fields_ptr, row, count, live, shift, a, b, t, u)
+        store_fields(fields_ptr, row, count, live, shift, a, b, t)
     if not REDUCED:
         tl.store(loss_ptr + row, loss, mask=live)
     return tl.sum(loss, 0), tl.sum(weight, 0)
@@ -539,7 +539,9 @@ def gradient_rows(
     a = factor * tl.load(fields_ptr + SCALE * count + row, mask=live, other=0.0)
     b = factor * tl.load(fields_ptr + SLOPE * count + row, mask=live, other=0.0)
     t = factor * tl.load(fields_ptr + TARGET_TERM * count + row, mask=live, other=0.0)
-    u = factor * tl.load(fields_ptr + ARGMAX_TERM * count + row, mask=live, other=0.0)
+    u = t  # looked at only if HARD
+    if HARD:
+        u = factor * tl.load(fields_ptr + ARGMAX_TERM * count + row, mask=live, other=0.0)
     inside = live[:, None] & (columns < CLASSES)[None, :]
     start = logits_ptr + row * (CLASSES if PACKED else row_stride)
     z = tl.load(start[:, None] + columns[None, :], mask=inside & counted[:, None], other=-float("inf")).to(ACC)
