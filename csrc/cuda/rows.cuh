@@ -126,12 +126,12 @@ DAL_D void loss_row(
   // a look. The others past the end repeat the last, and are left out of the sums: to fill them costs more.
   const int rounds = group.rounds(windows.in.vectors - first);
   const auto counts = [&](int v) { return ROWS == Rows::kAny || v < NV / 2 || v < rounds; };
-  const std::int64_t step = static_cast<std::int64_t>(lanes) * V;
+  const std::int64_t step = static_cast<std::int64_t>(lanes) * V, stride = reads ? step : 0;
   A value[N];
   const S* at = reads ? z + first * V : z;
   const S* const last = z + (max(windows.in.vectors, 1) - 1) * V;
 #pragma unroll
-  for (int v = 0; v < NV; ++v, at += reads ? step : 0) {
+  for (int v = 0; v < NV; ++v, at += stride) {
     if constexpr (ROWS == Rows::kWhole)
       load_vector(counts(v) ? at : last, value + v * V);
     else
@@ -214,12 +214,10 @@ DAL_D void loss_row(
   const A own = shift - affine.max, ratio = power(own);
   const A slope = ratio * affine.B, scale = ratio * fma(affine.B, own, affine.A);
   const auto power_at = [&](int i) { return KEEP ? e[KEEP ? i : 0] : power(value[i]); };
-  if (!in.live)
-    ;
-  else if (in.ignored)
-    store([&](int) { return A(0); });
-  else
+  if (!in.ignored)
     store([&](int i) { return power_at(i) * fma(slope, value[i], scale); });
+  else if (in.live)
+    store([&](int) { return A(0); });
   group.sync();
   if (group.lane() == 0 && !in.ignored)
     correct_terms(out, affine, in.target, in.target_logit, batch.hard ? class_at(totals.place) : -1, totals.peak,
