@@ -1,20 +1,19 @@
-"""Data sets as whole tensors: small enough that slicing them beats a DataLoader."""
+"""Fashion-MNIST, from idx files."""
 
 from __future__ import annotations
 
 import gzip
 import struct
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 from zlib import error as zlib_error
 
 import torch
 from torch import Tensor
 
-from benchmarks.training.errors import UsageError, need
+from benchmarks.training.data.base import DataSet, TensorImages
+from benchmarks.training.errors import UsageError
 
-__all__ = ["DATA", "DataSet", "digits", "fashion_mnist", "load_data", "read_idx"]
+__all__ = ["fashion_mnist", "read_idx"]
 
 # Where the Debian package dataset-fashion-mnist puts its files, below the root it is unpacked to.
 DEBIAN_FOLDER = Path("usr/share/datasets/fashion-mnist")
@@ -24,48 +23,6 @@ IDX_FILES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
-
-
-@dataclass(frozen=True)
-class DataSet:
-    """Standardised images (N, ...) float32 and true labels (N,) int64; the test part is never made noisy."""
-
-    name: str
-    classes: int
-    train_inputs: Tensor
-    train_labels: Tensor
-    test_inputs: Tensor
-    test_labels: Tensor
-
-    def to(self, device: str | torch.device) -> DataSet:
-        return replace(
-            self,
-            train_inputs=self.train_inputs.to(device),
-            train_labels=self.train_labels.to(device),
-            test_inputs=self.test_inputs.to(device),
-            test_labels=self.test_labels.to(device),
-        )
-
-
-def load_data(name: str, folder: Path | None = None) -> DataSet:
-    """The data set called ``name``; ``folder`` holds its files, if it has any."""
-    if name not in DATA:
-        raise UsageError(f"data must be one of {', '.join(DATA)}, got {name!r}")
-    return DATA[name](folder)
-
-
-def digits(folder: Path | None = None) -> DataSet:
-    """scikit-learn's digits, 1797 images of 8 x 8: three quarters train, the split fixed, each pixel standardised."""
-    if folder is not None:
-        raise UsageError("digits comes with scikit-learn and takes no data folder")
-    bunch = need("sklearn.datasets", "scikit-learn").load_digits()
-    split = need("sklearn.model_selection", "scikit-learn").train_test_split
-    images, labels = torch.from_numpy(bunch.images).float(), torch.from_numpy(bunch.target).long()
-    train, test = split(torch.arange(len(labels)).numpy(), test_size=0.25, stratify=bunch.target, random_state=0)
-    train, test = torch.from_numpy(train), torch.from_numpy(test)
-    mean, sd = images[train].mean(0), images[train].std(0)
-    images = (images - mean) / torch.where(sd > 0, sd, 1.0)  # some corner pixels are always 0
-    return DataSet("digits", 10, images[train], labels[train], images[test], labels[test])
 
 
 def fashion_mnist(folder: Path | None = None) -> DataSet:
@@ -83,7 +40,13 @@ def fashion_mnist(folder: Path | None = None) -> DataSet:
     train, test = train_images.float(), test_images.float()
     mean, sd = train.mean(), train.std()
     return DataSet(
-        "fashion-mnist", 10, (train - mean) / sd, train_labels.long(), (test - mean) / sd, test_labels.long()
+        "fashion-mnist",
+        10,
+        TensorImages((train - mean) / sd),
+        train_labels.long(),
+        train_labels.long(),
+        TensorImages((test - mean) / sd),
+        test_labels.long(),
     )
 
 
@@ -125,6 +88,3 @@ def read_idx(path: Path) -> Tensor:
     if len(content) - header != values or values == 0:
         raise UsageError(f"{path} declares the shape {shape}, {values} bytes, and holds {len(content) - header}")
     return torch.frombuffer(bytearray(content[header:]), dtype=torch.uint8).reshape(shape)
-
-
-DATA: dict[str, Callable[[Path | None], DataSet]] = {"digits": digits, "fashion-mnist": fashion_mnist}
