@@ -11,12 +11,17 @@ import torch
 from torch import Tensor
 
 from benchmarks.training.data.base import DataSet, TensorImages
+from benchmarks.training.data.files import find_files
 from benchmarks.training.errors import UsageError
 
 __all__ = ["fashion_mnist", "read_idx"]
 
 # Where the Debian package dataset-fashion-mnist puts its files, below the root it is unpacked to.
 DEBIAN_FOLDER = Path("usr/share/datasets/fashion-mnist")
+ADVICE = (
+    "on Debian or Ubuntu run, without root, 'apt-get download dataset-fashion-mnist && dpkg -x "
+    "dataset-fashion-mnist_*.deb FOLDER' and give that FOLDER as --data-dir"
+)
 IDX_FILES = (
     "train-images-idx3-ubyte",
     "train-labels-idx1-ubyte",
@@ -24,13 +29,19 @@ IDX_FILES = (
     "t10k-labels-idx1-ubyte",
 )
 
+# Look-alikes: T-shirt and shirt, pullover and coat, sandal to sneaker to ankle boot. Trousers, dresses, bags and ankle
+# boots are like none of the others and keep their labels.
+FLIPS = (6, 1, 4, 3, 2, 7, 0, 9, 8, 9)
+
 
 def fashion_mnist(folder: Path | None = None) -> DataSet:
     """Fashion-MNIST, 60 000 + 10 000 images of 28 x 28, standardised by the training pixels' one mean and deviation.
 
     ``folder`` holds the four idx files, .gz or plain, or is where the Debian package was unpacked.
     """
-    train_images, train_labels, test_images, test_labels = (read_idx(path) for path in _find_idx_files(folder))
+    folders = [Path("/") / DEBIAN_FOLDER] if folder is None else [folder, folder / DEBIAN_FOLDER]
+    paths = find_files("fashion-mnist", IDX_FILES, folders, ADVICE, suffixes=(".gz", ""))
+    train_images, train_labels, test_images, test_labels = map(read_idx, paths)
     for images, labels in ((train_images, train_labels), (test_images, test_labels)):
         if len(images) != len(labels) or images.ndim != 3 or labels.ndim != 1 or int(labels.max()) > 9:
             raise UsageError(
@@ -47,25 +58,8 @@ def fashion_mnist(folder: Path | None = None) -> DataSet:
         train_labels.long(),
         TensorImages((test - mean) / sd),
         test_labels.long(),
+        torch.tensor(FLIPS),
     )
-
-
-def _find_idx_files(folder: Path | None) -> list[Path]:
-    folders = [Path("/") / DEBIAN_FOLDER] if folder is None else [folder, folder / DEBIAN_FOLDER]
-    for candidate in folders:
-        found = [_existing(candidate / name) for name in IDX_FILES]
-        if all(found):
-            return [path for path in found if path]
-    missing = [name for name in IDX_FILES if not any(_existing(candidate / name) for candidate in folders)]
-    raise UsageError(
-        f"fashion-mnist: {', '.join(missing or IDX_FILES)} (.gz or plain) not found in "
-        f"{' or '.join(map(str, folders))}; on Debian or Ubuntu run, without root, 'apt-get download "
-        "dataset-fashion-mnist && dpkg -x dataset-fashion-mnist_*.deb FOLDER' and give that FOLDER as --data-dir"
-    )
-
-
-def _existing(path: Path) -> Path | None:
-    return next((p for p in (path.with_name(path.name + ".gz"), path) if p.is_file()), None)
 
 
 def read_idx(path: Path) -> Tensor:
