@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import math
-import struct
 import sys
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
-from benchmarks.training import Run, TrainingConfig, UsageError, main, run_training
-from benchmarks.training.data import DATA, IDX_FILES, fashion_mnist, load_data, read_idx
+from benchmarks.training import Run, TrainingConfig, main, run_training
+from benchmarks.training.data import DATA
 from benchmarks.training.losses import LOSSES, end_epoch, exponents
 from benchmarks.training.metrics import memorisation, predict
 from benchmarks.training.models import mlp
-from benchmarks.training.noise import noise_rate, symmetric_noise
 from benchmarks.training.recipes import RECIPES
 from benchmarks.training.report import in_words, summarise
 from benchmarks.training.train import EpochMetrics
@@ -30,146 +25,11 @@ for module in ("matplotlib", "sklearn", "tabulate", "tqdm"):
     pytest.importorskip(module)
 
 
-def flip(labels: Tensor, rate: float, classes: int, seed: int) -> Tensor:
-    return symmetric_noise(labels, rate, classes, torch.Generator().manual_seed(seed))
-
-
-# --- label noise
-
-
-@pytest.mark.parametrize("classes", [2, 10, 100])
-@pytest.mark.parametrize("rate", [0.0, 0.2, 0.4, 0.6, 0.99])
-def test_symmetric_noise_makes_exactly_the_asked_share_wrong(rate: float, classes: int) -> None:
-    labels = torch.arange(1003) % classes
-    noisy = flip(labels, rate, classes, seed=0)
-    assert (noisy != labels).sum() == round(rate * 1003)
-    assert noise_rate(noisy, labels) == pytest.approx(rate, abs=0.5 / 1003)
-    assert noisy.min() >= 0
-    assert noisy.max() < classes
-
-
-def test_symmetric_noise_spreads_evenly_over_the_other_classes() -> None:
-    labels = torch.full((9000,), 3)
-    counts = torch.bincount(flip(labels, 0.9, 10, seed=0), minlength=10).double()
-    others = counts[torch.arange(10) != 3]
-    assert counts[3] == 900
-    # 900 expected in each; chi-squared with 8 degrees of freedom exceeds 27 once in a thousand seeds.
-    assert ((others - 900) ** 2 / 900).sum() < 27
-
-
-def test_symmetric_noise_depends_on_its_generator_alone() -> None:
-    labels = torch.arange(500) % 10
-    first = flip(labels, 0.4, 10, seed=1)
-    torch.manual_seed(123)
-    assert torch.equal(flip(labels, 0.4, 10, seed=1), first)
-    assert not torch.equal(flip(labels, 0.4, 10, seed=2), first)
-    assert torch.equal(labels, torch.arange(500) % 10), "the caller's labels were changed"
-
-
-@pytest.mark.parametrize(("rate", "classes"), [(-0.1, 10), (1.0, 10), (math.nan, 10), (0.4, 1)])
-def test_symmetric_noise_refuses(rate: float, classes: int) -> None:
-    with pytest.raises(UsageError):
-        flip(torch.zeros(10, dtype=torch.long), rate, classes, seed=0)
-
-
-# --- idx files
-
-
-def write_idx(path: Path, values: Tensor, magic: bytes | None = None, cut: int = 0) -> Path:
-    content = (magic or bytes([0, 0, 8, values.ndim])) + struct.pack(f">{values.ndim}I", *values.shape)
-    content += values.numpy().tobytes()
-    content = content[: len(content) - cut]
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
-    return path
-
-
-@pytest.mark.parametrize("suffix", ["", ".gz"])
-@pytest.mark.parametrize("shape", [(5,), (3, 4), (2, 28, 28)])
-def test_read_idx_round_trips(tmp_path: Path, shape: tuple[int, ...], suffix: str) -> None:
-    values = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(read_idx(write_idx(tmp_path / f"file{suffix}", values)), values)
-
-
-@pytest.mark.parametrize("suffix", ["", ".gz"])
-@pytest.mark.parametrize(
-    ("magic", "cut", "message"),
-    [
-        (b"\0\0\x0d\x01", 0, "magic number is 0x00000d01"),  # floats
-        (b"PK\x03\x04", 0, "magic number"),
-        (b"\0\0\x08\0", 0, "magic number"),  # no dimensions
-        (None, 1, r"shape \(5,\), 5 bytes, and holds 4"),
-        (None, 6, "within its header"),
-        (None, 11, "magic number"),
-    ],
-)
-def test_read_idx_refuses(tmp_path: Path, magic: bytes | None, cut: int, message: str, suffix: str) -> None:
-    path = write_idx(tmp_path / f"file{suffix}", torch.arange(5, dtype=torch.uint8), magic, cut)
-    with pytest.raises(UsageError, match=message) as caught:
-        read_idx(path)
-    assert str(path) in str(caught.value)
-
-
-@pytest.mark.parametrize("damage", [lambda b: b"not gzip", lambda b: b[:-4], lambda b: b[:12] + b"\xff\xff" + b[14:]])
-def test_read_idx_refuses_a_damaged_gz(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
-    path = write_idx(tmp_path / "file.gz", torch.zeros(1000, dtype=torch.uint8))
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(UsageError, match="cannot be read"):
-        read_idx(path)
-
-
-def write_fashion_mnist(folder: Path, suffix: str, train_labels: int = 40) -> None:
-    generator = torch.Generator().manual_seed(0)
-    folder.mkdir(parents=True)
-    shapes = ((40, 4, 4), (train_labels,), (20, 4, 4), (20,))
-    for name, shape in zip(IDX_FILES, shapes, strict=True):
-        values = torch.randint(10, shape, dtype=torch.uint8, generator=generator)
-        write_idx(folder / (name + suffix), values)
-
-
-@pytest.mark.parametrize("suffix", ["", ".gz"])
-@pytest.mark.parametrize("below", ["", "usr/share/datasets/fashion-mnist"])
-def test_fashion_mnist_reads_files_or_an_unpacked_package(tmp_path: Path, below: str, suffix: str) -> None:
-    write_fashion_mnist(tmp_path / "root" / below, suffix)
-    data = fashion_mnist(tmp_path / "root")
-    assert data.train_inputs.shape == (40, 4, 4)
-    assert data.test_labels.shape == (20,)
-    assert data.train_labels.dtype == torch.int64
-    assert data.train_inputs.mean().item() == pytest.approx(0, abs=1e-5)
-    assert data.train_inputs.std().item() == pytest.approx(1, abs=1e-5)
-
-
-def test_fashion_mnist_refuses_unequal_counts(tmp_path: Path) -> None:
-    write_fashion_mnist(tmp_path / "data", "", train_labels=39)
-    with pytest.raises(UsageError, match="one label from 0 to 9 for each image"):
-        fashion_mnist(tmp_path / "data")
-
-
-def test_fashion_mnist_says_what_is_missing_where_and_how_to_get_it(tmp_path: Path) -> None:
-    write_fashion_mnist(tmp_path / "data", ".gz")
-    (tmp_path / "data" / "t10k-labels-idx1-ubyte.gz").unlink()
-    with pytest.raises(UsageError) as caught:
-        fashion_mnist(tmp_path / "data")
-    message = str(caught.value)
-    for part in ("t10k-labels-idx1-ubyte", str(tmp_path / "data"), "apt-get download dataset-fashion-mnist", "dpkg -x"):
-        assert part in message
-    assert "train-images" not in message, "names a file that is there"
-
-
 # --- data, recipes, models, losses, metrics
 
 
 def test_each_data_set_has_a_recipe() -> None:
     assert set(DATA) == set(RECIPES)
-
-
-def test_digits_are_standardised_by_the_training_part() -> None:
-    data = load_data("digits")
-    assert len(data.train_labels) + len(data.test_labels) == 1797
-    assert torch.bincount(data.test_labels).min() >= 40, "the split is not stratified"
-    sd = data.train_inputs.std(0)
-    assert data.train_inputs.mean(0).abs().max() < 1e-5
-    assert torch.allclose(sd[sd > 0], torch.ones(()), atol=1e-4)
-    assert data.test_inputs.isfinite().all()
 
 
 def test_mlp_has_the_asked_widths_and_leaves_the_global_generator_alone() -> None:
