@@ -1,32 +1,62 @@
-"""Label noise, seeded by a generator of its own."""
+"""Label noise (temporary: only as much as the trainer needs until the noise of issue 6 is merged)."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from benchmarks.training.data import DataSet
 from benchmarks.training.errors import UsageError
 
-__all__ = ["noise_rate", "symmetric_noise"]
+__all__ = ["Noise", "NoisyLabels", "parse_noise"]
 
 
-def symmetric_noise(labels: Tensor, rate: float, classes: int, generator: Generator) -> Tensor:
-    """A copy of ``labels`` of which exactly ``round(rate * N)`` are wrong.
+@dataclass(frozen=True)
+class Noise:
+    kind: str
+    rate: float = 0.0
+    path: Path | None = None
 
-    A flipped label is drawn uniformly from the *other* classes, so ``rate`` is the share of wrong labels. Some authors,
-    DAL's among them, draw from all classes, the true one too: their "40 %" of 10 classes is 36 % wrong.
-    """
-    if not 0 <= rate < 1:
-        raise UsageError(f"the noise rate must be in [0, 1), got {rate}")
-    if classes < 2:
-        raise UsageError(f"symmetric noise needs at least 2 classes, got {classes}")
-    flipped = torch.randperm(len(labels), generator=generator)[: round(rate * len(labels))]
-    shift = torch.randint(1, classes, (len(flipped),), generator=generator)
-    noisy = labels.clone()
-    noisy[flipped] = (labels[flipped] + shift) % classes
-    return noisy
+    def __str__(self) -> str:
+        return "none" if self.kind == "none" else f"{self.kind}:{self.rate:g}"
+
+    @property
+    def title(self) -> str:
+        return "none" if self.kind == "none" else f"{self.kind} {100 * self.rate:g} %"
+
+    def apply(self, data: DataSet, seed: int) -> NoisyLabels:
+        generator = Generator().manual_seed(10 * seed)
+        labels = data.train_labels
+        flipped = torch.randperm(len(labels), generator=generator)[: round(self.rate * len(labels))]
+        shift = torch.randint(1, data.classes, (len(flipped),), generator=generator)
+        noisy = labels.clone()
+        noisy[flipped] = (labels[flipped] + shift) % data.classes
+        return NoisyLabels(noisy, self, seed, (noisy != data.true_labels).double().mean().item())
 
 
-def noise_rate(given: Tensor, true: Tensor) -> float:
-    """The share of labels that are wrong, in [0, 1]."""
-    return (given != true).double().mean().item()
+@dataclass(frozen=True)
+class NoisyLabels:
+    labels: Tensor
+    noise: Noise
+    seed: int
+    measured: float
+
+    def save(self, path: Path) -> None:
+        np.savez_compressed(path, labels=self.labels.numpy(), seed=self.seed)
+
+
+def parse_noise(text: str) -> Noise:
+    kind, _, rate = text.rpartition(":")
+    if text == "none":
+        return Noise("none")
+    try:
+        noise = Noise(kind or "symmetric", float(rate))
+    except ValueError:
+        noise = Noise("", -1)
+    if noise.kind != "symmetric" or not 0 <= noise.rate < 1:
+        raise UsageError(f"noise must be a rate in [0, 1) or none, got {text!r}")
+    return noise
