@@ -32,7 +32,8 @@ def load_checkpoint(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         saved = state["settings"]
     except (OSError, EOFError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        raise UsageError(f"the checkpoint {path} cannot be read: {str(error).splitlines()[0]}") from error
+        reason = f"{type(error).__name__} {str(error).partition(chr(10))[0]}"
+        raise UsageError(f"the checkpoint {path} cannot be read: {reason}") from error
     for name, value in settings.items():
         if saved.get(name) != value:
             raise UsageError(

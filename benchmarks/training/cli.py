@@ -35,7 +35,7 @@ class OneLineParser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     made = OneLineParser(
         prog="benchmarks.training",
-        description="Train on wrong labels. Defaults are in parentheses. Under torchrun the processes share each batch.",
+        description="Train on wrong labels. Defaults are in parentheses. Under torchrun processes share each batch.",
     )
     commands = made.add_subparsers(dest="to_do", required=True, metavar="train|compare")
     default = TrainingConfig()

@@ -66,7 +66,7 @@ class Recipe:
     q_start: float = _setting("first exponent of DAL; with many classes see benchmarks.training.stall", ">= 0", _finite)
     q_end: float = _setting("last exponent of DAL", ">= 0", _finite, default=1.5)
     gce_q: float = _setting("exponent of GCE", "in (0, 1]", lambda value: 0 < value <= 1, default=0.7)
-    loss_step: str = _choice("when the loss goes one step on in its schedule", "epoch", "iteration")
+    loss_step: str = _choice("when the loss goes one step on in its schedule, if it has one", "epoch", "iteration")
 
     def __post_init__(self) -> None:
         for setting in fields(self):

@@ -144,9 +144,7 @@ class Trainer:
         leaf = logits.detach().requires_grad_()
         loss_start = self.clock.now()
         with self._autocast():
-            loss = self.loss(leaf, labels)
-        if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
-            raise UsageError(f"loss {self.loss_name} must give a tensor () with a gradient, got {loss!r}")
+            loss = self._checked_loss(leaf, labels)
         self.scaler.scale(loss).backward()
         loss_end = self.clock.now()
         self.optimizer.zero_grad()
@@ -159,6 +157,19 @@ class Trainer:
         self.clock.add(start, loss_start, loss_end)
         unknown = torch.full_like(loss, math.nan)
         return loss.detach(), self.loss.target_prob if isinstance(self.loss, KernelLoss) else unknown
+
+    def _checked_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        try:
+            loss = self.loss(logits, labels)
+        except Exception as error:  # its author's code may raise anything
+            raise UsageError(
+                f"loss {self.loss_name} cannot be used on logits {tuple(logits.shape)} and labels "
+                f"{tuple(labels.shape)}: {type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
+            got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise UsageError(f"loss {self.loss_name} must give one number with a gradient, got {got}")
+        return loss
 
     def _step_loss(self) -> None:
         if hasattr(self.loss, "step"):
