@@ -181,6 +181,7 @@ def test_the_demo_takes_what_compare_takes(monkeypatch: pytest.MonkeyPatch) -> N
         ("compare --noise 1.0", "noise"),
         ("compare --noise nan", "noise"),
         ("compare --noise 0.4 0.4", "noise"),
+        ("compare --noise 0.4 symmetric:0.4", "noise"),
         ("compare --seeds -1", "seeds"),
         ("compare --threads 0", "threads"),
         ("compare --workers -1", "workers"),

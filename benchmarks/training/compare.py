@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -76,7 +77,8 @@ def run_training(config: TrainingConfig, data: DataSet | None = None) -> Results
 
             for noise, seed in product(map(parse_noise, config.noise), config.seeds):
                 labels = noise.apply(data, seed)
-                say(f"{data.name}, noise {noise}, seed {seed}: {labels.measured:.1%} of the training labels are wrong")
+                measured = "an unknown share" if math.isnan(labels.measured) else f"{labels.measured:.1%}"
+                say(f"{data.name}, noise {noise}, seed {seed}: {measured} of the training labels are wrong")
                 for loss in config.losses:
                     run = Run(data.name, noise, labels.measured, loss, seed)
                     _train_run(config, data, labels, run, world, folder, made_by, say, bar.update)

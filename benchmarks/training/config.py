@@ -58,12 +58,10 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if self.data not in DATA:
             raise UsageError(f"data must be one of {', '.join(DATA)}, got {self.data!r}")
-        for name in ("noise", "losses", "seeds"):
-            values = getattr(self, name)
+        noise = [str(parse_noise(text)) for text in self.noise]  # 0.4 and symmetric:0.4 are the same
+        for name, values in (("noise", noise), ("losses", self.losses), ("seeds", self.seeds)):
             if not values or len(set(values)) != len(values):
                 raise UsageError(f"{name} must be one or more different values, got {list(values)}")
-        for text in self.noise:
-            parse_noise(text)
         for loss in self.losses:
             build_loss(loss, self.recipe, total_steps=1)
         for name, value, least in (

@@ -18,7 +18,7 @@ __all__ = ["Run", "write_metrics"]
 
 @dataclass(frozen=True)
 class Run:
-    """One network trained. ``measured_noise`` is the share of labels that are wrong, NaN where no truth is known."""
+    """One network trained. ``measured_noise`` is the share of wrong labels among those whose truth is known."""
 
     data: str
     noise: Noise

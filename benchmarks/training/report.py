@@ -87,7 +87,7 @@ def markdown_table(summaries: Sequence[Summary]) -> str:
     rows = [
         (
             s.noise.title,
-            f"{100 * s.wrong.mean:.1f}",
+            s.wrong.percent(),
             s.title,
             *(x.percent() for x in (s.last, s.best, s.memorised, s.mislabelled_right)),
         )
