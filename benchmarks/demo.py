@@ -1,6 +1,6 @@
 """The main job of the project in one command (`make demo`): is it there, is it right, is it fast, does it help.
 
-Arguments are those of `python -m benchmarks.training`: `make demo ARGS="--data fashion-mnist"`.
+Arguments are those of `python -m benchmarks.training compare`: `make demo ARGS="--data fashion-mnist"`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def worst_errors(dtype: torch.dtype) -> tuple[float, float]:
 
 def demonstrate(config: training.TrainingConfig) -> None:
     start = time.perf_counter()
-    training.load_data(config.data, config.data_dir)  # missing files are said before anything takes time
+    data = training.load_data(config.data, config.data_dir)  # missing files are said before anything takes time
 
     print("Backends")
     for name, reason in available_backends().items():
@@ -57,7 +57,7 @@ def demonstrate(config: training.TrainingConfig) -> None:
     print(speed.table(timings))
 
     print("\nTraining with wrong labels\n", flush=True)
-    files, text = training.write_report(training.run_training(config))
+    files, text = training.write_report(training.run_training(config, data))
     print(f"\n{text}")
     ratios = [of[speed.CROSS_ENTROPY].median / of[speed.OURS].median for of in timings.values()]
     print(
@@ -69,7 +69,7 @@ def demonstrate(config: training.TrainingConfig) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     try:
-        demonstrate(training.parse(argv))
+        demonstrate(training.parse(["compare", *(sys.argv[1:] if argv is None else argv)]))
     except training.UsageError as error:
         print(f"demo: {error}", file=sys.stderr)
         return 2

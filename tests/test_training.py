@@ -1,110 +1,366 @@
-"""Training under label noise: its parts on hand-made cases, and short runs on digits."""
+"""Training under label noise: its parts on hand-made cases."""
 
 from __future__ import annotations
 
-import csv
 import math
 import sys
-from dataclasses import fields
-from pathlib import Path
+from collections.abc import Callable
+from itertools import chain
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from benchmarks.training import Run, TrainingConfig, main, run_training
+from benchmarks.training import PRESETS, Recipe, Run, UsageError
 from benchmarks.training.data import DATA
-from benchmarks.training.losses import LOSSES, end_epoch, exponents
-from benchmarks.training.metrics import memorisation, predict
-from benchmarks.training.models import mlp
-from benchmarks.training.recipes import RECIPES
+from benchmarks.training.data.base import TensorImages
+from benchmarks.training.loader import evaluation_loader, stream, training_loader
+from benchmarks.training.losses import LOSSES, build_loss, exponents
+from benchmarks.training.metrics import EpochMetrics, count_hits, share
+from benchmarks.training.models import build_model
+from benchmarks.training.noise import parse_noise
+from benchmarks.training.parallel import World
+from benchmarks.training.recipes import recipe_for
 from benchmarks.training.report import in_words, summarise
-from benchmarks.training.train import EpochMetrics
 
 # The extra dal_kernels[demo].
 for module in ("matplotlib", "sklearn", "tabulate", "tqdm"):
     pytest.importorskip(module)
 
-
-# --- data, recipes, models, losses, metrics
-
-
-def test_each_data_set_has_a_recipe() -> None:
-    assert set(DATA) == set(RECIPES)
+CPU = torch.device("cpu")
+ALONE = World(0, 1, CPU)
 
 
-def test_mlp_has_the_asked_widths_and_leaves_the_global_generator_alone() -> None:
+# --- recipes
+
+
+@pytest.mark.parametrize("data", DATA)
+def test_each_data_set_has_a_preset(data: str) -> None:
+    assert recipe_for(data) in PRESETS.values()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "epochs must be >= 1, got 0"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"learning_rate": math.nan}, "learning_rate must be > 0, got nan"),
+        ({"learning_rate": math.inf}, "learning_rate"),
+        ({"momentum": 1.0}, "momentum"),
+        ({"weight_decay": -1.0}, "weight_decay"),
+        ({"optimizer": "lion"}, "optimizer must be one of sgd, adamw, got 'lion'"),
+        ({"schedule": "linear"}, "schedule must be one of cosine, constant, step, exponential"),
+        ({"decay": 0.0}, "decay"),
+        ({"clip_norm": 0.0}, "clip_norm"),
+        ({"amp": "fp8"}, "amp must be one of none, bf16, fp16"),
+        ({"widths": (4, 0)}, "widths"),
+        ({"gce_q": 1.1}, "gce_q must be in"),
+        ({"q_start": 2.0}, "q_start must not be above q_end, got 2.0 and 1.5"),
+        ({"q_end": math.inf}, "q_end"),
+        ({"warmup_epochs": 60}, "warmup_epochs must be below epochs, got 60 and 60"),
+        ({"nesterov": True}, "nesterov needs a momentum"),
+        ({"loss_step": "batch"}, "loss_step must be one of epoch, iteration"),
+        ({"lr": 0.1}, "settings must be among model, .*, got lr"),
+        ({"preset": "imagenet"}, "preset must be one of digits, .*, got 'imagenet'"),
+    ],
+)
+def test_recipes_refuse(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        recipe_for("digits", **changes)
+
+
+# --- models
+
+
+@pytest.mark.parametrize(
+    ("model", "widths", "shape"),
+    [
+        ("mlp", (12,), (8, 8)),
+        ("mlp", (), (5,)),
+        ("cnn", (4, 6), (7, 9)),
+        ("cnn", (), (3, 8, 8)),
+        ("cnn", (4,), (3, 9, 9)),
+        ("resnet18-cifar", (), (32, 32)),
+        ("resnet18-cifar", (), (3, 32, 32)),
+    ],
+)
+def test_models_follow_the_seed_and_leave_the_global_generator_alone(
+    model: str, widths: tuple[int, ...], shape: tuple[int, ...]
+) -> None:
+    recipe = recipe_for("digits", model=model, widths=widths)
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    model, same, other = (mlp(64, (256, 128), 10, seed) for seed in (0, 0, 1))
+    made, same, other = (build_model(recipe, shape, 11, seed).eval() for seed in (0, 0, 1))
     assert torch.equal(torch.rand(1), expected)
-    assert [tuple(p.shape) for p in model.parameters() if p.ndim == 2] == [(256, 64), (128, 256), (10, 128)]
-    inputs = torch.ones(3, 8, 8)
-    assert model(inputs).shape == (3, 10)
-    assert torch.equal(model(inputs), same(inputs))
-    assert not torch.equal(model(inputs), other(inputs))
+    inputs = torch.ones(2, *shape)
+    with torch.no_grad():
+        assert made(inputs).shape == (2, 11)
+        assert torch.equal(made(inputs), same(inputs))
+        assert not torch.equal(made(inputs), other(inputs))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "shape", "classes", "count"),
+    [
+        (PRESETS["digits"], (8, 8), 10, 64 * 256 + 256 + 256 * 128 + 128 + 128 * 10 + 10),
+        # As published of ResNet-18 for CIFAR-10.
+        (PRESETS["cifar10"], (3, 32, 32), 10, 11_173_962),
+    ],
+)
+def test_models_have_the_parameters_that_they_should(
+    recipe: Recipe, shape: tuple[int, ...], classes: int, count: int
+) -> None:
+    assert sum(parameter.numel() for parameter in build_model(recipe, shape, classes, 0).parameters()) == count
+
+
+@pytest.fixture
+def torchvision(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A stand-in that knows one network."""
+    models = ModuleType("torchvision.models")
+    models.list_models = lambda module: ["resnet50"]
+    models.get_model = lambda name, weights, num_classes: nn.Linear(1, num_classes)
+    monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace(models=models))
+    monkeypatch.setitem(sys.modules, "torchvision.models", models)
+    return models
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "message"),
+    [
+        ("resnet51", (3, 8, 8), "model must be one of mlp, cnn, resnet18-cifar, resnet50, got 'resnet51'"),
+        ("resnet50", (8, 8), r"takes samples of shape \(3, H, W\), got \(8, 8\)"),
+        ("cnn", (64,), r"model cnn takes images, got samples of shape \(64,\)"),
+    ],
+)
+@pytest.mark.usefixtures("torchvision")
+def test_models_refuse(model: str, shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        build_model(recipe_for("digits", model=model), shape, 10, 0)
+
+
+@pytest.mark.usefixtures("torchvision")
+def test_models_of_torchvision_get_the_classes() -> None:
+    model = build_model(PRESETS["webvision"], (3, 224, 224), 1000, 0)
+    assert isinstance(model, nn.Linear)
+    assert model.out_features == 1000
+
+
+def test_a_missing_torchvision_is_said_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision.models", None)
+    with pytest.raises(
+        UsageError, match=f"install the torchvision that matches torch {torch.__version__}".replace("+", r"\+")
+    ):
+        build_model(PRESETS["webvision"], (3, 224, 224), 1000, 0)
+
+
+# --- losses
+
+
+class Stepping(nn.Module):
+    """A loss from elsewhere, with a schedule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.zeros(()))
+
+    def step(self) -> None:
+        self.steps += 1
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(input, target)
+
+
+def a_factory(label_smoothing: float = 0.0) -> nn.Module:
+    return nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+
+
+def decorated(*args: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(*args)
+
+
+def per_sample(input: Tensor, target: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(input, target, reduction="none")
+
+
+def detached(input: Tensor, target: Tensor) -> Tensor:
+    return decorated(input, target).detach()
+
+
+def a_float(input: Tensor, target: Tensor) -> float:
+    return decorated(input, target).item()
+
+
+an_instance = nn.CrossEntropyLoss()
+not_a_loss = 3
+
+
+def makes_no_loss() -> int:
+    return 3
+
+
+class Trainable(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(2, 2)
+
+
+def formula(q: float) -> Callable[[Tensor], Tensor]:
+    return lambda p: ((1 - p**q) / q).mean()
+
+
+def cross_entropy(p: Tensor) -> Tensor:
+    return -p.log().mean()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("cross-entropy", cross_entropy),
+        ("gce", formula(0.5)),
+        ("mae", formula(1.0)),
+        ("dal", formula(0.6)),
+        ("torch.nn.CrossEntropyLoss", cross_entropy),
+        ("torch.nn:CrossEntropyLoss", cross_entropy),
+        ("torch.nn.functional.cross_entropy", cross_entropy),
+        ("test_training.a_factory", cross_entropy),
+        ("test_training.decorated", cross_entropy),
+        ("test_training.an_instance", cross_entropy),
+        ("test_training:Stepping", cross_entropy),
+    ],
+)
+def test_losses_are_their_formulas(name: str, expected: Callable[[Tensor], Tensor]) -> None:
+    logits, labels = torch.randn(6, 10, generator=torch.Generator().manual_seed(0)), torch.arange(6)
+    loss = build_loss(name, recipe_for("digits", gce_q=0.5), 4)
+    p = logits.softmax(1)[torch.arange(6), labels]
+    torch.testing.assert_close(loss(logits, labels), expected(p))
+    if name in LOSSES:
+        torch.testing.assert_close(loss.target_prob, p)
 
 
 @pytest.mark.parametrize(
     ("name", "first", "last"),
     [
-        ("cross-entropy", (math.nan, math.nan), (math.nan, math.nan)),
+        ("cross-entropy", (0, 0), (0, 0)),
         ("gce", (0.7, 0), (0.7, 0)),
+        ("mae", (1, 0), (1, 0)),
         ("dal", (0.6, 0), (1.5, 1)),
+        ("test_training:Stepping", (math.nan, math.nan), (math.nan, math.nan)),
     ],
 )
 def test_losses_start_before_any_step_and_end_where_they_should(
     name: str, first: tuple[float, float], last: tuple[float, float]
 ) -> None:
-    criterion = LOSSES[name].build(4)
-    assert exponents(criterion) == pytest.approx(first, nan_ok=True)
+    loss = build_loss(name, PRESETS["digits"], 4)
+    assert exponents(loss) == pytest.approx(first, nan_ok=True)
     for _ in range(4):
-        end_epoch(criterion)
-    assert exponents(criterion) == pytest.approx(last, nan_ok=True)
+        loss.step()
+    assert exponents(loss) == pytest.approx(last, nan_ok=True)
 
 
-def test_gce_is_its_formula() -> None:
-    logits, labels = torch.randn(6, 10, generator=torch.Generator().manual_seed(0)), torch.arange(6)
-    p = logits.softmax(1)[torch.arange(6), labels]
-    torch.testing.assert_close(LOSSES["gce"].build(1)(logits, labels), ((1 - p**0.7) / 0.7).mean())
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("focal", "losses must be among cross-entropy, gce, mae, dal, or package.module:attribute, got 'focal'"),
+        ("torch.nn.NoSuchLoss", "cannot be imported: .*NoSuchLoss"),
+        ("no_such_package:Loss", "cannot be imported: No module named"),
+        (":Loss", "losses must be among"),
+        ("test_training:not_a_loss", "must be callable, got int"),
+        ("test_training:makes_no_loss", "must make something callable, got int"),
+        ("dal_kernels.DynamicsAwareLoss", "cannot be made without arguments: total_steps must be given"),
+        ("test_training:Trainable", "parameters of its own"),
+    ],
+)
+def test_losses_refuse(name: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        build_loss(name, PRESETS["digits"], 4)
+
+
+# --- batches
+
+
+def indices(loader: Any, epoch: int | None = None) -> list[list[int]]:
+    if epoch is not None:
+        loader.sampler.set_epoch(epoch)
+    return [batch.tolist() for _, batch in loader]
+
+
+@pytest.mark.parametrize(("samples", "processes"), [(24, 2), (23, 2), (24, 4)])
+def test_processes_share_the_batches_of_one(samples: int, processes: int) -> None:
+    images = TensorImages(torch.arange(samples).float())
+    whole = indices(training_loader(images, 8, 0, 0, ALONE), epoch=3)
+    shares = [
+        indices(training_loader(images, 8, 0, 0, World(rank, processes, CPU)), epoch=3) for rank in range(processes)
+    ]
+    for batch, *parts in zip(whole, *shares, strict=True):
+        assert {len(part) for part in parts} == {-(-len(batch) // processes)}
+        together = list(chain(*parts))
+        assert set(batch) <= set(together)
+        assert len(together) - len(batch) == -len(batch) % processes
+    evaluated = [
+        indices(evaluation_loader(images, torch.arange(5, samples), 4, 0, World(rank, processes, CPU)))
+        for rank in range(processes)
+    ]
+    assert sorted(chain(*chain(*evaluated))) == list(range(5, samples))
+
+
+def test_batches_follow_the_seed_and_the_epoch() -> None:
+    images = TensorImages(torch.arange(24).float())
+    orders = [indices(training_loader(images, 24, seed, 0, ALONE), epoch)[0] for seed in (0, 1) for epoch in (1, 2)]
+    assert len(set(map(tuple, orders))) == 4
+    assert indices(training_loader(images, 24, 0, 0, ALONE), 2)[0] == orders[1]
+
+
+def test_a_batch_must_divide_by_the_processes() -> None:
+    with pytest.raises(UsageError, match="batch_size must be a multiple of the 2 processes, got 5"):
+        training_loader(TensorImages(torch.zeros(9)), 5, 0, 0, World(0, 2, CPU))
+
+
+def test_streams_do_not_meet() -> None:
+    uses = [(use, seed, epoch) for use in ("batches", "weights", "epoch") for seed in range(20) for epoch in range(100)]
+    assert len({stream(*use) for use in uses}) == len(uses)
+    assert max(stream(*use) for use in uses) < 2**32
+
+
+# --- metrics
 
 
 @pytest.mark.parametrize(
     ("prediction", "memorised", "right"),
     [
         # the wrong labels are of samples 1 to 4: given 2, 2, 0, 0 for 1, 1, 2, 2
-        ([0, 2, 2, 0, 0], 1.0, 0.0),
-        ([0, 1, 1, 2, 2], 0.0, 1.0),
-        ([9, 2, 1, 1, 1], 0.25, 0.25),
-        ([1, 1, 1, 2, 0], 0.25, 0.75),
+        ([0, 2, 2, 0, 0], 4, 0),
+        ([0, 1, 1, 2, 2], 0, 4),
+        ([9, 2, 1, 1, 1], 1, 1),
+        ([1, 1, 1, 2, 0], 1, 3),
     ],
 )
-def test_memorisation_counts_wrong_labels_only(prediction: list[int], memorised: float, right: float) -> None:
+def test_hits_are_counted_in_evaluation_mode_and_the_mode_is_restored(
+    prediction: list[int], memorised: int, right: int
+) -> None:
     given, true = torch.tensor([0, 2, 2, 0, 0]), torch.tensor([0, 1, 1, 2, 2])
-    assert memorisation(torch.tensor(prediction), given, true) == (memorised, right)
-
-
-def test_memorisation_of_no_wrong_labels_is_nan() -> None:
-    labels = torch.arange(3)
-    assert all(map(math.isnan, memorisation(labels, labels, labels)))
-
-
-def test_predict_is_in_evaluation_mode_and_restores_the_mode() -> None:
-    model = torch.nn.Sequential(torch.nn.Dropout(0.9)).train()
-    inputs = torch.eye(50)
-    assert torch.equal(predict(model, inputs, batch_size=7), torch.arange(50))
+    images = TensorImages(nn.functional.one_hot(torch.tensor(prediction), 10).float())
+    model = nn.Sequential(nn.Dropout(0.9)).train()
+    loader = evaluation_loader(images, torch.arange(1, 5), 3, 0, ALONE)
+    assert count_hits(model, loader, given, true).tolist() == [memorised, right]
     assert model.training
+
+
+def test_a_share_of_nothing_is_nan() -> None:
+    assert math.isnan(share(0, 0))
+    assert share(1, 4) == 0.25
 
 
 # --- words
 
 
-def run_of(loss: str, seed: int, accuracies: list[float], memorised: float = 0.5) -> Run:
+def run_of(loss: str, seed: int, accuracies: list[float], noise: str = "0.4") -> Run:
     history = [
-        EpochMetrics(i, 1.0, accuracy, memorised, 0.25, math.nan, math.nan, 0.1)
+        EpochMetrics(i, 1.0, accuracy, max(accuracies[:i]), 0.5, 0.25, 0.3, math.nan, math.nan, 0.1, 0.1, 1.0)
         for i, accuracy in enumerate(accuracies, start=1)
     ]
-    return Run("digits", 0.4, 0.4, loss, seed, history)
+    return Run("digits", parse_noise(noise), 0.4, loss, seed, history)
 
 
 def test_summary_takes_last_and_best_over_seeds() -> None:
@@ -133,7 +389,7 @@ def test_words_follow_the_numbers(accuracies: dict[str, float], said: list[str],
 def test_words_about_one_loss_compare_it_with_none() -> None:
     words = in_words(summarise([run_of("gce", 0, [0.5, 0.7])]))
     assert words == (
-        "With 40% of the labels wrong, GCE ends at 70.0%. "
+        f"Noise {parse_noise('0.4').title}: GCE ends at 70.0%. "
         "GCE keeps its best accuracy to the last epoch, by when it has memorised 50.0% of the wrong labels."
     )
 
@@ -145,127 +401,15 @@ def test_words_name_the_loss_that_was_best_before_it_fell() -> None:
     assert "Stopped at the best epoch, cross-entropy would be ahead at 95.0%" in words
 
 
-# --- runs
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def test_command_line_writes_metrics_table_and_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "new" / "folder"
-    assert main(["--epochs", "3", "--noise", "0.4", "0.6", "--seeds", "0", "--out", str(out)]) == 0
-    printed = capsys.readouterr().out
-    rows = read_rows(out / "digits.csv")
-
-    assert [*rows[0]][:5] == ["data", "noise", "measured_noise", "loss", "seed"]
-    assert {field.name for field in fields(EpochMetrics)} < set(rows[0])
-    assert {(r["noise"], r["loss"], r["epoch"]) for r in rows} == {
-        (noise, loss, epoch) for noise in ("0.4", "0.6") for loss in LOSSES for epoch in "123"
-    }
-    for row in rows:
-        assert float(row["measured_noise"]) == pytest.approx(float(row["noise"]), abs=1e-3)
-        assert math.isfinite(float(row["train_loss"]))
-        assert 0 <= float(row["memorised"]) + float(row["mislabelled_right"]) <= 1
-    dal = [(float(r["q"]), float(r["bootstrap_weight"])) for r in rows if (r["loss"], r["noise"]) == ("dal", "0.4")]
-    assert dal == [pytest.approx(expected) for expected in ((0.6, 0), (0.9, 0), (1.2, 0.4))]
-
-    table = (out / "digits.md").read_text(encoding="utf-8")
-    assert table in printed
-    assert all(spec.title in table for spec in LOSSES.values())
-    assert "40.0% of 1347 training labels wrong" in printed
-    assert (out / "digits.png").read_bytes().startswith(b"\x89PNG")
-    assert all(str(out / f"digits.{kind}") in printed for kind in ("csv", "md", "png"))
-
-
-def test_clean_labels_and_a_loss_without_q_are_reported_without_either(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = ["--epochs", "1", "--noise", "0", "--seeds", "0", "1", "--losses", "cross-entropy", "--out"]
-    assert main([*arguments, str(tmp_path)]) == 0
-    printed = capsys.readouterr().out
-    assert "nan" not in printed
-    assert "memorised the" not in printed
-    assert "n/a" in printed
-    assert (tmp_path / "digits.png").is_file()
-
-
-@pytest.mark.parametrize("loss", LOSSES)
-def test_each_loss_learns_and_repeats_exactly(tmp_path: Path, loss: str) -> None:
-    def trained(folder: str, seed: int) -> bytes:
-        config = TrainingConfig(
-            noise=(0.2,), losses=(loss,), seeds=(seed,), epochs=2, out=tmp_path / folder, verbose=False
-        )
-        results = run_training(config)
-        assert results.runs[0].history[-1].test_accuracy > 0.25, "chance is 0.1"
-        return results.csv.read_bytes()
-
-    first = trained("a", seed=0)
-    torch.manual_seed(99)  # the global generator has no say
-    assert trained("b", seed=0) == first
-    assert trained("c", seed=1) != first
-
-
-def test_a_loss_gets_the_same_numbers_whatever_runs_beside_it() -> None:
-    def dal(losses: tuple[str, ...]) -> list[EpochMetrics]:
-        runs = run_training(TrainingConfig(noise=(0.4,), losses=losses, seeds=(0,), epochs=2, verbose=False)).runs
-        return runs[-1].history
-
-    assert dal(("dal",)) == dal(("cross-entropy", "dal"))
-
-
-def test_run_training_restores_threads_and_is_silent_on_request(capfd: pytest.CaptureFixture[str]) -> None:
-    before = torch.get_num_threads()
-    config = TrainingConfig(noise=(0.0,), losses=("gce",), seeds=(0,), epochs=1, threads=before + 1, verbose=False)
-    (run,) = run_training(config).runs
-    assert torch.get_num_threads() == before
-    assert capfd.readouterr() == ("", "")
-    assert math.isnan(run.history[-1].memorised)
-
-
-# --- errors
-
-
 @pytest.mark.parametrize(
-    ("arguments", "named"),
+    ("first", "second"),
     [
-        ("--epochs 0", "epochs"),
-        ("--noise 1.0", "noise"),
-        ("--noise nan", "noise"),
-        ("--noise 0.4 0.4", "noise"),
-        ("--seeds -1", "seeds"),
-        ("--threads 0", "threads"),
-        ("--device nowhere", "nowhere"),
-        ("--data cifar", "cifar"),
-        ("--losses mae", "mae"),
-        ("--data-dir .", "digits"),
-        ("--data fashion-mnist --data-dir no-such-folder", "no-such-folder"),
-        (f"--epochs 1 --out {__file__}", "cannot be made"),
+        (("0.4", "dal", 1), ("0.4", "dal", 11)),
+        (("0.4", "a.b:c", 1), ("0.4", "a.b-c", 1)),
+        (("0.4", "dal", 1), ("0.6", "dal", 1)),
     ],
 )
-def test_command_line_errors_are_one_sentence(arguments: str, named: str, capsys: pytest.CaptureFixture[str]) -> None:
-    try:
-        status = main(arguments.split())
-    except SystemExit as exit:
-        status = exit.code
-    printed, error = capsys.readouterr()
-    assert status == 2
-    assert named in error
-    assert error.startswith("benchmarks.training: ")
-    assert error.count("\n") == 1
-    assert printed == ""
-
-
-@pytest.mark.parametrize(
-    ("module", "package"),
-    [("tqdm", "tqdm"), ("matplotlib", "matplotlib"), ("tabulate", "tabulate"), ("sklearn.datasets", "scikit-learn")],
-)
-def test_a_missing_package_names_the_extra(
-    module: str, package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(sys.modules, module, None)
-    assert main(["--epochs", "1", "--seeds", "0"]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"benchmarks.training: {package} is missing")
-    assert "dal_kernels[demo]" in error
+def test_each_run_has_a_folder_of_its_own(first: tuple[str, str, int], second: tuple[str, str, int]) -> None:
+    names = {run_of(loss, seed, [0.5], noise).folder for noise, loss, seed in (first, second)}
+    assert len(names) == 2
+    assert not any(character in name for name in names for character in "/:\\ ")

@@ -1,20 +1,26 @@
-"""The command line."""
+"""The command line: ``train`` for one run, ``compare`` for losses x noise x seeds."""
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
+import warnings
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+from benchmarks.training.compare import run_training
+from benchmarks.training.config import TrainingConfig
 from benchmarks.training.data import DATA
 from benchmarks.training.errors import UsageError
-from benchmarks.training.experiment import TrainingConfig, run_training
 from benchmarks.training.losses import LOSSES
+from benchmarks.training.recipes import PRESETS, Recipe
 from benchmarks.training.report import check_packages, write_report
+from benchmarks.training.stall import StalledTrainingWarning
 
-__all__ = ["main", "parse"]
+__all__ = ["main", "parse", "sentence"]
 
 OUT = Path("demo-output")
 
@@ -23,29 +29,62 @@ class OneLineParser(argparse.ArgumentParser):
     """Says what is wrong in one line, without the usage above it."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
+        self.exit(2, f"{self.prog.split()[0]}: {message}\n")
 
 
 def parser() -> argparse.ArgumentParser:
-    default = TrainingConfig()
     made = OneLineParser(
         prog="benchmarks.training",
-        description="Train a small network on wrong labels with cross-entropy, GCE and DAL, and compare them. "
-        "Defaults are in parentheses.",
+        description="Train on wrong labels. Defaults are in parentheses. Under torchrun processes share each batch.",
     )
-    add = made.add_argument
+    commands = made.add_subparsers(dest="to_do", required=True, metavar="train|compare")
+    default = TrainingConfig()
+
+    train = commands.add_parser("train", help="one network", description="Train one network.")
+    train.add_argument("--noise", default="none", metavar="NOISE", help=f"{NOISE} (none)")
+    train.add_argument("--loss", dest="losses", default="dal", metavar="NAME", help=f"{LOSS} (dal)")
+    train.add_argument("--seed", dest="seeds", type=int, default=0, metavar="N", help=f"{SEED} (0)")
+
+    compare = commands.add_parser(
+        "compare",
+        help="losses x noise x seeds, with a table and figures",
+        description="Train a network with each loss, noise and seed, and compare them in a table and figures.",
+    )
+    compare.add_argument("--noise", nargs="+", default=default.noise, metavar="NOISE", help=f"{NOISE} (0.4 0.6)")
+    compare.add_argument("--losses", nargs="+", default=default.losses, metavar="NAME", help=f"{LOSS} (all four)")
+    compare.add_argument("--seeds", nargs="+", type=int, default=default.seeds, metavar="N", help=f"{SEED} (0 1 2)")
+
+    for command in (train, compare):
+        _add_common(command, default)
+    return made
+
+
+NOISE = "wrong labels: none, KIND:RATE, RATE alone for symmetric, or file:PATH"
+LOSS = f"{', '.join(LOSSES)}, or package.module:attribute"
+SEED = "fixes wrong labels, first weights and batches"
+
+
+def _add_common(command: argparse.ArgumentParser, default: TrainingConfig) -> None:
+    add = command.add_argument
     add("--data", choices=list(DATA), default=default.data, help=f"data set ({default.data})")
     add("--data-dir", type=Path, metavar="DIR", help="folder of its files, if not the usual place")
-    add(
-        "--noise", type=float, nargs="+", metavar="RATE", default=default.noise, help="shares of wrong labels (0.4 0.6)"
-    )
-    add("--losses", nargs="+", choices=list(LOSSES), default=default.losses, help="losses to compare (all)")
-    add("--seeds", type=int, nargs="+", metavar="N", default=default.seeds, help="one run each (0 1 2)")
-    add("--epochs", type=int, metavar="N", help="length of training (the recipe's); very few starve DAL")
-    add("--out", type=Path, metavar="DIR", default=OUT, help=f"folder for metrics, table and figure ({OUT})")
+    add("--preset", choices=list(PRESETS), help="settings to start from (those of the data set)")
+    add("--out", type=Path, metavar="DIR", default=OUT, help=f"folder for all that is written ({OUT})")
+    add("--resume", action="store_true", help="go on with the runs that are in that folder")
+    add("--workers", type=int, metavar="N", default=default.workers, help="processes that load batches (0: none)")
     add("--threads", type=int, metavar="N", default=default.threads, help=f"CPU threads ({default.threads})")
-    add("--device", metavar="NAME", default=default.device, help=f"cpu, cuda, cuda:1, ... ({default.device})")
-    return made
+    add("--device", metavar="NAME", default=default.device, help=f"cpu, cuda or cuda:N ({default.device})")
+    settings = command.add_argument_group("settings, each instead of the preset's")
+    digits = PRESETS["digits"]
+    for setting in fields(Recipe):
+        kind = type(getattr(digits, setting.name))
+        options: dict[str, Any] = {"type": kind, "metavar": kind.__name__.upper()}
+        if kind is bool:
+            options = {"action": argparse.BooleanOptionalAction}
+        elif kind is tuple:
+            options = {"type": int, "nargs": "+", "metavar": "N"}
+        flag = f"--{setting.name.replace('_', '-')}"
+        settings.add_argument(flag, default=argparse.SUPPRESS, help=setting.metadata["help"], **options)
 
 
 def parse(argv: Sequence[str] | None = None) -> TrainingConfig:
@@ -55,20 +94,38 @@ def parse(argv: Sequence[str] | None = None) -> TrainingConfig:
         UsageError: a value makes no sense, or a package is missing.
         SystemExit: the command line itself is wrong, or asks for help.
     """
-    arguments: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in vars(parser().parse_args(argv)).items()
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = vars(parser().parse_args(argv))
+    if arguments.pop("to_do") == "compare":
+        check_packages()
+    recipe = {setting.name for setting in fields(Recipe)}
+    as_tuple = {
+        name: tuple(value) if isinstance(value, (list, tuple)) else (value,)
+        for name, value in arguments.items()
+        if name in ("noise", "losses", "seeds", "widths")
     }
-    check_packages()
-    return TrainingConfig(**arguments)
+    arguments |= as_tuple
+    changes = {name: value for name, value in arguments.items() if name in recipe}
+    others = {name: value for name, value in arguments.items() if name not in recipe}
+    command = shlex.join(["python", "-m", "benchmarks.training", *argv])
+    return TrainingConfig(**others, changes=changes, command=command)
+
+
+def sentence(error: UsageError) -> str:
+    """What went wrong, in a line; from a process that loads batches it comes below that one's traceback."""
+    return str(error).strip().splitlines()[-1].removeprefix(f"{UsageError.__module__}.UsageError: ")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    warnings.simplefilter("always", StalledTrainingWarning)  # for each run, not once for all
     try:
-        files, text = write_report(run_training(parse(argv)))
+        results = run_training(parse(argv))
+        if argv[0] == "compare" and results.writes:
+            files, text = write_report(results)
+            print(f"\n{text}\nWritten: {', '.join(map(str, files))}")
     except UsageError as error:
-        print(f"benchmarks.training: {error}", file=sys.stderr)
+        print(f"benchmarks.training: {sentence(error)}", file=sys.stderr)
         return 2
-    print(f"\n{text}\nWritten: {', '.join(map(str, files))}")
     return 0

@@ -1,54 +1,103 @@
-"""The losses under comparison: each a criterion(logits, labels) made for a number of epochs."""
+"""The losses under comparison: four of ours by name, any other by where it is imported from."""
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from benchmarks.training.errors import UsageError
+from benchmarks.training.recipes import Recipe
 from dal_kernels import DynamicsAwareLoss, dynamics_aware_loss
 
-__all__ = ["LOSSES", "GeneralisedCrossEntropy", "LossSpec", "end_epoch", "exponents"]
+__all__ = ["LOSSES", "KernelLoss", "build_loss", "exponents", "loss_title"]
+
+# Names, and what they are called in print.
+LOSSES = {"cross-entropy": "cross-entropy", "gce": "GCE", "mae": "MAE", "dal": "DAL"}
 
 
-class GeneralisedCrossEntropy(nn.Module):
-    """GCE, (1 - p_y^q) / q with constant q: DAL without its schedule and without its bootstrap term."""
+class KernelLoss(DynamicsAwareLoss):
+    """A loss of DAL's family that keeps what its pass learnt of the batch.
 
-    def __init__(self, q: float = 0.7) -> None:
-        super().__init__()
-        self.q = q
+    ``q_start == q_end == q <= 1`` never bootstraps: cross-entropy at q = 0, GCE between, mean absolute error at 1.
+
+    Attributes:
+        target_prob: (N,) probabilities of the labels of the last batch.
+    """
+
+    target_prob: Tensor
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return dynamics_aware_loss(input, target, self.q, bootstrap_weight=0.0)
+        loss, stats = dynamics_aware_loss(
+            input, target, self.schedule.q, self.schedule.bootstrap_weight, return_stats=True
+        )
+        self.target_prob = stats.target_prob
+        return loss
 
 
-@dataclass(frozen=True)
-class LossSpec:
-    """How a loss is called in print, and how it is made for a training of so many epochs."""
+def build_loss(name: str, recipe: Recipe, total_steps: int) -> Any:
+    """A criterion(logits, labels) whose schedule, if it has one, takes ``total_steps``.
 
-    title: str
-    build: Callable[[int], nn.Module]
+    ``name`` is one of ``LOSSES``, or says where to import a loss from: "package.module.attribute" or
+    "package.module:attribute". A class, or a function that needs no argument, is called to make the loss; anything
+    else is the loss itself.
+
+    Raises:
+        UsageError: there is no such loss, it cannot be made without arguments, or it has parameters to train.
+    """
+    exponents = {"cross-entropy": (0.0, 0.0), "gce": (recipe.gce_q,) * 2, "mae": (1.0, 1.0)}
+    if name in LOSSES:
+        q_start, q_end = exponents.get(name, (recipe.q_start, recipe.q_end))
+        return KernelLoss(q_start, q_end, total_steps)
+    found = _imported(name)
+    if not callable(found):
+        raise UsageError(f"loss {name} must be callable, got {type(found).__name__}")
+    loss = found
+    if _is_factory(found):
+        try:
+            loss = found()
+        except Exception as error:  # its author's code may raise anything
+            raise UsageError(f"loss {name} cannot be made without arguments: {error}") from error
+        if not callable(loss):
+            raise UsageError(f"loss {name} must make something callable, got {type(loss).__name__}")
+    if any(parameter.requires_grad for parameter in getattr(loss, "parameters", tuple)()):
+        raise UsageError(f"loss {name} has parameters of its own, which this benchmark would leave untrained")
+    return loss
 
 
-LOSSES = {
-    "cross-entropy": LossSpec("cross-entropy", lambda epochs: nn.CrossEntropyLoss()),
-    "gce": LossSpec("GCE", lambda epochs: GeneralisedCrossEntropy(0.7)),
-    "dal": LossSpec("DAL", lambda epochs: DynamicsAwareLoss(0.6, 1.5, total_steps=epochs)),
-}
+def _imported(name: str) -> Any:
+    module, _, attribute = name.partition(":") if ":" in name else name.rpartition(".")
+    if not module or not attribute:
+        raise UsageError(f"losses must be among {', '.join(LOSSES)}, or package.module:attribute, got {name!r}")
+    try:
+        found: Any = import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except Exception as error:  # a module may raise anything when it is imported
+        raise UsageError(f"loss {name} cannot be imported: {error}") from error
+    return found
 
 
-def end_epoch(criterion: nn.Module) -> None:
-    """Advance a loss that has a schedule; called after each epoch, so the first trains at position 0."""
-    if isinstance(criterion, DynamicsAwareLoss):
-        criterion.step()
+def _is_factory(found: Any) -> bool:
+    """Whether it makes a loss: a class, or a function that needs no argument."""
+    if inspect.isclass(found) or not inspect.isfunction(found):
+        return inspect.isclass(found)
+    parameters = inspect.signature(found).parameters.values()
+    return all(
+        parameter.default is not parameter.empty or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters
+    )
 
 
-def exponents(criterion: nn.Module) -> tuple[float, float]:
+def loss_title(name: str) -> str:
+    """What a loss is called in print."""
+    return LOSSES.get(name, name)
+
+
+def exponents(loss: Any) -> tuple[float, float]:
     """(q, bootstrap_weight) at this moment; NaN for a loss that has none."""
-    if isinstance(criterion, DynamicsAwareLoss):
-        return criterion.schedule.q, criterion.schedule.bootstrap_weight
-    if isinstance(criterion, GeneralisedCrossEntropy):
-        return criterion.q, 0.0
+    if isinstance(loss, DynamicsAwareLoss):
+        return loss.schedule.q, loss.schedule.bootstrap_weight
     return math.nan, math.nan

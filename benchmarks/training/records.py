@@ -1,34 +1,50 @@
-"""What is kept of a run, in memory and as CSV."""
+"""What is kept of a run, in memory and in files."""
 
 from __future__ import annotations
 
 import csv
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
-from benchmarks.training.train import EpochMetrics
+from benchmarks.training.metrics import EpochMetrics
+from benchmarks.training.noise import Noise
 
-__all__ = ["Run", "append_csv"]
+__all__ = ["Run", "write_metrics"]
 
 
 @dataclass(frozen=True)
 class Run:
-    """One network trained. ``noise`` is the rate asked for, ``measured_noise`` what the labels became."""
+    """One network trained. ``measured_noise`` is the share of wrong labels among those whose truth is known."""
 
     data: str
-    noise: float
+    noise: Noise
     measured_noise: float
     loss: str
     seed: int
     history: list[EpochMetrics] = field(default_factory=list, repr=False)
 
+    @property
+    def folder(self) -> str:
+        """A name of its own among the runs on one data set, good in any file system."""
+        return quote(f"{self.noise}-{self.loss}-seed{self.seed}".replace(":", "-", 1), safe="")
 
-def append_csv(path: Path, run: Run, new: bool) -> None:
-    """Write a line for each epoch of ``run``, after those already in the file unless it is to be a new one."""
-    key = {name: value for name, value in vars(run).items() if name != "history"}
-    rows = [{**key, **vars(metrics)} for metrics in run.history]
-    with path.open("w" if new else "a", newline="", encoding="utf-8") as file:
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each epoch; noise as the command line takes it."""
+        key = {name: value for name, value in vars(self).items() if name != "history"}
+        return [{**key, "noise": str(self.noise), **vars(metrics)} for metrics in self.history]
+
+
+def write_metrics(path: Path, runs: Iterable[Run]) -> list[Path]:
+    """Write a line for each epoch, as CSV and as JSON lines (where not-a-number is NaN); gives the two files."""
+    rows = [row for run in runs for row in run.rows()]
+    as_csv, as_json = path.with_suffix(".csv"), path.with_suffix(".jsonl")
+    with as_csv.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        if new:
-            writer.writeheader()
+        writer.writeheader()
         writer.writerows(rows)
+    as_json.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return [as_csv, as_json]

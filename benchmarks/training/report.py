@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
+from benchmarks.training.compare import Results
 from benchmarks.training.errors import UsageError, need
-from benchmarks.training.experiment import Results
 from benchmarks.training.figures import save_figure
-from benchmarks.training.losses import LOSSES
-from benchmarks.training.records import Run
+from benchmarks.training.losses import loss_title
+from benchmarks.training.noise import Noise
+from benchmarks.training.records import Run, write_metrics
 
 __all__ = ["Spread", "Summary", "check_packages", "in_words", "markdown_table", "summarise", "write_report"]
 
@@ -39,10 +40,11 @@ class Spread:
 
 @dataclass(frozen=True)
 class Summary:
-    """One loss at one noise rate over all seeds. Shares are in [0, 1]; all but ``best`` are of the last epoch."""
+    """One loss with one noise over all seeds. Shares are in [0, 1]; all but ``best`` are of the last epoch."""
 
-    noise: float
+    noise: Noise
     loss: str
+    wrong: Spread
     last: Spread
     best: Spread
     memorised: Spread
@@ -50,20 +52,21 @@ class Summary:
 
     @property
     def title(self) -> str:
-        return LOSSES[self.loss].title
+        return loss_title(self.loss)
 
 
 def summarise(runs: Sequence[Run]) -> list[Summary]:
-    """One summary for each noise rate and loss, in the order of the runs."""
-    groups: dict[tuple[float, str], list[Run]] = {}
+    """One summary for each noise and loss, in the order of the runs."""
+    groups: dict[tuple[Noise, str], list[Run]] = {}
     for run in runs:
         groups.setdefault((run.noise, run.loss), []).append(run)
     return [
         Summary(
             noise,
             loss,
+            wrong=Spread.of([run.measured_noise for run in group]),
             last=Spread.of([run.history[-1].test_accuracy for run in group]),
-            best=Spread.of([max(epoch.test_accuracy for epoch in run.history) for run in group]),
+            best=Spread.of([run.history[-1].best_accuracy for run in group]),
             memorised=Spread.of([run.history[-1].memorised for run in group]),
             mislabelled_right=Spread.of([run.history[-1].mislabelled_right for run in group]),
         )
@@ -73,7 +76,8 @@ def summarise(runs: Sequence[Run]) -> list[Summary]:
 
 def markdown_table(summaries: Sequence[Summary]) -> str:
     header = (
-        "wrong labels",
+        "noise",
+        "wrong labels, %",
         "loss",
         "test accuracy, last epoch, %",
         "best epoch, %",
@@ -81,24 +85,29 @@ def markdown_table(summaries: Sequence[Summary]) -> str:
         "mislabelled put right, %",
     )
     rows = [
-        (f"{s.noise:.0%}", s.title, *(x.percent() for x in (s.last, s.best, s.memorised, s.mislabelled_right)))
+        (
+            s.noise.title,
+            s.wrong.percent(),
+            s.title,
+            *(x.percent() for x in (s.last, s.best, s.memorised, s.mislabelled_right)),
+        )
         for s in summaries
     ]
-    align = ("right", "left", "right", "right", "right", "right")
+    align = ("left", "right", "left", "right", "right", "right", "right")
     return str(need("tabulate").tabulate(rows, header, tablefmt="pipe", colalign=align, disable_numparse=True))
 
 
 def in_words(summaries: Sequence[Summary]) -> str:
-    """What the table says, a paragraph for each noise rate."""
-    rates = dict.fromkeys(s.noise for s in summaries)
-    return "\n\n".join(_paragraph([s for s in summaries if s.noise == rate]) for rate in rates)
+    """What the table says, a paragraph for each noise."""
+    noises = dict.fromkeys(s.noise for s in summaries)
+    return "\n\n".join(_paragraph([s for s in summaries if s.noise == noise]) for noise in noises)
 
 
 def _paragraph(group: Sequence[Summary]) -> str:
     ranked = sorted(group, key=lambda s: s.last.mean, reverse=True)
     first, rest = ranked[0], ranked[1:]
     ends = "ends highest at" if rest else "ends at"
-    said = [f"With {first.noise:.0%} of the labels wrong, {first.title} {ends} {first.last.percent()}%"]
+    said = [f"Noise {first.noise.title}: {first.title} {ends} {first.last.percent()}%"]
     said += [f"{100 * (first.last.mean - s.last.mean):.1f} points ahead of {s.title}{_doubt(first, s)}" for s in rest]
     sentences = [", ".join(said)]
     for s in ranked:
@@ -128,28 +137,32 @@ def check_packages() -> None:
 
 
 def write_report(results: Results) -> tuple[list[Path], str]:
-    """Write table, words and figure beside the CSV; returns all files and the text, for printing.
+    """Write metrics of all runs, table with words, and figure; returns all files and the text, for printing.
 
     Raises:
         UsageError: the results were not given a folder, or a package is missing.
     """
     config = results.config
-    if config.out is None or results.csv is None:
-        raise UsageError("a report needs a folder: give out")
+    if config.out is None:
+        raise UsageError("a report needs a folder, got no out")
     summaries = summarise(results.runs)
     epochs, seeds = len(results.runs[0].history), ", ".join(map(str, config.seeds))
     spread = "Mean ± standard deviation over the seeds" if len(config.seeds) > 1 else "Single runs with seed"
+    made_by = "\n".join(f"- {name}: `{value}`" for name, value in results.made_by.items())
     text = f"""# {config.data}: training with wrong labels
 
 {markdown_table(summaries)}
 
 {spread} {seeds}, {epochs} epochs a run; {results.seconds:.0f} s in all.
-Wrong labels are symmetric, drawn from the other classes only. The test labels are clean; "best epoch" is chosen by
-them, so it is what a perfect early stop would give, not what one gets.
+The test labels are clean; "best epoch" is chosen by them, so it is what a perfect early stop would give, not what one
+gets.
 
 {in_words(summaries)}
+
+{made_by}
 """
-    table, figure = config.out / f"{config.data}.md", config.out / f"{config.data}.png"
+    base = config.out / config.data
+    table, figure = base.with_suffix(".md"), base.with_suffix(".png")
     table.write_text(text, encoding="utf-8")
     save_figure(results.runs, figure)
-    return [results.csv, table, figure], text
+    return [*write_metrics(base, results.runs), table, figure], text

@@ -1,0 +1,84 @@
+"""Batches of images, in an order that depends on the seed and the epoch alone."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from benchmarks.training.data.base import Images
+from benchmarks.training.errors import UsageError
+from benchmarks.training.parallel import World
+
+__all__ = ["Batch", "evaluation_loader", "stream", "training_loader"]
+
+# Inputs (B, ...) float32, and which samples they are: (B,) int64.
+Batch = tuple[Tensor, Tensor]
+
+
+def stream(*use: str | int) -> int:
+    """A seed for each use of random numbers, such as ("batches", seed).
+
+    One seed for all would put the samples whose labels were flipped first in the first epoch's order. 32 bits, because
+    PyTorch's generator on the CPU looks at no more.
+    """
+    return zlib.crc32(repr(use).encode())
+
+
+class _ByBatch(Dataset[Batch]):
+    """Images as a map-style data set that is asked for a batch at a time."""
+
+    def __init__(self, images: Images, train: bool) -> None:
+        self.images, self.train = images, train
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        return self.images.batch(indices, self.train), torch.tensor(indices)
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+def training_loader(images: Images, batch_size: int, seed: int, workers: int, world: World) -> DataLoader[Batch]:
+    """This process's share of each batch; its sampler is to be told the epoch.
+
+    Together the processes see the same batches as one process would. Where the samples do not divide by the processes,
+    the last batch has some twice.
+
+    Raises:
+        UsageError: the batch does not divide by the processes.
+    """
+    if batch_size % world.size:
+        raise UsageError(f"batch_size must be a multiple of the {world.size} processes, got {batch_size}")
+    data = _ByBatch(images, train=True)
+    sampler = DistributedSampler(data, world.size, world.rank, seed=stream("batches", seed))
+    return _loader(data, batch_size // world.size, sampler, workers, world)
+
+
+def evaluation_loader(
+    images: Images, indices: Tensor, batch_size: int, workers: int, world: World
+) -> DataLoader[Batch]:
+    """This process's share of the samples ``indices`` (N,), each once."""
+    return _loader(
+        _ByBatch(images, train=False), batch_size, indices[world.rank :: world.size].tolist(), workers, world
+    )
+
+
+def _loader(
+    data: _ByBatch, batch_size: int, sampler: DistributedSampler[Batch] | Sequence[int], workers: int, world: World
+) -> DataLoader[Batch]:
+    # Workers that live on to the next epoch would carry random numbers over, which no checkpoint could bring back.
+    return DataLoader(
+        data,
+        batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        pin_memory=world.device.type == "cuda",
+    )

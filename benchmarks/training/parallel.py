@@ -1,0 +1,83 @@
+"""One process or many: who am I, where do I compute, and sums over all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed, nn
+
+from benchmarks.training.errors import UsageError
+
+__all__ = ["World", "join_world"]
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among ``size``, and its device. The one of rank 0 writes files and prints."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """``values`` added up over the processes."""
+        if self.size > 1:
+            distributed.all_reduce(values)
+        return values
+
+    def wrap(self, network: nn.Module, sync_batch_norm: bool) -> nn.Module:
+        """``network``, on the device already, such that its gradients are means over the processes.
+
+        Raises:
+            UsageError: batch normalisation cannot be synchronised on a CPU.
+        """
+        if self.size == 1:
+            return network
+        if sync_batch_norm:
+            if self.device.type != "cuda":
+                raise UsageError("sync_batch_norm needs GPUs, got device cpu; give --no-sync-batch-norm")
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        return nn.parallel.DistributedDataParallel(network)
+
+    def share_buffers(self, network: nn.Module) -> None:
+        """Give all processes the buffers of the first: running statistics that are not synchronised drift apart."""
+        if self.size > 1:
+            for buffer in network.buffers():
+                distributed.broadcast(buffer, 0)
+
+
+@contextmanager
+def join_world(device: str) -> Iterator[World]:
+    """Under torchrun the group of its processes, each with a GPU of its own if ``device`` is cuda; else this one alone.
+
+    Raises:
+        UsageError: the device cannot be used.
+    """
+    parallel = distributed.is_torchelastic_launched()
+    if parallel and device == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    try:
+        place = torch.device(device)
+        torch.zeros((), device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"the device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    if place.type not in ("cpu", "cuda"):
+        raise UsageError(f"device must be cpu, cuda or cuda:N, got {device!r}")
+    if not parallel:
+        yield World(0, 1, place)
+        return
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    distributed.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    try:
+        yield World(distributed.get_rank(), distributed.get_world_size(), place)
+    finally:
+        distributed.destroy_process_group()

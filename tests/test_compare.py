@@ -1,0 +1,248 @@
+"""Losses x noise x seeds by the command line: what is written, what is the same again, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import demo
+from benchmarks.training import TrainingConfig, UsageError, main, parse, run_training, write_report
+from benchmarks.training.data import DATA, DataSet
+from benchmarks.training.losses import LOSSES
+from benchmarks.training.metrics import TIMINGS, EpochMetrics
+from benchmarks.training.noise import parse_noise
+
+# The extra dal_kernels[demo].
+for module in ("matplotlib", "sklearn", "tabulate", "tqdm"):
+    pytest.importorskip(module)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+# Enough to learn something with every loss.
+FEW = {"epochs": 3, "learning_rate": 0.5}
+
+
+def config(**settings: Any) -> TrainingConfig:
+    settings = {"noise": ("0.4",), "losses": ("dal",), "seeds": (0,), "changes": FEW, **settings}
+    return TrainingConfig(**settings, verbose=False)
+
+
+def repeatable(history: Sequence[EpochMetrics]) -> list[dict[str, float]]:
+    return [{name: value for name, value in vars(epoch).items() if name not in TIMINGS} for epoch in history]
+
+
+def test_command_line_writes_metrics_table_and_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "new" / "folder"
+    arguments = ["compare", "--epochs", "3", "--noise", "0.4", "0.6", "--seeds", "0", "--out", str(out)]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    rows = read_rows(out / "digits.csv")
+
+    assert [*rows[0]][:5] == ["data", "noise", "measured_noise", "loss", "seed"]
+    assert {field.name for field in fields(EpochMetrics)} < set(rows[0])
+    noises = {str(parse_noise(text)): float(text) for text in ("0.4", "0.6")}
+    assert {(r["noise"], r["loss"], r["epoch"]) for r in rows} == {
+        (noise, loss, epoch) for noise in noises for loss in LOSSES for epoch in "123"
+    }
+    for row in rows:
+        assert float(row["measured_noise"]) == pytest.approx(noises[row["noise"]], abs=1e-3)
+        assert math.isfinite(float(row["train_loss"]))
+        assert 0 <= float(row["memorised"]) + float(row["mislabelled_right"]) <= 1
+        assert 0 < float(row["target_prob"]) < 1
+    dal = [(float(r["q"]), float(r["bootstrap_weight"])) for r in rows if r["loss"] == "dal"][:3]
+    assert dal == [pytest.approx(expected) for expected in ((0.6, 0), (0.9, 0), (1.2, 0.4))]
+    lines = [json.loads(line) for line in (out / "digits.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [{name: str(value) for name, value in line.items()} for line in lines] == rows
+
+    table = (out / "digits.md").read_text(encoding="utf-8")
+    assert table in printed
+    assert all(title in table for title in LOSSES.values())
+    assert all(parse_noise(noise).title in table for noise in noises)
+    assert shlex.join(["python", "-m", "benchmarks.training", *arguments]) in table
+    assert torch.__version__ in table
+    assert "40.0% of the training labels are wrong" in printed
+    assert (out / "digits.png").read_bytes().startswith(b"\x89PNG")
+    assert all(str(out / f"digits.{kind}") in printed for kind in ("csv", "jsonl", "md", "png"))
+
+    runs = list((out / "digits").iterdir())
+    assert len(runs) == 8
+    for run in runs:
+        assert {file.name for file in run.iterdir()} == {
+            *("checkpoint.pt", "labels.npz", "metrics.csv", "metrics.jsonl", "run.json")
+        }
+    of_runs = [row for run in runs for row in read_rows(run / "metrics.csv")]
+    assert sorted(map(str, of_runs)) == sorted(map(str, rows))
+
+
+def test_finished_runs_are_used_again_and_missing_ones_trained(tmp_path: Path) -> None:
+    first = run_training(config(out=tmp_path)).runs
+    again = run_training(config(out=tmp_path, losses=("gce", "dal"), resume=True)).runs
+    assert again[1].history == first[0].history, "timings tell: it was trained anew"
+    assert len(again[0].history) == 3
+    anew = run_training(config(out=tmp_path)).runs
+    assert anew[0].history != first[0].history
+    assert repeatable(anew[0].history) == repeatable(first[0].history)
+
+
+def test_the_data_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, load = [], DATA["digits"]
+
+    def counted(folder: Path | None) -> DataSet:
+        loaded.append(folder)
+        return load(folder)
+
+    monkeypatch.setitem(DATA, "digits", counted)
+    run_training(config(seeds=(0, 1), losses=("dal", "gce"), noise=("0.2", "0.4"), changes={"epochs": 1}))
+    assert loaded == [None]
+
+
+def test_clean_labels_and_a_loss_without_q_are_reported_without_either(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["compare", "--epochs", "1", "--noise", "none", "--seeds", "0", "1", "--out", str(tmp_path)]
+    assert main([*arguments, "--losses", "torch.nn.CrossEntropyLoss"]) == 0
+    printed = capsys.readouterr().out
+    assert "nan" not in printed
+    assert "memorised the" not in printed
+    assert "n/a" in printed
+    assert "torch.nn.CrossEntropyLoss ends at" in printed
+    assert (tmp_path / "digits.png").is_file()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_each_loss_learns_and_repeats_exactly(loss: str) -> None:
+    def trained(seed: int) -> list[dict[str, float]]:
+        (run,) = run_training(config(noise=("0.2",), losses=(loss,), seeds=(seed,))).runs
+        assert run.history[-1].test_accuracy > 0.5, "chance is 0.1"
+        return repeatable(run.history)
+
+    first = trained(seed=0)
+    torch.manual_seed(99)  # the global generator has no say
+    state = torch.get_rng_state()
+    assert trained(seed=0) == first
+    assert torch.equal(torch.get_rng_state(), state), "and is left as it was"
+    assert trained(seed=1) != first
+
+
+def test_cross_entropy_is_torchs_own() -> None:
+    runs = run_training(config(losses=("cross-entropy", "torch.nn.CrossEntropyLoss"))).runs
+    ours, theirs = (run.history[-1] for run in runs)
+    assert ours.train_loss == pytest.approx(theirs.train_loss, rel=1e-4)
+    assert ours.test_accuracy == pytest.approx(theirs.test_accuracy, abs=1.5 / 450)
+
+
+def test_a_loss_gets_the_same_numbers_whatever_runs_beside_it() -> None:
+    alone, beside = (run_training(config(losses=losses)).runs[-1] for losses in (("dal",), ("cross-entropy", "dal")))
+    assert repeatable(alone.history) == repeatable(beside.history)
+
+
+def test_run_training_restores_threads_and_is_silent_on_request(capfd: pytest.CaptureFixture[str]) -> None:
+    before = torch.get_num_threads()
+    (run,) = run_training(config(noise=("none",), threads=before + 1, changes={"epochs": 1})).runs
+    assert torch.get_num_threads() == before
+    assert capfd.readouterr() == ("", "")
+    assert math.isnan(run.history[-1].memorised)
+
+
+def test_a_report_needs_a_folder() -> None:
+    with pytest.raises(UsageError, match="folder"):
+        write_report(run_training(config(changes={"epochs": 1})))
+
+
+def test_the_demo_takes_what_compare_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = []
+    monkeypatch.setattr(demo, "demonstrate", shown.append)
+    assert demo.main(["--noise", "0.2", "--learning-rate", "0.5"]) == 0
+    assert shown == [parse(["compare", "--noise", "0.2", "--learning-rate", "0.5"])]
+    assert shown[0].recipe.learning_rate == 0.5
+
+
+# --- errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ("compare --epochs 0", "epochs"),
+        ("compare --noise 1.0", "noise"),
+        ("compare --noise nan", "noise"),
+        ("compare --noise 0.4 0.4", "noise"),
+        ("compare --noise 0.4 symmetric:0.4", "noise"),
+        ("compare --seeds -1", "seeds"),
+        ("compare --threads 0", "threads"),
+        ("compare --workers -1", "workers"),
+        ("compare --device nowhere", "nowhere"),
+        ("compare --device meta", "device must be cpu, cuda or cuda:N, got 'meta'"),
+        ("compare --data mnist", "mnist"),
+        ("compare --preset imagenet", "imagenet"),
+        ("compare --losses focal", "focal"),
+        ("compare --data-dir .", "digits"),
+        ("compare --data fashion-mnist --data-dir no-such-folder", "no-such-folder"),
+        (f"compare --epochs 1 --out {__file__}", "cannot be made"),
+        ("train --noise 0.4 0.6", "0.6"),
+        ("train --model cnn --widths 4 --learning-rate fast", "learning-rate"),
+        ("train --model cnn --widths 0", "widths"),
+        ("", "train|compare"),
+    ],
+)
+def test_command_line_errors_are_one_sentence(arguments: str, named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        status = main(arguments.split())
+    except SystemExit as exit:
+        status = exit.code
+    printed, error = capsys.readouterr()
+    assert status == 2
+    assert named in error
+    assert error.startswith("benchmarks.training: ")
+    assert error.count("\n") == 1
+    assert printed == ""
+
+
+class Broken:
+    """Images of which one cannot be read."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def batch(self, indices: Sequence[int], train: bool) -> torch.Tensor:
+        if 5 in indices:
+            raise UsageError("the image 5.jpg cannot be read")
+        return torch.zeros(len(indices), 4)
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_an_error_of_the_data_is_one_sentence_from_any_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], workers: str
+) -> None:
+    labels = torch.zeros(8, dtype=torch.long)
+    monkeypatch.setitem(DATA, "broken", lambda folder: DataSet("broken", 2, Broken(), labels, labels, Broken(), labels))
+    assert main(["train", "--data", "broken", "--preset", "digits", "--workers", workers, "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "benchmarks.training: the image 5.jpg cannot be read\n"
+
+
+@pytest.mark.parametrize(
+    ("module", "package"),
+    [("tqdm", "tqdm"), ("matplotlib", "matplotlib"), ("tabulate", "tabulate"), ("sklearn.datasets", "scikit-learn")],
+)
+def test_a_missing_package_names_the_extra(
+    module: str, package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    assert main(["compare", "--epochs", "1", "--seeds", "0"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"benchmarks.training: {package} is missing")
+    assert "dal_kernels[demo]" in error
