@@ -249,4 +249,6 @@ def test_any_strides(backend: str, layout: str, dtype: torch.dtype) -> None:
         leaf = layout_of_logits.detach().requires_grad_()
         loss = dynamics_aware_loss(leaf, target, 0.7, 0.5, backend=backend)
         results.append((loss.detach(), *torch.autograd.grad(loss, leaf)))
-    torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
+    # CUDA's lanes take the classes by where they lie in memory, and add them up in that order.
+    rtol = 4 * torch.finfo(dtype).eps if backend == "cuda" else 0.0
+    torch.testing.assert_close(results[0], results[1], rtol=rtol, atol=rtol / 100)

@@ -23,9 +23,22 @@ template <class To, class From> DAL_LANE To bits_as(const From& from) {
 
 template <class A> DAL_LANE Vec<A> splat(A x) { return Vec<A>{} + x; }
 
-// Both keep NaN in `x`: a comparison with NaN is false.
-template <class A> DAL_LANE Vec<A> at_least(Vec<A> x, A low) { return x < splat(low) ? splat(low) : x; }
-template <class A> DAL_LANE Vec<A> larger(Vec<A> best, Vec<A> x) { return x > best ? x : best; }
+// `x` where it is above `y`, else `y`, as where one is NaN. Compilers make two operations of that where x86 has one.
+template <class A> DAL_LANE Vec<A> greater_of(Vec<A> x, Vec<A> y) {
+#if DAL_VECTOR_BYTES == 64
+  if constexpr (sizeof(A) == 4) return bits_as<Vec<A>>(_mm512_max_ps(bits_as<__m512>(x), bits_as<__m512>(y)));
+  else return bits_as<Vec<A>>(_mm512_max_pd(bits_as<__m512d>(x), bits_as<__m512d>(y)));
+#elif DAL_VECTOR_BYTES == 32
+  if constexpr (sizeof(A) == 4) return bits_as<Vec<A>>(_mm256_max_ps(bits_as<__m256>(x), bits_as<__m256>(y)));
+  else return bits_as<Vec<A>>(_mm256_max_pd(bits_as<__m256d>(x), bits_as<__m256d>(y)));
+#else
+  return x > y ? x : y;
+#endif
+}
+// NaN stays NaN.
+template <class A> DAL_LANE Vec<A> at_least(Vec<A> x, A low) { return greater_of<A>(splat(low), x); }
+// NaN in `x` is passed over.
+template <class A> DAL_LANE Vec<A> larger(Vec<A> best, Vec<A> x) { return greater_of<A>(x, best); }
 
 // Fixed trees of halves: the same bits at every call.
 struct Add {
