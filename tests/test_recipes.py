@@ -157,6 +157,25 @@ def test_lightning_resumes_within_an_epoch(watch: Watch, monkeypatch: pytest.Mon
     assert [step[:2] for step in watch.taken()] == [step[:2] for step in whole[saved:]]
 
 
+def test_lightning_compiles_nothing_again_as_q_grows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    recipe = load("lightning_callback")
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    plain = recipe.Classifier
+    monkeypatch.setattr(recipe, "Classifier", lambda epochs: torch.compile(plain(epochs), backend=backend))
+    counts = []
+    for epochs in (1, 3):
+        torch.compiler.reset()
+        graphs.clear()
+        recipe.train(tmp_path / str(epochs), epochs=epochs)
+        counts.append(len(graphs))
+    assert counts[0] == counts[1] > 0
+
+
 def hugging_face_trainer(folder: Path, **settings: Any) -> Any:
     recipe = load("hugging_face")
     return recipe.make_trainer(
