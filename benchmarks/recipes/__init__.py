@@ -1,0 +1,5 @@
+"""How to use the loss in a plain loop, PyTorch Lightning, Hugging Face Trainer and timm: two lines in each, to copy.
+
+Each module is a whole training of its framework; ``python -m benchmarks.recipes.plain`` runs one. The schedule
+follows from what each framework's checkpoint holds, so that a resumed training has the q it would have had.
+"""

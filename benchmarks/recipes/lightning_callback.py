@@ -1,0 +1,78 @@
+"""PyTorch Lightning. The two lines, in the module's ``__init__`` and in the Trainer:
+
+    self.criterion = DynamicsAwareLoss(total_steps=epochs)  # instead of nn.CrossEntropyLoss()
+    callbacks=[StepSchedule()]
+
+The criterion has no parameters, so DDP has nothing of it to average: each process sets the same q from its own count
+of epochs, and equal shares of a batch give the gradient of the whole. ``torch.compile(module)`` takes the loss into its
+graph and compiles nothing again as q grows. Run with lightning 2.6.6, torch 2.13.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from benchmarks.recipes.digits import noisy_digits, show
+from benchmarks.training.models import mlp
+from dal_kernels import DynamicsAwareLoss
+
+
+class StepSchedule(Callback):
+    """Sets the loss's schedule to the epoch that Lightning counts.
+
+    A training resumed in the middle of an epoch begins without this call: there the schedule's position comes from the
+    checkpoint, because the criterion is part of the module.
+    """
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        pl_module.criterion.step(trainer.current_epoch)
+
+
+class Classifier(lightning.LightningModule):
+    """A network of 64 - 256 - 128 - 10 whose loss is DAL over so many epochs."""
+
+    def __init__(self, epochs: int) -> None:
+        super().__init__()
+        self.model = mlp(64, (256, 128), 10, seed=0)
+        self.criterion = DynamicsAwareLoss(total_steps=epochs)
+
+    def training_step(self, batch: list[Tensor]) -> Tensor:
+        images, labels = batch
+        return self.criterion(self.model(images), labels)
+
+    def validation_step(self, batch: list[Tensor]) -> None:
+        images, labels = batch
+        self.log("accuracy", (self.model(images).argmax(1) == labels).double().mean())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def train(folder: Path, epochs: int = 30, resume: bool = False) -> float:
+    """Train with a checkpoint an epoch in ``folder``, with ``resume`` from the last; the share of right test images."""
+    lightning.seed_everything(0, verbose=False)
+    train_set, test_set = noisy_digits()
+    trainer = lightning.Trainer(
+        max_epochs=epochs,
+        callbacks=[StepSchedule(), ModelCheckpoint(folder, save_last=True)],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(
+        Classifier(epochs),
+        DataLoader(train_set, batch_size=32, shuffle=True),
+        DataLoader(test_set, batch_size=len(test_set)),
+        ckpt_path="last" if resume else None,
+    )
+    return trainer.callback_metrics["accuracy"].item()
+
+
+if __name__ == "__main__":
+    show(train)
