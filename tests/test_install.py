@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import venv
 import zipfile
 from pathlib import Path
 
@@ -88,6 +89,41 @@ def test_cuda_that_is_asked_for_must_be_built(source_tree: Path, environment: di
     with pytest.raises(subprocess.CalledProcessError) as failure:
         build(source_tree, "--name", DAL_KERNELS_CUDA="1", **environment)
     assert f"DAL_KERNELS_CUDA=1, but the CUDA kernels cannot be built: {sentence}" in failure.value.stderr
+
+
+def test_the_wheel_of_compiled_kernels_works_on_its_own(source_tree: Path, tmp_path: Path) -> None:
+    """One for all Pythons from 3.10 on, installed where nothing of the source tree is, but torch."""
+    pytest.importorskip("setuptools")
+    compiled = [path for path in (ROOT / "dal_kernels").glob("*.abi3.so") if path.name.startswith("_native")]
+    if not compiled or shutil.which("g++") is None:
+        pytest.skip("needs the compiled CPU kernels and the compiler that made them")
+    # What is there is packed; to compile it once more would take a minute.
+    (source_tree / "setup.cfg").write_text("[build]\nbuild_lib = built\n")
+    build(source_tree, "build_py", DAL_KERNELS_CUDA="0")
+    shutil.copy(compiled[0], source_tree / "built" / "dal_kernels")
+    build(source_tree, "bdist_wheel", "--skip-build", "-d", str(tmp_path), DAL_KERNELS_CUDA="0")
+    (wheel,) = tmp_path.glob("*.whl")
+    assert "-cp310-abi3-" in wheel.name
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = str(tmp_path / "venv" / "bin" / "python")
+    subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", str(wheel)], check=True)
+    # torch, which is too large to install twice, from here; but not the finder of an editable installation.
+    program = f"""
+import sys
+sys.path.append({str(Path(torch.__file__).parent.parent)!r})
+import torch, dal_kernels
+from importlib import resources
+assert dal_kernels.__file__.startswith({str(tmp_path / "venv")!r}), dal_kernels.__file__
+assert resources.files(dal_kernels).joinpath("py.typed").is_file()
+logits = torch.randn(40, 50, requires_grad=True)
+criterion = dal_kernels.DynamicsAwareLoss(total_steps=2, backend="cpu")
+criterion(logits, torch.arange(40)).backward()
+again = torch.autograd.grad(
+    dal_kernels.dynamics_aware_loss(logits, torch.arange(40), 0.6, backend="eager"), logits)[0]
+torch.testing.assert_close(logits.grad, again)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([python, "-c", program], cwd=tmp_path, env=environment, check=True)
 
 
 def test_the_source_distribution_has_what_a_build_needs(source_tree: Path, tmp_path: Path) -> None:
