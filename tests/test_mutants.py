@@ -32,7 +32,7 @@ MUTANTS = {
         "{-n * row.max_log_prob, n, A(0), A(0), n}",
         "{-n * row.max_log_prob, n, A(0), A(0), A(0)}",
     ),
-    "NaN clamped away": ("cpu/lanes.h", "x < splat(low) ? splat(low) : x", "x > splat(low) ? x : splat(low)"),
+    "NaN clamped away": ("cpu/lanes.h", "greater_of<A>(splat(low), x)", "greater_of<A>(x, splat(low))"),
     "merge forgets the shift": (
         "row_stats.h",
         "ratio * (stats.weighted + stats.sum * shift)",
@@ -112,8 +112,8 @@ CUDA_MUTANTS = {
     ),
     "barrier before the tile is written out removed": (
         "short_rows.cuh",
-        "    __syncthreads();\n    copy(batch.gradient",
-        "    copy(batch.gradient",
+        "    __syncthreads();\n    S* const to",
+        "    S* const to",
         "schedule_values_may_differ_by_row and float32 and soft-mean",
     ),
     "rows past the last one write": (
@@ -124,7 +124,7 @@ CUDA_MUTANTS = {
     ),
     "vectors past the end are counted": (
         "rows.cuh",
-        "return ROWS == Rows::kAny || v < rounds;",
+        "return ROWS == Rows::kAny || v < NV / 2 || v < rounds;",
         "return true;",
         "matches_truth and 1000 and float32 and soft-mean",
     ),
