@@ -142,6 +142,8 @@ def test_every_half_value_is_read_and_written_exactly(fused: str, dtype: torch.d
         assert leaf.grad is not None
         results.append((loss.detach(), leaf.grad))
     assert torch.equal(results[0][0].nan_to_num(-1.0), results[1][0].nan_to_num(-1.0))
-    expected = results[1][1].to(dtype)
-    assert torch.equal(results[0][1].isnan(), expected.isnan())
-    assert torch.equal(results[0][1].nan_to_num(), expected.nan_to_num())
+    got, expected = results[0][1], results[1][1].to(dtype)
+    assert torch.equal(got.isnan(), expected.isnan())
+    if dtype == torch.bfloat16:  # AVX512-BF16 rounds what is below 2^-126 to 0
+        expected = torch.where((got == 0) & (expected.abs() < torch.finfo(torch.float32).tiny), got, expected)
+    assert torch.equal(got.nan_to_num(), expected.nan_to_num())

@@ -23,7 +23,8 @@ FLAGS = ["-std=c++17", "-O1", "-fPIC", "-fno-math-errno", "-fno-trapping-math", 
 TORCH = Path(torch.__file__).parent
 
 # Only the portable instruction set is built: the others compile the same source.
-STUB = '#include "batch.h"\nnamespace dal {{ namespace {name} {{ extern const RowKernels kernels = {{}}; }} }}\n'
+STUB = '#include "batch.h"\nnamespace dal {{ namespace {name} {{ extern const {kernels} = {{}}; }} }}\n'
+STUBS = {"x86_v3": "RowKernels kernels", "x86_v4": "RowKernels kernels", "x86_v4_bf16": "RowKernel<BFloat16> kernel"}
 
 MUTANTS = {
     "target term dropped": ("cpu/row.h", "if (j == special[0]) value[i] -= row.affine.t;", ""),
@@ -172,10 +173,10 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (copy / "tests").mkdir()
     for name in ("conftest.py", "truth.py", "test_numerics.py"):
         shutil.copy(ROOT / "tests" / name, copy / "tests")
-    for name in ("x86_v3", "x86_v4"):
-        (copy / "csrc/cpu" / f"isa_{name}.cpp").write_text(STUB.format(name=name))
-    for source in ("cpu/bindings.cpp", "cpu/select.cpp", "cpu/isa_x86_v3.cpp", "cpu/isa_x86_v4.cpp"):
-        compile_object(copy / "csrc" / source, copy / f"{Path(source).stem}.o")
+    for name, kernels in STUBS.items():
+        (copy / "csrc/cpu" / f"isa_{name}.cpp").write_text(STUB.format(name=name, kernels=kernels))
+    for name in ("bindings", "select", *(f"isa_{name}" for name in STUBS)):
+        compile_object(copy / "csrc/cpu" / f"{name}.cpp", copy / f"{name}.o")
     return copy
 
 

@@ -52,6 +52,7 @@ template <class S> const RowKernel<S>& kernel_of(const RowKernels& kernels) {
 namespace baseline { extern const RowKernels kernels; }
 namespace x86_v3 { extern const RowKernels kernels; }
 namespace x86_v4 { extern const RowKernels kernels; }
+namespace x86_v4_bf16 { extern const RowKernel<BFloat16> kernel; }
 const RowKernels& row_kernels();
 const char* row_kernels_name();
 

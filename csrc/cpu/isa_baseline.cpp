@@ -7,5 +7,6 @@ namespace dal {
 namespace baseline {
 #include "lanes.h"
 #include "row.h"
+extern const RowKernels kernels = all_row_kernels<>();
 }  // namespace baseline
 }  // namespace dal

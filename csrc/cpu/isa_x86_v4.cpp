@@ -9,6 +9,7 @@ namespace dal {
 namespace x86_v4 {
 #include "lanes.h"
 #include "row.h"
+extern const RowKernels kernels = all_row_kernels<>();
 }  // namespace x86_v4
 }  // namespace dal
 DAL_ISA_END

@@ -72,12 +72,17 @@ DAL_LANE Vec<float> widen(HalfVec v, BFloat16) {
   return bits_as<Vec<float>>(__builtin_convertvector(v, UIntVec<float>) << 16);
 }
 
-// Round to nearest even; NaN stays NaN (the carry must not run into infinity or the sign).
+// Round to nearest even; NaN stays NaN (the carry must not run into infinity or the sign). The instruction takes what is
+// below 2^-126 for 0.
 DAL_LANE HalfVec narrow(Vec<float> v, BFloat16) {
+#ifdef DAL_HAS_BF16
+  return bits_as<HalfVec>(_mm512_cvtneps_pbh(bits_as<__m512>(v)));
+#else
   const UIntVec<float> bits = bits_as<UIntVec<float>>(v);
   const UIntVec<float> rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const UIntVec<float> quiet = (bits >> 16) | 0x40u;
   return __builtin_convertvector(v == v ? rounded : quiet, HalfVec);
+#endif
 }
 
 #if DAL_HAS_F16C

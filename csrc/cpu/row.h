@@ -38,6 +38,9 @@ template <class S> DAL_LANE Arithmetic<S> block_max(const S* z, std::int64_t siz
   return max_of<A>(larger<A>(larger<A>(best[0], best[1]), larger<A>(best[2], best[3])));
 }
 
+// Whether exponentials are kept in the gradient itself: they have its type.
+template <class S> constexpr bool in_gradient = std::is_same_v<S, Arithmetic<S>>;
+
 // m = max z,  S = sum e^(z-m),  W = sum e^(z-m) (z-m), and with KEEP the e^(z-m) themselves.
 // NaN and +inf make S NaN by themselves (+inf - +inf); -inf gives e = 0 and a finite, clamped z - m, so 0 in W.
 template <class S, bool KEEP>
@@ -48,6 +51,9 @@ DAL_LANE RowStats<Arithmetic<S>> block_stats_of(const S* z, std::int64_t size, A
   const Vec<A> base = splat(max == lowest ? A(0) : max);
   Vec<A> sum{}, weighted{};
   for_vectors<A>(size, [&](std::int64_t j, auto n) {
+    // What comes next, while the arithmetic leaves memory idle. It may lie past the end: that is no access.
+    __builtin_prefetch(z + j + size, 0, 2);
+    if (KEEP && in_gradient<S>) __builtin_prefetch(kept + j + size, 1, 2);
     const Vec<A> d = at_least<A>(get(z + j, n, lowest) - base, Exp<A>::low);
     const Vec<A> e = exp_of<A>(d);
     sum += e;
@@ -111,6 +117,7 @@ template <class S> struct GradientBlock {
   }
   template <bool KEPT> DAL_LANE void write_affine(const S* z, const A* kept, S* out, std::int64_t size) const {
     for_vectors<A>(size, [&](std::int64_t j, auto n) {
+      if (!in_gradient<S>) __builtin_prefetch(out + j + size, 1, 2);
       put(out + j, affine<KEPT>(get(z + j, n, A(0)), KEPT ? get(kept + j, n, A(0)) : Vec<A>{}), n);
     });
   }
@@ -197,7 +204,7 @@ RowGradient<Arithmetic<S>> finish_row(
 // Where exponentials wait for the row's coefficients where there is no scratch for them: in the gradient itself if it
 // has their type, else nowhere (null), and they are computed again. The gradient has the same bits either way.
 template <class S> DAL_LANE Arithmetic<S>* room_in(S* gradient) {
-  if constexpr (std::is_same_v<S, Arithmetic<S>>) return gradient;
+  if constexpr (in_gradient<S>) return gradient;
   return nullptr;
 }
 
@@ -219,7 +226,7 @@ template <class S> void rows(const ForwardBatch<S>& batch, std::int64_t begin, s
   const std::int64_t classes = batch.logits.classes, count = blocks_of(classes);
   const std::int64_t group = std::max<std::int64_t>(1, std::min(kGroup, kBlock / classes));
   const bool roomy = group * classes <= kBlock || (classes <= kScratch && end - begin >= 32);
-  const bool scratch = batch.gradient && roomy && !std::is_same_v<S, A>;
+  const bool scratch = batch.gradient && roomy && !in_gradient<S>;
   std::vector<A> exponentials(scratch ? group * classes : 0);
   std::vector<RowStats<A>> stats(group * count);
   RowGradient<A> gradients[kGroup];
@@ -303,5 +310,6 @@ template <class S> void recompute(const BackwardBatch<S>& batch, std::int64_t be
 template <class S> constexpr RowKernel<S> row_kernel() {
   return {rows<S>, block_stats<S>, finish_rows<S>, block_gradients<S>, recompute<S>};
 }
-extern const RowKernels kernels = {
-    row_kernel<float>(), row_kernel<double>(), row_kernel<BFloat16>(), row_kernel<Float16>()};
+template <class...> constexpr RowKernels all_row_kernels() {
+  return {row_kernel<float>(), row_kernel<double>(), row_kernel<BFloat16>(), row_kernel<Float16>()};
+}

@@ -22,6 +22,12 @@ Choice choose() {
   const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                   __builtin_cpu_supports("avx512vl");
+  static const RowKernels v4_bf16 = [] {
+    RowKernels kernels = x86_v4::kernels;
+    kernels.bf16 = x86_v4_bf16::kernel;
+    return kernels;
+  }();
+  if (v4 && cap.empty() && __builtin_cpu_supports("avx512bf16")) return {&v4_bf16, "x86-64-v4, AVX512-BF16"};
   if (v4 && cap != "default" && cap != "avx2") return {&x86_v4::kernels, "x86-64-v4"};
   if (v3 && cap != "default") return {&x86_v3::kernels, "x86-64-v3"};
 #endif
