@@ -25,6 +25,8 @@ from benchmarks.micro.contenders import (
     OURS,
     PROXIES,
     REFERENCE,
+    REFILL,
+    RULERS,
     Contender,
     absent,
     contenders,
@@ -60,16 +62,23 @@ def test_proxies_that_cannot_be_had_are_named() -> None:
     assert absent("cpu") == dict.fromkeys(PROXIES, "of GPU tensors only")
 
 
-@pytest.mark.parametrize("name", [OURS, REFERENCE, COPY])
+@pytest.mark.parametrize("name", [OURS, REFERENCE, COPY, REFILL])
 @pytest.mark.parametrize("mode", MODES)
 def test_a_call_leaves_nothing_behind(name: str, mode: str) -> None:
     call, other = (Contender(name, mode, Size(5, 7), "bf16", "cpu") for _ in range(2))
     assert torch.equal(call.logits, other.logits)
     assert call.logits.data_ptr() != other.logits.data_ptr()
     assert call.logits.dtype == torch.bfloat16
-    assert call.logits.requires_grad == (mode != "no-grad" and name != COPY)
+    assert call.logits.requires_grad == (mode != "no-grad" and name in (OURS, REFERENCE))
     call()
     assert call.logits.grad is None
+
+
+def test_rulers_copy_the_logits() -> None:
+    call = Contender(REFILL, "no-grad", Size(5, 7), "fp32", "cpu")
+    call()
+    assert call.other is not None
+    assert torch.equal(call.other, call.logits)
 
 
 def test_a_step_goes_backward_and_a_forward_does_not() -> None:
@@ -97,7 +106,8 @@ def test_every_size_is_measured_in_the_ways_that_suit_it(size: Size, device: str
         for mode in modes:
             names = contenders(method, mode, "cpu")
             assert names[0] == OURS
-            assert (COPY in names) == (mode == "step" and method != "host")
+            rulers = [name for name in names if name in RULERS.values()]
+            assert rulers == ([] if method == "host" or mode == "forward" else [RULERS[mode]])
             assert CROSS_ENTROPY in names
 
 
@@ -141,10 +151,16 @@ def test_a_ratio_of_many_samples_keeps_their_spread() -> None:
 
 
 def test_shares_of_a_copy_are_of_the_bytes_that_must_move() -> None:
-    """A copy moves 2 N·C in 1 s: a step, the same, in 4 s; a forward half of that in 1 s."""
-    found = results(measured(COPY, [1.0]), measured(OURS, [4.0]), measured(OURS, [1.0], mode="no-grad"))
-    assert found.copy_share(STEP) == 0.25
-    assert found.copy_share(STEP._replace(mode="no-grad")) == 0.5
+    """A copy moves 2 N·C in 1 s, or in 0.5 s into memory at hand: a step, the same, in 4 s; a forward half of it."""
+    found = results(
+        measured(COPY, [1.0]),
+        measured(OURS, [4.0]),
+        measured(OURS, [2.0], mode="forward"),
+        measured(REFILL, [0.5], mode="no-grad"),
+        measured(OURS, [1.0], mode="no-grad"),
+    )
+    shares = {mode: found.copy_share(STEP._replace(mode=mode)) for mode in MODES}
+    assert shares == {"step": 0.25, "forward": 0.25, "no-grad": 0.25}
     assert math.isnan(results(measured(OURS, [1.0])).copy_share(STEP))
 
 
@@ -304,8 +320,11 @@ def test_without_pytest_benchmark_it_is_asked_for(monkeypatch: pytest.MonkeyPatc
         run.measure([TINY])
 
 
+@pytest.mark.parametrize("repeat", [0, 1])
 @pytest.mark.parametrize(("name", "skipped"), [(CROSS_ENTROPY, True), (OURS, False)])
-def test_a_rival_that_fails_stops_nobody_else(name: str, skipped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rival_that_fails_stops_nobody_else(
+    name: str, skipped: bool, repeat: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from benchmarks.micro.bench_loss import test_loss as bench
 
     def fail(call: Contender) -> None:
@@ -314,5 +333,5 @@ def test_a_rival_that_fails_stops_nobody_else(name: str, skipped: bool, monkeypa
     missing: dict[str, str] = {}
     monkeypatch.setattr(Contender, "__call__", fail)
     with pytest.raises(pytest.skip.Exception if skipped else ValueError, match="no compiler"):
-        bench(None, "4x5", "fp32", "warm", "step", 0, name, "cpu", missing)
+        bench(None, "4x5", "fp32", "warm", "step", repeat, name, "cpu", missing)
     assert missing == ({CROSS_ENTROPY: "ValueError: no compiler"} if skipped else {})

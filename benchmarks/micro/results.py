@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.micro.cases import MODES, Size, parse_size
-from benchmarks.micro.contenders import COPY, OURS
+from benchmarks.micro.contenders import OURS, RULERS
 
 __all__ = ["BenchmarkError", "Cell", "Results", "Spread"]
 
@@ -106,12 +106,13 @@ class Results:
     def copy_share(self, cell: Cell, name: str = OURS) -> float:
         """The bandwidth that ``name`` would need for nothing but what must move, over that of a copy of the logits.
 
-        A copy reads and writes them once. NaN where no copy was measured.
+        A copy reads and writes them once; it takes new memory but where it is compared with a forward without gradient.
+        NaN where no copy was measured.
         """
-        step = cell._replace(mode="step")
-        if COPY not in self.samples.get(step, {}):
+        at = cell if cell.mode in RULERS else cell._replace(mode="step")
+        if RULERS[at.mode] not in self.samples.get(at, {}):
             return math.nan
-        return MODES[cell.mode] / 2 * self.time(step, COPY).median / self.time(cell, name).median
+        return MODES[cell.mode] / 2 * self.time(at, RULERS[at.mode]).median / self.time(cell, name).median
 
 
 def _thinned(samples: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from benchmarks import counts
 from benchmarks.micro.cases import METHODS, MODES
-from benchmarks.micro.contenders import COPY, OURS
+from benchmarks.micro.contenders import COPY, OURS, REFILL, RULERS
 from benchmarks.micro.instruments import GRAPH_CALLS
 from benchmarks.micro.results import Cell, Results, Spread
 
@@ -32,7 +32,7 @@ def _factor(spread: Spread) -> str:
 def ratios(results: Results, method: str, mode: str) -> str:
     """Our time, and how many times longer each rival takes: medians, and the quantiles at 20 and 80 % in brackets."""
     cells = results.cells(method, mode)
-    rivals = [name for name in results.names(cells) if name not in (OURS, COPY)]
+    rivals = [name for name in results.names(cells) if name not in (OURS, *RULERS.values())]
     copied = any(not math.isnan(results.copy_share(cell)) for cell in cells)
     headers = [
         "N×C",
@@ -126,7 +126,9 @@ compares samples of the same turn, and says how many times our time a rival take
 its torch.compile and the authors' formula compute what we do; cross-entropy and whatever is marked proxy compute less.
 "of copy bandwidth": the bytes that any implementation must move ({MODES["step"]} N·C for forward + backward,
 {MODES["no-grad"]} N·C for a forward, which is all a forward of a step needs too, though ours makes the gradient in it)
-in our time, against a copy of the logits ({MODES["step"]} N·C) in its time. A dash: not measured here.
+in our time, against a copy of the logits (2 N·C) in its time. For a forward without gradient that is {REFILL}, else
+{COPY}, which takes new memory as a gradient does: where pages of it are costly, we can be above 100 % by
+asking for large ones. A dash: not measured here.
 On a GPU times are of CUDA events around calls made back to back, of a graph's replays ({GRAPH_CALLS} calls each), or
 of the host.""",
         *_timings(results),
