@@ -24,7 +24,7 @@ OPTIONS = [
     "-p",
     "no:cacheprovider",
     "--benchmark-quiet",
-    "--benchmark-min-time=2e-4",
+    "--benchmark-min-time=5e-4",
     "--benchmark-max-time=0.05",
     "--benchmark-min-rounds=2",
     "--benchmark-warmup=off",
