@@ -55,7 +55,7 @@ def demonstrate(config: training.TrainingConfig) -> None:
         print(f"  {str(dtype).removeprefix('torch.'):<9} {error:.1e}, of which rounding the truth costs {rounding:.1e}")
 
     print(f"\nForward + backward, medians (20 to 80 %); {machine()}\n", flush=True)
-    timings = micro.measure(SIZES, ["fp32"], ["-k", "warm and step and not compile"])
+    timings = micro.measure(SIZES, ["fp32"], ["-k", "warm and step and not compile"], memory=False)
     print(micro.ratios(timings, "warm", "step"))
 
     print("\nTraining with wrong labels\n", flush=True)

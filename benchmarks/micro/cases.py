@@ -43,22 +43,22 @@ MODES = {"step": 2, "forward": 1, "no-grad": 1}
 
 METHODS = {
     "warm": "Called over and over: logits that fit a cache are in it.",
-    "cold": "Before each call a buffer as large as the last cache, or larger, is read.",
+    "cold": "Before each call a buffer as large as the last cache, or larger, is read: the code is out of it too.",
     "graph": "Replays of a CUDA graph of many calls: the device's own time.",
     "host": "Of logits too small to count: Python, dispatcher and, on a GPU, the launches.",
     "memory": "Peak above what was there before the step.",
 }
 
 
-def methods(size: Size, device: str) -> dict[str, tuple[str, ...]]:
-    """The ways to measure logits of this size, each with the parts of a step that it is of."""
+def methods(size: Size, device: str, memory: bool) -> dict[str, tuple[str, ...]]:
+    """The ways to measure logits of this size, each with the parts of a step that it is of; or of memory only."""
+    if memory:
+        return {"memory": ("step",)}
     if size == TINY:
         return {"host": ("step", "no-grad")}
     found: dict[str, tuple[str, ...]] = {"warm": tuple(MODES), "cold": ("step",)}
     if device == "cuda":
         found["graph"] = ("step", "no-grad")
-    if size.rows * size.classes >= LARGE:
-        found["memory"] = ("step",)  # last: it changes what allocations cost
     return found
 
 

@@ -11,7 +11,7 @@ import torch
 from benchmarks.machine import cache_bytes, processor
 from benchmarks.micro.cases import DTYPES, SIZES, Size, methods, parse_size
 from benchmarks.micro.contenders import absent, contenders
-from benchmarks.micro.instruments import clock
+from benchmarks.micro.instruments import clock, return_memory
 from dal_kernels import __version__, available_backends
 
 REPEATS = 3
@@ -23,10 +23,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--size", type=parse_size, action="append", metavar="NxC", help="of the logits; may be repeated")
     group.addoption("--dtype", choices=list(DTYPES), action="append", help="of the logits; may be repeated")
     group.addoption("--repeats", type=int, default=REPEATS, metavar="N", help="turns that each contender gets")
+    group.addoption("--memory", action="store_true", help="measure the peak memory instead, which spoils timings")
     group.addoption("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.option.memory and config.option.device == "cpu":
+        return_memory()
     config.stash[ABSENT] = dict(absent(config.option.device))
 
 
@@ -37,7 +40,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         (str(size), dtype, method, mode, repeat, name)
         for size in sizes
         for dtype in option.dtype or DTYPES
-        for method, modes in methods(size, option.device).items()
+        for method, modes in methods(size, option.device, option.memory).items()
         for mode in modes
         for repeat in range(1 if method == "memory" else option.repeats)
         for name in contenders(method, mode, option.device)

@@ -90,9 +90,8 @@ def _times(results: Results) -> Any:
             style = {"linestyle": "--", "marker": None} if name == COPY else {"marker": "o", "markersize": 4}
             width = 2.6 if name == OURS else 1.4
             axis.plot(elements, [s.median for s in spreads], color=colour, label=name, linewidth=width, **style)
-            axis.fill_between(
-                elements, [s.low for s in spreads], [s.high for s in spreads], color=colour, alpha=0.15, linewidth=0
-            )
+            errors = [[s.median - s.low for s in spreads], [s.high - s.median for s in spreads]]
+            axis.errorbar(elements, [s.median for s in spreads], errors, fmt="none", ecolor=colour, elinewidth=0.9)
         axis.set(xscale="log", yscale="log", xlabel="N·C, elements of the logits")
         axis.yaxis.set_major_formatter(mpl.ticker.EngFormatter("s"))
     axes[0].set_ylabel("forward + backward, warm")

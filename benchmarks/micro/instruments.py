@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.machine import cache_bytes, peak_memory
 
-__all__ = ["GRAPH_CALLS", "capture", "clock", "flush", "launches", "peak"]
+__all__ = ["GRAPH_CALLS", "capture", "clock", "flush", "launches", "peak", "return_memory"]
 
 GRAPH_CALLS = 20
 UNKNOWN_CACHE = 2**28
@@ -81,21 +81,26 @@ def launches(call: Call) -> int:
     return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profiler.events())
 
 
-def peak(call: Call, device: str) -> int:
-    """Bytes that a call needs at once beside what was there before; on a CPU by the process's resident set.
+def return_memory() -> None:
+    """Make larger blocks go back to the system as soon as they are free, in this process and for good.
 
-    On Linux with glibc this makes larger blocks go back to the system as soon as they are free, for good: what earlier
-    calls left in the heap would not be counted. Time nothing in the same process afterwards.
+    What a heap keeps is not counted when it is used again. A process that has done this is no place for timings. Needs
+    Linux with glibc.
     """
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20)
+
+
+def peak(call: Call, device: str) -> int:
+    """Bytes that a call needs at once beside what was there before.
+
+    On a CPU that is the growth of the resident set: after :func:`return_memory`, which comes before any tensor.
+    """
+    call()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         call()
         return torch.cuda.max_memory_allocated() - before
-    libc = ctypes.CDLL(None)
-    libc.mallopt(M_MMAP_THRESHOLD, 2**20)
-    libc.malloc_trim(0)
-    call()
     before = peak_memory(reset=True)
     call()
     return peak_memory() - before

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.micro.cases import DTYPES, Size
+from benchmarks.micro.cases import DTYPES, LARGE, Size
 from benchmarks.micro.results import BenchmarkError, Results
 
 __all__ = ["measure"]
@@ -37,6 +37,7 @@ def measure(
     dtypes: Sequence[str] = tuple(DTYPES),
     options: Sequence[str] = (),
     say: Callable[[str], None] = lambda _: None,
+    memory: bool = True,
 ) -> Results:
     """Run the benchmark.
 
@@ -44,6 +45,7 @@ def measure(
         dtypes: names in ``DTYPES``.
         options: more for pytest, such as ``["-k", "warm and step"]``.
         say: given the size that comes next.
+        memory: also measure the peak memory of large sizes, each in a process more.
 
     Raises:
         BenchmarkError: pytest-benchmark is missing, pytest failed, or selected nothing, or not our loss.
@@ -53,23 +55,24 @@ def measure(
     documents = []
     for size in sizes:
         say(str(size))
-        document = _measure(size, dtypes, options)
-        if document is not None:
-            documents.append(document)
+        documents += _measure(size, dtypes, options)
+        if memory and size.rows * size.classes >= LARGE:
+            documents += _measure(size, dtypes, [*options, "--memory"])
     if not documents:
         raise BenchmarkError(f"no benchmark of these sizes is selected by {' '.join(options)!r}")
     return Results(documents)
 
 
-def _measure(size: Size, dtypes: Sequence[str], options: Sequence[str]) -> dict[str, Any] | None:
+def _measure(size: Size, dtypes: Sequence[str], options: Sequence[str]) -> list[dict[str, Any]]:
+    """The document of one process; none if nothing was selected."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "benchmark.json"
         selection = [f"--size={size}", *(f"--dtype={dtype}" for dtype in dtypes), f"--benchmark-json={file}"]
         command = [sys.executable, "-m", "pytest", str(BENCHMARK), *OPTIONS, *selection, *options]
         run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if run.returncode == NOTHING_SELECTED:
-            return None
+            return []
         if run.returncode:
             raise BenchmarkError(f"pytest failed at {size}:\n{(run.stdout + run.stderr)[-5000:]}")
         text = file.read_text(encoding="utf-8")
-        return json.loads(text) if text else None
+        return [json.loads(text)] if text else []
