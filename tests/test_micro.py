@@ -109,6 +109,7 @@ def test_every_size_is_measured_in_the_ways_that_suit_it(size: Size, device: str
             rulers = [name for name in names if name in RULERS.values()]
             assert rulers == ([] if method == "host" or mode == "forward" else [RULERS[mode]])
             assert CROSS_ENTROPY in names
+            assert (REFERENCE in names) == (AUTHORS in names) == (mode != "forward" and method != "cold")
 
 
 # ---- arithmetic
