@@ -1,4 +1,4 @@
-# `make demo` and `make test` do all the set-up by themselves, in .venv; ARGS are passed on.
+# `make demo`, `make test` and `make bench` do all the set-up by themselves, in .venv; ARGS are passed on.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,7 +15,7 @@ test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
 
 bench: $(READY)
-	$(BIN)/python -m benchmarks.speed --compile $(ARGS)
+	$(BIN)/python -m benchmarks.micro $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -40,4 +40,4 @@ $(READY): $(BUILT_FROM)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info dal_kernels/_native*.so dal_kernels/_cuda*.so demo-output
+	rm -rf $(VENV) build dist *.egg-info dal_kernels/_native*.so dal_kernels/_cuda*.so demo-output bench-output

@@ -11,9 +11,11 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks import speed, training
+from benchmarks import micro, training
+from benchmarks.machine import machine
 from dal_kernels import available_backends, dynamics_aware_loss, reference
 
+SIZES = [micro.Size(*size) for size in ((64, 14), (256, 1000), (8192, 1000), (256, 50000))]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -52,14 +54,14 @@ def demonstrate(config: training.TrainingConfig) -> None:
         error, rounding = worst_errors(dtype)
         print(f"  {str(dtype).removeprefix('torch.'):<9} {error:.1e}, of which rounding the truth costs {rounding:.1e}")
 
-    print(f"\nForward + backward, float32, medians; {speed.machine()}\n", flush=True)
-    timings = {size: speed.measure(*size, seconds=0.15) for size in speed.SIZES}
-    print(speed.table(timings))
+    print(f"\nForward + backward, medians (20 to 80 %); {machine()}\n", flush=True)
+    timings = micro.measure(SIZES, ["fp32"], ["-k", "warm and step and not compile"], memory=False)
+    print(micro.ratios(timings, "warm", "step"))
 
     print("\nTraining with wrong labels\n", flush=True)
     files, text = training.write_report(training.run_training(config, data))
     print(f"\n{text}")
-    ratios = [of[speed.CROSS_ENTROPY].median / of[speed.OURS].median for of in timings.values()]
+    ratios = [timings.ratio(cell, micro.CROSS_ENTROPY).median for cell in timings.samples]
     print(
         f"Done in {time.perf_counter() - start:.0f} s. F.cross_entropy took {min(ratios):.1f} to {max(ratios):.1f} "
         "times as long as our loss, depending on the size; what the losses did to training stands above.\n"
@@ -70,7 +72,7 @@ def demonstrate(config: training.TrainingConfig) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     try:
         demonstrate(training.parse(["compare", *(sys.argv[1:] if argv is None else argv)]))
-    except training.UsageError as error:
+    except (training.UsageError, micro.BenchmarkError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 2
     return 0

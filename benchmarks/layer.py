@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.speed import machine
+from benchmarks.machine import machine, peak_memory
 from dal_kernels import dynamics_aware_loss, linear_dynamics_aware_loss
 
 SIZES = ((4096, 512, 131072),)
@@ -31,13 +31,6 @@ CONTENDERS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "F.linear + F.cross_entropy": lambda x, w, y: F.cross_entropy(F.linear(x, w), y),
     "F.linear + dal_kernels": lambda x, w, y: dynamics_aware_loss(F.linear(x, w), y, 0.7, 0.4),
 }
-
-
-def _peak(reset: bool = False) -> int:
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5")
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
 
 
 def measure_here(name: str, rows: int, width: int, classes: int, dtype: str) -> tuple[int, float]:
@@ -52,10 +45,10 @@ def measure_here(name: str, rows: int, width: int, classes: int, dtype: str) -> 
     torch.manual_seed(0)
     step(*case(64, 64, 4096)).backward()
     leaves = case(rows, width, classes)
-    before = _peak(reset=True)
+    before = peak_memory(reset=True)
     start = time.perf_counter()
     step(*leaves).backward()
-    return _peak() - before, time.perf_counter() - start
+    return peak_memory() - before, time.perf_counter() - start
 
 
 def measure(names: Sequence[str], size: Sequence[int], dtype: str, rounds: int) -> dict[str, tuple[float, float]]:

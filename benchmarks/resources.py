@@ -12,8 +12,6 @@ repository.
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,11 +24,11 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from benchmarks.executor import MissingError, load
 from dal_kernels.fields import FIELDS, REDUCTIONS, loss_dtype
 
 __all__ = ["QUICK", "TARGETS", "Launch", "MissingError", "Resources", "Variant", "compile_variant", "every_variant"]
 
-ROOT = Path(__file__).resolve().parent.parent
 TARGETS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx90a", "gfx942")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 TYPES = {dtype: name for name, dtype in DTYPES.items()} | {torch.int64: "i64"}
@@ -78,10 +76,6 @@ BACKWARD_WAYS = {
     "hard, if changed": Way(if_changed=True, hard=True),
 }
 ALL_WAYS = {**WAYS, **BF16_WAYS, **UNREDUCED, **LONG_WAYS, **BACKWARD_WAYS}
-
-
-class MissingError(Exception):
-    """What is needed to compile is not installed."""
 
 
 @dataclass(frozen=True)
@@ -245,19 +239,8 @@ def lanes_of(target: str) -> int:
 
 
 def load_compiler() -> Any:
-    """gpuless.aot, from the path or from the folder "shared" beside the repository."""
-    beside = str(ROOT.parent / "shared")
-    if importlib.util.find_spec("gpuless") is None and beside not in sys.path:
-        sys.path.append(beside)
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        raise MissingError("TRITON_INTERPRET=1 leaves no kernels to compile: unset it")
-    try:
-        return importlib.import_module("gpuless.aot")
-    except ImportError as error:
-        raise MissingError(
-            f"compiling for other machines needs Triton and the helper package gpuless, on PYTHONPATH or in a folder "
-            f"'shared' beside the repository ({error})"
-        ) from error
+    """gpuless.aot; raises MissingError."""
+    return load("gpuless.aot")
 
 
 def _accesses(row: Any, what: str) -> tuple[int, int]:

@@ -68,7 +68,7 @@ def triton_on_cpu() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def cuda_on_cpu() -> Iterator[None]:
     """The CUDA C++ kernels on CPU tensors, with warps in the order that DAL_TEST_CUDA names."""
-    import cuda_emulator
+    from benchmarks import cuda_emulator
 
     with cuda_emulator.installed(CUDA_ORDER):
         yield

@@ -7,23 +7,22 @@ As a cluster of one those kernels do run here; merge_totals and take_share they 
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import cuda_emulator
 import pytest
 import torch
 from counting import hold_step
-from cuda_emulator import needs_emulator
+from marks import needs_emulator
 from truth import check, make_case, random_upstream, run
 
+from benchmarks import cuda_emulator
+from benchmarks.cuda_resources import cuda_binaries, cuobjdump
 from dal_kernels import available_backends, dynamics_aware_loss, ops
 
 HERE = Path(__file__).parent
@@ -47,26 +46,14 @@ def ptx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 # ---- what is built
 
 
-def cuobjdump() -> str | None:
-    triton = importlib.util.find_spec("triton")
-    bundled = Path(triton.origin).parent / "backends/nvidia/bin" if triton and triton.origin else HERE
-    return shutil.which("cuobjdump") or shutil.which("cuobjdump", path=str(bundled))
-
-
 @built
 @pytest.mark.skipif(cuobjdump() is None, reason="needs cuobjdump, which CUDA and Triton carry")
 def test_no_kernel_spills_on_any_target() -> None:
     """Of every binary in the extension: no stack, which is where spills go, and no local memory."""
-    command = [str(cuobjdump()), "-res-usage", str(ops.cuda_module.__file__)]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    kernels: Counter[str] = Counter()
-    for section in text.split("Fatbin elf code:")[1:]:
-        target = re.search(r"arch = (sm_\w+)", section)
-        assert target is not None
-        for name, stack, local in re.findall(r"Function (dal_\w+):\s+REG:\d+ STACK:(\d+).*?LOCAL:(\d+)", section):
-            assert (stack, local) == ("0", "0"), f"{name} for {target[1]}"
-            kernels[target[1]] += 1
-    assert kernels
+    binaries = cuda_binaries()
+    assert [binary for binary in binaries if binary.stack_bytes or binary.local_bytes] == []
+    assert binaries
+    kernels = Counter(binary.target for binary in binaries)
     assert len(set(kernels.values())) == 1, "a target lacks a kernel"
 
 

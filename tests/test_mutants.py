@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
@@ -11,10 +10,11 @@ import sys
 import sysconfig
 from pathlib import Path
 
-import cuda_emulator
 import pytest
 import torch
-from cuda_emulator import needs_emulator
+from marks import needs_emulator, needs_executor
+
+from benchmarks import cuda_emulator
 
 ROOT = Path(__file__).parent.parent
 NUMERICS = "tests/test_numerics.py"
@@ -247,10 +247,6 @@ def run_triton_tests(source: str | None, selection: str, folder: Path) -> subpro
     )
 
 
-needs_executor = pytest.mark.skipif(
-    importlib.util.find_spec("gpuless") is None or importlib.util.find_spec("triton") is None,
-    reason="needs triton and, beside the repository, the executor of compiled GPU code",
-)
 KERNELS = ROOT / "dal_kernels/backends/triton/kernels.py"
 
 

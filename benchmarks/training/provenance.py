@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 import dal_kernels
-from benchmarks import speed
+from benchmarks.machine import machine
 from benchmarks.training.config import TrainingConfig
 from benchmarks.training.parallel import World
 
@@ -22,7 +22,7 @@ def provenance(config: TrainingConfig, world: World) -> dict[str, str]:
         "command": config.command or f"run_training({config!r})",
         "commit": _commit(),
         "dal_kernels": dal_kernels.__version__,
-        "machine": f"{speed.machine()}{gpu}, {world.size} process{'es' * (world.size > 1)}",
+        "machine": f"{machine()}{gpu}, {world.size} process{'es' * (world.size > 1)}",
     }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib.util
 import os
 import re
 import shutil
@@ -17,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
+from benchmarks.executor import MissingError, load
 from dal_kernels import ops
 
 SOURCES = Path(__file__).parent.parent / "csrc/cuda"
@@ -26,10 +25,18 @@ NVCC = shutil.which("nvcc")
 FLAGS = ["-std=c++17", "-O3", "--expt-relaxed-constexpr"]
 ARCHITECTURE = 90
 
-needs_emulator = pytest.mark.skipif(
-    ops.cuda_error is not None or importlib.util.find_spec("gpuless") is None or NVCC is None,
-    reason="needs nvcc, the CUDA extension and, beside the repository, the executor of compiled GPU code",
-)
+
+def missing() -> str | None:
+    """What the emulator lacks here; None if nothing."""
+    if ops.cuda_error is not None:
+        return f"the CUDA extension is not built: {ops.cuda_error}"
+    if NVCC is None:
+        return "the emulator needs nvcc on the path"
+    try:
+        load()
+    except MissingError as error:
+        return str(error)
+    return None
 
 
 def compile_ptx(folder: Path, sources: Path = SOURCES, pattern: str = "kernels_*.cu") -> None:

@@ -1,0 +1,45 @@
+"""What figures were taken on, and the memory that a step takes there."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import torch
+
+__all__ = ["cache_bytes", "machine", "peak_memory", "processor"]
+
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+
+
+def processor() -> str:
+    """The CPU's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def machine() -> str:
+    """CPU, threads and versions in one line."""
+    return (
+        f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"Python {platform.python_version()}"
+    )
+
+
+def cache_bytes(device: torch.device) -> int | None:
+    """Size of the last cache before memory; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).L2_cache_size
+    sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    return max((int(size[:-1]) * UNITS[size[-1]] for size in sizes), default=None)
+
+
+def peak_memory(reset: bool = False) -> int:
+    """Bytes of this process's peak resident set, since the last reset. Linux only."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024

@@ -1,0 +1,78 @@
+"""Each size in a process of its own: what a large allocation costs depends on those before it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.micro.cases import DTYPES, LARGE, Size
+from benchmarks.micro.results import BenchmarkError, Results
+
+__all__ = ["measure"]
+
+ROOT = Path(__file__).parent.parent.parent
+BENCHMARK = Path(__file__).with_name("bench_loss.py")
+# Short turns of many samples; what pytest is given later wins.
+OPTIONS = [
+    "-q",
+    "-p",
+    "no:cacheprovider",
+    "--benchmark-quiet",
+    "--benchmark-min-time=5e-4",
+    "--benchmark-max-time=0.05",
+    "--benchmark-min-rounds=2",
+    "--benchmark-warmup=off",
+]
+NOTHING_SELECTED = 5
+
+
+def measure(
+    sizes: Iterable[Size],
+    dtypes: Sequence[str] = tuple(DTYPES),
+    options: Sequence[str] = (),
+    say: Callable[[str], None] = lambda _: None,
+    memory: bool = True,
+) -> Results:
+    """Run the benchmark.
+
+    Args:
+        dtypes: names in ``DTYPES``.
+        options: more for pytest, such as ``["-k", "warm and step"]``.
+        say: given the size that comes next.
+        memory: also measure the peak memory of large sizes, each in a process more.
+
+    Raises:
+        BenchmarkError: pytest-benchmark is missing, pytest failed, or selected nothing, or not our loss.
+    """
+    if importlib.util.find_spec("pytest_benchmark") is None:
+        raise BenchmarkError("pytest-benchmark is missing: install the extra dal_kernels[bench]")
+    documents = []
+    for size in sizes:
+        say(str(size))
+        documents += _measure(size, dtypes, options)
+        if memory and size.rows * size.classes >= LARGE:
+            documents += _measure(size, dtypes, [*options, "--memory"])
+    if not documents:
+        raise BenchmarkError(f"no benchmark of these sizes is selected by {' '.join(options)!r}")
+    return Results(documents)
+
+
+def _measure(size: Size, dtypes: Sequence[str], options: Sequence[str]) -> list[dict[str, Any]]:
+    """The document of one process; none if nothing was selected."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "benchmark.json"
+        selection = [f"--size={size}", *(f"--dtype={dtype}" for dtype in dtypes), f"--benchmark-json={file}"]
+        command = [sys.executable, "-m", "pytest", str(BENCHMARK), *OPTIONS, *selection, *options]
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if run.returncode == NOTHING_SELECTED:
+            return []
+        if run.returncode:
+            raise BenchmarkError(f"pytest failed at {size}:\n{(run.stdout + run.stderr)[-5000:]}")
+        text = file.read_text(encoding="utf-8")
+        return [json.loads(text)] if text else []
