@@ -131,9 +131,9 @@ BackwardBatch<S> backward_batch(
   require(prediction.scalar_type() == ScalarType::Long && prediction.dim() == 1 && prediction.is_contiguous() &&
               (prediction.size(0) == 0 || prediction.size(0) == in.rows),
           "prediction must be a contiguous (N,) int64 or empty");
-  require(fields.dim() == 2 && fields.size(0) >= (prediction.numel() ? std::int64_t(kFields) : kGradientFields) &&
+  require(fields.dim() == 2 && fields.size(0) >= kGradientFields + (prediction.numel() ? 1 : 0) &&
               fields.size(1) == in.rows && fields.is_contiguous(),
-          "fields must be a contiguous (7, N), or (4, N) without prediction");
+          "fields must be contiguous, (5, N) or longer, (4, N) without prediction");
   return {
       in,
       target_of(target, logits, ignore_index),

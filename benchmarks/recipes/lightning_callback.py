@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from benchmarks.recipes.digits import noisy_digits, show
-from benchmarks.training.models import mlp
+from benchmarks.training.models import build_model
+from benchmarks.training.recipes import PRESETS
 from dal_kernels import DynamicsAwareLoss
 
 
@@ -39,7 +40,7 @@ class Classifier(lightning.LightningModule):
 
     def __init__(self, epochs: int) -> None:
         super().__init__()
-        self.model = mlp(64, (256, 128), 10, seed=0)
+        self.model = build_model(PRESETS["digits"], (1, 8, 8), 10, seed=0)
         self.criterion = DynamicsAwareLoss(total_steps=epochs)
 
     def training_step(self, batch: list[Tensor]) -> Tensor:

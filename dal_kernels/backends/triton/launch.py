@@ -208,10 +208,10 @@ def rewrite_gradient(
     rows, classes = logits.shape
     _require(
         fields.dim() == 2
-        and fields.shape[0] >= (len(FIELDS) if prediction.numel() else GRADIENT_FIELDS)
+        and fields.shape[0] >= GRADIENT_FIELDS + (prediction.numel() > 0)
         and fields.shape[1] == rows
         and fields.is_contiguous(),
-        "fields must be a contiguous (7, N), or (4, N) without prediction",
+        "fields must be contiguous, (5, N) or longer, (4, N) without prediction",
     )
     _require(
         prediction.dtype == torch.int64 and prediction.shape in ((0,), (rows,)) and prediction.is_contiguous(),
