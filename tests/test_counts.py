@@ -37,6 +37,19 @@ def test_the_committed_counts_are_of_these_kernels(backend: str, gradient: bool)
             assert count(backend, rows, classes, dtype, gradient, launches) in COMMITTED, REMAKE
 
 
+@pytest.mark.parametrize(
+    ("rows", "classes", "dtype"),
+    [(128, 10, "fp32"), (128, 100, "fp32"), *((*size, t) for size in ((64, 1000), (8, 32000)) for t in counts.DTYPES)],
+)
+def test_a_step_of_cuda_takes_no_more_instructions_than_one_of_triton(rows: int, classes: int, dtype: str) -> None:
+    found = {
+        c.backend: c.instructions
+        for c in COMMITTED
+        if (c.rows, c.classes, c.dtype) == (rows, classes, dtype) and c.gradient
+    }
+    assert found["cuda"] <= found["triton"]
+
+
 def test_a_binary_that_spills_is_named() -> None:
     content = counts.read()
     assert "none spills" in counts.document(content)

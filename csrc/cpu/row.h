@@ -117,7 +117,8 @@ template <class S> struct GradientBlock {
   }
   template <bool KEPT> DAL_LANE void write_affine(const S* z, const A* kept, S* out, std::int64_t size) const {
     for_vectors<A>(size, [&](std::int64_t j, auto n) {
-      if (!in_gradient<S>) __builtin_prefetch(out + j + size, 1, 2);
+      if (!KEPT) __builtin_prefetch(z + j + size, 0, 2);
+      if (!KEPT || !in_gradient<S>) __builtin_prefetch(out + j + size, 1, 2);
       put(out + j, affine<KEPT>(get(z + j, n, A(0)), KEPT ? get(kept + j, n, A(0)) : Vec<A>{}), n);
     });
   }
@@ -201,10 +202,13 @@ RowGradient<Arithmetic<S>> finish_row(
   return gradient;
 }
 
+// A longer row has left the core's own cache when its gradient is written: its exponentials cost less to make again.
+constexpr std::int64_t kCached = 32 * kBlock;
+
 // Where exponentials wait for the row's coefficients where there is no scratch for them: in the gradient itself if it
 // has their type, else nowhere (null), and they are computed again. The gradient has the same bits either way.
-template <class S> DAL_LANE Arithmetic<S>* room_in(S* gradient) {
-  if constexpr (in_gradient<S>) return gradient;
+template <class S> DAL_LANE Arithmetic<S>* room_in(S* gradient, std::int64_t classes) {
+  if constexpr (in_gradient<S>) return classes > kCached ? nullptr : gradient;
   return nullptr;
 }
 
@@ -234,7 +238,7 @@ template <class S> void rows(const ForwardBatch<S>& batch, std::int64_t begin, s
   for (std::int64_t first = begin; first < end; first += group) {
     const std::int64_t size = std::min(group, end - first);
     const auto out = [&](std::int64_t i) { return batch.gradient ? batch.gradient + (first + i) * classes : nullptr; };
-    const auto kept = [&](std::int64_t i) { return scratch ? exponentials.data() + i * classes : room_in(out(i)); };
+    const auto kept = [&](std::int64_t i) { return scratch ? exponentials.data() + i * classes : room_in(out(i), classes); };
     // An ignored row is not even read, unless its statistics are asked for.
     const auto skipped = [&](std::int64_t i) { return !batch.fields && batch.target.ignored(first + i); };
 
@@ -264,7 +268,7 @@ void block_stats(const ForwardBatch<S>& batch, RowStats<Arithmetic<S>>* blocks, 
   const std::int64_t classes = batch.logits.classes, count = blocks_of(classes);
   for (std::int64_t i = begin; i < end; ++i) {
     const std::int64_t row = i / count;
-    Arithmetic<S>* kept = batch.gradient ? room_in(batch.gradient + row * classes) : nullptr;
+    Arithmetic<S>* kept = batch.gradient ? room_in(batch.gradient + row * classes, classes) : nullptr;
     blocks[i] = read_block(batch.logits.row(row), block_span(i % count, classes), kept);
   }
 }
@@ -285,7 +289,7 @@ void block_gradients(
     const std::int64_t row = i / count;
     const Span span = block_span(i % count, classes);
     S* out = batch.gradient + row * classes + span.first;
-    write_gradient(gradients[row], batch.logits.row(row) + span.first, room_in(out), blocks[i].max, out, span);
+    write_gradient(gradients[row], batch.logits.row(row) + span.first, room_in(out, classes), blocks[i].max, out, span);
   }
 }
 
