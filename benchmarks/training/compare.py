@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def run_training(config: TrainingConfig, data: DataSet | None = None) -> Results
     data = data or load_data(config.data, config.data_dir)
     runs: list[Run] = []
     with join_world(config.device) as world, _own_state(config.threads, world.device):
-        folder = None if config.out is None else _make_folder(config.out / config.data)
+        folder = None if config.out is None else world.from_main(partial(_make_folder, config.out / config.data))
         made_by = provenance(config, world)
         steps = -(-len(data.train) // config.recipe.batch_size) * config.recipe.epochs
         total = len(config.noise) * len(config.seeds) * len(config.losses) * steps
@@ -105,14 +106,23 @@ def _train_run(
         "training labels (their hash)": hashlib.sha256(labels.labels.numpy().tobytes()).hexdigest()[:16],
     }
     trainer = Trainer(recipe, data, labels.labels, run.loss, run.seed, config.workers, world)
-    own = None if folder is None else _make_folder(folder / run.folder)
+    own = None if folder is None else folder / run.folder
     if own is not None:
-        if config.resume and (own / CHECKPOINT).exists():
-            trainer.restore(load_checkpoint(own / CHECKPOINT, settings))
-            tick(len(trainer.history) * len(trainer.batches))
-        elif world.main:
+
+        def open_folder() -> dict[str, Any] | None:
+            """The state to go on from, or else a folder for a new run."""
+            if config.resume and (own / CHECKPOINT).exists():
+                return load_checkpoint(own / CHECKPOINT, settings)
+            _make_folder(own)
             labels.save(own / "labels.npz")
             (own / "run.json").write_text(json.dumps({**settings, **made_by}, indent=2) + "\n", encoding="utf-8")
+            return None
+
+        # The others need not see the folder, which may be on a disk of the first's own.
+        state = world.from_main(open_folder)
+        if state is not None:
+            trainer.restore(state)
+            tick(len(trainer.history) * len(trainer.batches))
     resumed = len(trainer.history)
     while not trainer.done:
         trainer.run_epoch(lambda: tick(1))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -13,6 +14,8 @@ from torch import Tensor, distributed, nn
 from benchmarks.training.errors import UsageError
 
 __all__ = ["World", "join_world"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,25 @@ class World:
         if self.size > 1:
             distributed.all_reduce(values)
         return values
+
+    def from_main(self, make: Callable[[], T]) -> T:
+        """What ``make``, called in the process of rank 0 alone, gives: a copy in each of the others.
+
+        Raises:
+            UsageError: ``make`` raised it; all processes do.
+        """
+        made: list[Any] = [None, None]
+        if self.main:
+            try:
+                made[0] = make()
+            except UsageError as error:
+                made[1] = error
+        if self.size > 1:
+            distributed.broadcast_object_list(made, 0, device=self.device)
+        result, error = made
+        if error is not None:
+            raise error
+        return result
 
     def wrap(self, network: nn.Module, sync_batch_norm: bool) -> nn.Module:
         """``network``, on the device already, such that its gradients are means over the processes.
