@@ -98,6 +98,20 @@ def test_finished_runs_are_used_again_and_missing_ones_trained(tmp_path: Path) -
     assert repeatable(anew[0].history) == repeatable(first[0].history)
 
 
+@pytest.mark.parametrize("lost", ["last line", "file"])
+def test_metrics_that_a_kill_left_incomplete_are_made_whole(tmp_path: Path, lost: str) -> None:
+    run_training(config(out=tmp_path))
+    paths = [next(tmp_path.glob(f"*/*/metrics.{kind}")) for kind in ("csv", "jsonl")]
+    whole = [path.read_bytes() for path in paths]
+    for path in paths:
+        if lost == "file":
+            path.unlink()
+        else:
+            path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+    run_training(config(out=tmp_path, resume=True))
+    assert [path.read_bytes() for path in paths] == whole
+
+
 def test_the_data_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded, load = [], DATA["digits"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.training.atomic import replacing
 from benchmarks.training.errors import UsageError
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
@@ -17,9 +17,8 @@ __all__ = ["load_checkpoint", "save_checkpoint"]
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Write ``state``, tensors and plain values; whoever is killed here leaves the file as it was."""
-    partial = path.with_name(path.name + ".partial")
-    torch.save(dict(state), partial)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        torch.save(dict(state), partial)
 
 
 def load_checkpoint(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -122,13 +122,15 @@ def _train_run(
         state = world.from_main(open_folder)
         if state is not None:
             trainer.restore(state)
+            if world.main:  # whoever was killed after a checkpoint left them without its epoch
+                write_metrics(own / "metrics", [replace(run, history=trainer.history)])
             tick(len(trainer.history) * len(trainer.batches))
     resumed = len(trainer.history)
     while not trainer.done:
         trainer.run_epoch(lambda: tick(1))
         if own is not None and world.main:
             save_checkpoint(own / CHECKPOINT, {"settings": settings, **trainer.state()})
-            write_metrics(own / "metrics", [Run(**{**vars(run), "history": trainer.history})])
+            write_metrics(own / "metrics", [replace(run, history=trainer.history)])
     run.history.extend(trainer.history)
 
     last = run.history[-1]

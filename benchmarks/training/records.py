@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from benchmarks.training.atomic import replacing
 from benchmarks.training.metrics import EpochMetrics
 from benchmarks.training.noise import Noise
 
@@ -42,9 +43,10 @@ def write_metrics(path: Path, runs: Iterable[Run]) -> list[Path]:
     """Write a line for each epoch, as CSV and as JSON lines (where not-a-number is NaN); gives the two files."""
     rows = [row for run in runs for row in run.rows()]
     as_csv, as_json = path.with_suffix(".csv"), path.with_suffix(".jsonl")
-    with as_csv.open("w", newline="", encoding="utf-8") as file:
+    with replacing(as_csv) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    as_json.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with replacing(as_json) as partial:
+        partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return [as_csv, as_json]
