@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from benchmarks.training.data import DATA, DataSet
 from benchmarks.training.losses import LOSSES
 from benchmarks.training.metrics import TIMINGS, EpochMetrics
 from benchmarks.training.noise import parse_noise
+from benchmarks.training.train import Trainer
 
 # The extra dal_kernels[demo].
 for module in ("matplotlib", "sklearn", "tabulate", "tqdm"):
@@ -96,6 +98,18 @@ def test_finished_runs_are_used_again_and_missing_ones_trained(tmp_path: Path) -
     anew = run_training(config(out=tmp_path)).runs
     assert anew[0].history != first[0].history
     assert repeatable(anew[0].history) == repeatable(first[0].history)
+
+
+def test_a_run_started_anew_leaves_nothing_of_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class KilledError(Exception):
+        pass
+
+    run_training(config(out=tmp_path))
+    monkeypatch.setattr(Trainer, "run_epoch", Mock(side_effect=KilledError))
+    with pytest.raises(KilledError):
+        run_training(config(out=tmp_path))
+    (run,) = (tmp_path / "digits").iterdir()
+    assert {file.name for file in run.iterdir()} == {"labels.npz", "run.json"}
 
 
 @pytest.mark.parametrize("lost", ["last line", "file"])

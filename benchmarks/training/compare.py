@@ -114,6 +114,8 @@ def _train_run(
             if config.resume and (own / CHECKPOINT).exists():
                 return load_checkpoint(own / CHECKPOINT, settings)
             _make_folder(own)
+            for left in (CHECKPOINT, "metrics.csv", "metrics.jsonl"):  # what a run before this one may have left
+                (own / left).unlink(missing_ok=True)
             labels.save(own / "labels.npz")
             (own / "run.json").write_text(json.dumps({**settings, **made_by}, indent=2) + "\n", encoding="utf-8")
             return None
