@@ -161,6 +161,31 @@ def test_a_checkpoint_that_cannot_be_read_is_named(
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"settings": []}, "AttributeError"),
+        ({"network": None}, "KeyError 'network'"),
+        ({"network": {}}, "RuntimeError Error"),
+        ({"optimizer": {"state": {}, "param_groups": []}}, "ValueError"),
+        ({"history": [{"epoch": 1}]}, "TypeError"),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_that_does_not_fit_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], reason: str
+) -> None:
+    command = ["train", "--epochs", "1", "--widths", "2", "--out", str(tmp_path)]
+    assert main(command) == 0
+    (path,) = tmp_path.glob(f"*/*/{CHECKPOINT}")
+    state = {**torch.load(path, weights_only=True), **change}
+    torch.save({name: value for name, value in state.items() if value is not None}, path)
+    assert main([*command, "--resume"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"benchmarks.training: {path} cannot be used: {reason}")
+    assert error.count("\n") == 1
+
+
 # --- processes
 
 

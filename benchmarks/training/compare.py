@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.training.checkpoint import load_checkpoint, save_checkpoint
+from benchmarks.training.checkpoint import load_checkpoint, save_checkpoint, usable
 from benchmarks.training.config import TrainingConfig
 from benchmarks.training.data import DataSet, load_data
 from benchmarks.training.errors import UsageError, need
@@ -123,7 +123,8 @@ def _train_run(
         # The others need not see the folder, which may be on a disk of the first's own.
         state = world.from_main(open_folder)
         if state is not None:
-            trainer.restore(state)
+            with usable(own / CHECKPOINT):
+                trainer.restore(state)
             if world.main:  # whoever was killed after a checkpoint left them without its epoch
                 write_metrics(own / "metrics", [replace(run, history=trainer.history)])
             tick(len(trainer.history) * len(trainer.batches))
