@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 import warnings
@@ -10,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
+
+from torch import distributed
 
 from benchmarks.training.compare import run_training
 from benchmarks.training.config import TrainingConfig
@@ -107,7 +110,10 @@ def parse(argv: Sequence[str] | None = None) -> TrainingConfig:
     arguments |= as_tuple
     changes = {name: value for name, value in arguments.items() if name in recipe}
     others = {name: value for name, value in arguments.items() if name not in recipe}
-    command = shlex.join(["python", "-m", "benchmarks.training", *argv])
+    launcher = ["python"]
+    if distributed.is_torchelastic_launched():
+        launcher = ["torchrun", "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"]]
+    command = shlex.join([*launcher, "-m", "benchmarks.training", *argv])
     return TrainingConfig(**others, changes=changes, command=command)
 
 

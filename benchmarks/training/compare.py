@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -23,18 +22,18 @@ from benchmarks.training.errors import UsageError, need
 from benchmarks.training.losses import loss_title
 from benchmarks.training.noise import NoisyLabels, parse_noise
 from benchmarks.training.parallel import World, join_world
-from benchmarks.training.provenance import provenance
+from benchmarks.training.provenance import provenance, read_makers, write_makers
 from benchmarks.training.records import Run, write_metrics
 from benchmarks.training.train import Trainer
 
 __all__ = ["CHECKPOINT", "Results", "run_training"]
 
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT, RUN = "checkpoint.pt", "run.json"
 
 
 @dataclass(frozen=True)
 class Results:
-    """All runs in the order they were trained, the time they took in seconds, and how they were made.
+    """All runs in the order they were trained, the time they took in seconds, and the command that asked for them.
 
     Of the processes that torchrun starts, one ``writes``.
     """
@@ -42,7 +41,7 @@ class Results:
     config: TrainingConfig
     runs: list[Run]
     seconds: float
-    made_by: dict[str, str]
+    command: str
     writes: bool
 
 
@@ -84,7 +83,7 @@ def run_training(config: TrainingConfig, data: DataSet | None = None) -> Results
                     run = Run(data.name, noise, labels.measured, loss, seed)
                     _train_run(config, data, labels, run, world, folder, made_by, say, bar.update)
                     runs.append(run)
-    return Results(config, runs, time.perf_counter() - start, made_by, world.main)
+    return Results(config, runs, time.perf_counter() - start, made_by["command"], world.main)
 
 
 def _train_run(
@@ -109,25 +108,29 @@ def _train_run(
     own = None if folder is None else folder / run.folder
     if own is not None:
 
-        def open_folder() -> dict[str, Any] | None:
-            """The state to go on from, or else a folder for a new run."""
+        def open_folder() -> tuple[dict[str, Any] | None, list[dict[str, str]]]:
+            """The state to go on from and how it was made, or else a folder for a new run."""
             if config.resume and (own / CHECKPOINT).exists():
-                return load_checkpoint(own / CHECKPOINT, settings)
+                return load_checkpoint(own / CHECKPOINT, settings), read_makers(own / RUN, made_by)
             _make_folder(own)
             for left in (CHECKPOINT, "metrics.csv", "metrics.jsonl"):  # what a run before this one may have left
                 (own / left).unlink(missing_ok=True)
             labels.save(own / "labels.npz")
-            (own / "run.json").write_text(json.dumps({**settings, **made_by}, indent=2) + "\n", encoding="utf-8")
-            return None
+            return None, []
 
         # The others need not see the folder, which may be on a disk of the first's own.
-        state = world.from_main(open_folder)
+        state, makers = world.from_main(open_folder)
+        run.made_by.extend(makers)
         if state is not None:
             with usable(own / CHECKPOINT):
                 trainer.restore(state)
             if world.main:  # whoever was killed after a checkpoint left them without its epoch
                 write_metrics(own / "metrics", [replace(run, history=trainer.history)])
             tick(len(trainer.history) * len(trainer.batches))
+    if not trainer.done and made_by not in run.made_by:
+        run.made_by.append(made_by)
+        if own is not None and world.main:
+            write_makers(own / RUN, settings, run.made_by)
     resumed = len(trainer.history)
     while not trainer.done:
         trainer.run_epoch(lambda: tick(1))

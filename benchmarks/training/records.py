@@ -19,7 +19,11 @@ __all__ = ["Run", "write_metrics"]
 
 @dataclass(frozen=True)
 class Run:
-    """One network trained. ``measured_noise`` is the share of wrong labels among those whose truth is known."""
+    """One network trained.
+
+    ``measured_noise`` is the share of wrong labels among those whose truth is known; ``made_by`` says how it was
+    trained, more than one thing if it was resumed in another way.
+    """
 
     data: str
     noise: Noise
@@ -27,6 +31,7 @@ class Run:
     loss: str
     seed: int
     history: list[EpochMetrics] = field(default_factory=list, repr=False)
+    made_by: list[dict[str, str]] = field(default_factory=list, repr=False)
 
     @property
     def folder(self) -> str:
@@ -35,7 +40,7 @@ class Run:
 
     def rows(self) -> list[dict[str, Any]]:
         """A row for each epoch; noise as the command line takes it."""
-        key = {name: value for name, value in vars(self).items() if name != "history"}
+        key = {name: value for name, value in vars(self).items() if name not in ("history", "made_by")}
         return [{**key, "noise": str(self.noise), **vars(metrics)} for metrics in self.history]
 
 
