@@ -246,6 +246,12 @@ def test_the_demo_takes_what_compare_takes(monkeypatch: pytest.MonkeyPatch) -> N
     assert shown[0].recipe.learning_rate == 0.5
 
 
+def test_help_says_which_presets_are_the_authors(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert "the authors' own are cifar10, cifar100, mini-webvision " in " ".join(capsys.readouterr().out.split())
+
+
 # --- errors
 
 

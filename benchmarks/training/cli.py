@@ -19,7 +19,7 @@ from benchmarks.training.config import TrainingConfig
 from benchmarks.training.data import DATA
 from benchmarks.training.errors import UsageError
 from benchmarks.training.losses import LOSSES
-from benchmarks.training.recipes import PRESETS, Recipe
+from benchmarks.training.recipes import OFFICIAL, PRESETS, Recipe
 from benchmarks.training.report import check_packages, write_report
 from benchmarks.training.stall import StalledTrainingWarning
 
@@ -64,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
 
 NOISE = "wrong labels: none, KIND:RATE, RATE alone for symmetric, or file:PATH"
 LOSS = f"{', '.join(LOSSES)}, or package.module:attribute"
+PRESET = f"settings to start from (those of the data set); the authors' own are {', '.join(OFFICIAL)}"
 SEED = "fixes wrong labels, first weights and batches"
 
 
@@ -71,7 +72,7 @@ def _add_common(command: argparse.ArgumentParser, default: TrainingConfig) -> No
     add = command.add_argument
     add("--data", choices=list(DATA), default=default.data, help=f"data set ({default.data})")
     add("--data-dir", type=Path, metavar="DIR", help="folder of its files, if not the usual place")
-    add("--preset", choices=list(PRESETS), help="settings to start from (those of the data set)")
+    add("--preset", choices=list(PRESETS), help=PRESET)
     add("--out", type=Path, metavar="DIR", default=OUT, help=f"folder for all that is written ({OUT})")
     add("--resume", action="store_true", help="go on with the runs that are in that folder")
     add("--workers", type=int, metavar="N", default=default.workers, help="processes that load batches (0: none)")
