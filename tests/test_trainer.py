@@ -217,6 +217,13 @@ def test_processes_go_on_from_what_the_first_one_finds(tmp_path: Path) -> None:
     assert str(tmp_path / "0" / "spoilt") in first
 
 
+def test_an_error_of_all_processes_is_said_once(tmp_path: Path) -> None:
+    result = torchrun("-m", "benchmarks.training", "train", "--device", "cuda:1", "--out", str(tmp_path))
+    assert result.returncode == 1
+    (said,) = (line for line in result.stderr.splitlines() if line.startswith("benchmarks.training: "))
+    assert said.endswith("device must be cpu or cuda under torchrun, which is a GPU for each process, got 'cuda:1'")
+
+
 def test_batch_norm_over_processes_needs_gpus() -> None:
     with pytest.raises(UsageError, match="sync_batch_norm needs GPUs"):
         World(0, 2, torch.device("cpu")).wrap(torch.nn.BatchNorm1d(3), sync_batch_norm=True)

@@ -19,6 +19,7 @@ from benchmarks.training.config import TrainingConfig
 from benchmarks.training.data import DATA
 from benchmarks.training.errors import UsageError
 from benchmarks.training.losses import LOSSES
+from benchmarks.training.parallel import first_to_say
 from benchmarks.training.recipes import OFFICIAL, PRESETS, Recipe
 from benchmarks.training.report import check_packages, write_report
 from benchmarks.training.stall import StalledTrainingWarning
@@ -133,6 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             files, text = write_report(results)
             print(f"\n{text}\nWritten: {', '.join(map(str, files))}")
     except UsageError as error:
-        print(f"benchmarks.training: {sentence(error)}", file=sys.stderr)
+        if first_to_say(said := f"benchmarks.training: {sentence(error)}"):
+            print(said, file=sys.stderr)
         return 2
     return 0

@@ -13,7 +13,7 @@ from torch import Tensor, distributed, nn
 
 from benchmarks.training.errors import UsageError
 
-__all__ = ["World", "join_world"]
+__all__ = ["World", "first_to_say", "join_world"]
 
 T = TypeVar("T")
 
@@ -81,9 +81,11 @@ def join_world(device: str) -> Iterator[World]:
     """Under torchrun the group of its processes, each with a GPU of its own if ``device`` is cuda; else this one alone.
 
     Raises:
-        UsageError: the device cannot be used.
+        UsageError: the device cannot be used, or is one GPU for all processes.
     """
     parallel = distributed.is_torchelastic_launched()
+    if parallel and device.startswith("cuda:"):
+        raise UsageError(f"device must be cpu or cuda under torchrun, which is a GPU for each process, got {device!r}")
     if parallel and device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
@@ -103,3 +105,11 @@ def join_world(device: str) -> Iterator[World]:
         yield World(distributed.get_rank(), distributed.get_world_size(), place)
     finally:
         distributed.destroy_process_group()
+
+
+def first_to_say(message: str) -> bool:
+    """Whether no other process of this torchrun has asked about the same; true for all if they have no common store."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return True
+    store, _, _ = next(distributed.rendezvous("env://"))
+    return bool(store.add(message, 1) == 1)
