@@ -7,10 +7,12 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from benchmarks.training.data import DATA, DataSet
 from benchmarks.training.losses import LOSSES
 from benchmarks.training.metrics import TIMINGS, EpochMetrics
 from benchmarks.training.noise import parse_noise
+from benchmarks.training.train import Trainer
 
 # The extra dal_kernels[demo].
 for module in ("matplotlib", "sklearn", "tabulate", "tqdm"):
@@ -98,6 +101,78 @@ def test_finished_runs_are_used_again_and_missing_ones_trained(tmp_path: Path) -
     assert repeatable(anew[0].history) == repeatable(first[0].history)
 
 
+def test_a_run_started_anew_leaves_nothing_of_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class KilledError(Exception):
+        pass
+
+    run_training(config(out=tmp_path))
+    monkeypatch.setattr(Trainer, "run_epoch", Mock(side_effect=KilledError))
+    with pytest.raises(KilledError):
+        run_training(config(out=tmp_path))
+    (run,) = (tmp_path / "digits").iterdir()
+    assert {file.name for file in run.iterdir()} == {"labels.npz", "run.json"}
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_the_report_names_all_that_trained_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: bool
+) -> None:
+    run_epoch = Trainer.run_epoch
+
+    def once(trainer: Trainer, tick: Callable[[], object]) -> EpochMetrics:
+        if trainer.history and not finished:
+            raise KeyboardInterrupt
+        return run_epoch(trainer, tick)
+
+    with monkeypatch.context() as patch, nullcontext() if finished else pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "run_epoch", once)
+        run_training(config(out=tmp_path, command="train it"))
+    (path,) = tmp_path.glob("*/*/run.json")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert content["clip_norm"] is None, "JSON has no infinity"
+    ours = content["commit"]
+    # As an earlier version wrote it.
+    earlier = {**content, "commit": "an earlier one", "clip_norm": math.inf}
+    del earlier["resumed by"]
+    path.write_text(json.dumps(earlier), encoding="utf-8")
+
+    for _ in range(2):  # the second time nothing is left to train
+        _, text = write_report(run_training(config(out=tmp_path, command="go on", resume=True)))
+        assert "- command: `go on`, `train it`\n" in text
+        assert f"- commit: {'`an earlier one`' if finished else f'`an earlier one`, `{ours}`'}\n" in text
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}"])
+def test_a_run_of_which_nobody_knows_who_trained_it_is_refused(tmp_path: Path, content: str) -> None:
+    run_training(config(out=tmp_path))
+    (path,) = tmp_path.glob("*/*/run.json")
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(UsageError, match=r"run\.json cannot be used"):
+        run_training(config(out=tmp_path, resume=True))
+
+
+def test_the_command_of_torchrun_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "some")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert (
+        parse(["train", "--seed", "1"]).command == "torchrun --nproc-per-node 3 -m benchmarks.training train --seed 1"
+    )
+
+
+@pytest.mark.parametrize("lost", ["last line", "file"])
+def test_metrics_that_a_kill_left_incomplete_are_made_whole(tmp_path: Path, lost: str) -> None:
+    run_training(config(out=tmp_path))
+    paths = [next(tmp_path.glob(f"*/*/metrics.{kind}")) for kind in ("csv", "jsonl")]
+    whole = [path.read_bytes() for path in paths]
+    for path in paths:
+        if lost == "file":
+            path.unlink()
+        else:
+            path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+    run_training(config(out=tmp_path, resume=True))
+    assert [path.read_bytes() for path in paths] == whole
+
+
 def test_the_data_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded, load = [], DATA["digits"]
 
@@ -169,6 +244,12 @@ def test_the_demo_takes_what_compare_takes(monkeypatch: pytest.MonkeyPatch) -> N
     assert demo.main(["--noise", "0.2", "--learning-rate", "0.5"]) == 0
     assert shown == [parse(["compare", "--noise", "0.2", "--learning-rate", "0.5"])]
     assert shown[0].recipe.learning_rate == 0.5
+
+
+def test_help_says_which_presets_are_the_authors(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert "the authors' own are cifar10, cifar100, mini-webvision " in " ".join(capsys.readouterr().out.split())
 
 
 # --- errors

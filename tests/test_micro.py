@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -328,10 +330,28 @@ def test_what_cannot_be_measured_is_said(
     assert not (tmp_path / "out").exists()
 
 
-def test_without_pytest_benchmark_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(BenchmarkError, match=r"pytest-benchmark is missing: install the extra dal_kernels\[bench\]"):
-        run.measure([TINY])
+@pytest.mark.parametrize("package", ["pytest_benchmark", "matplotlib", "tabulate"])
+def test_a_missing_package_is_asked_for_before_anything_is_measured(
+    package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+    monkeypatch.setattr(run, "_measure", lambda *arguments: pytest.fail("it was measured"))
+    assert command.main(["--sizes", "2x3"]) == 1
+    said = f"benchmarks.micro: {package.replace('_', '-')} is missing: install the extra dal_kernels[bench]\n"
+    assert capsys.readouterr().err == said
+
+
+def test_the_command_is_imported_without_matplotlib() -> None:
+    code = "import sys; sys.modules['matplotlib'] = None; import benchmarks.micro.__main__"
+    subprocess.run([sys.executable, "-c", code], cwd=run.ROOT, check=True)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_refused_in_a_line() -> None:
+    with pytest.raises(BenchmarkError) as caught:
+        run.measure([TINY], options=["--device=cuda"])
+    assert str(caught.value) == "--device must be cpu here, got cuda: torch.cuda.is_available() is False"
 
 
 @pytest.mark.parametrize("repeat", [0, 1])

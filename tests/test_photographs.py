@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from shutil import rmtree
 
 import pytest
 import torch
@@ -65,6 +66,21 @@ def test_images_are_opened_as_they_are_fetched(tmp_path: Path) -> None:
     for missing in ("d.jpg", "e.jpg"):
         with pytest.raises(UsageError, match=rf"the image .*{missing} cannot be read"):
             images.batch([0, names.index(missing)], train=False)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x89PNG\r\n\x1a\n" + (5).to_bytes(4, "big") + b"IHDR" + bytes(9),  # ValueError
+        b"",
+        b"GIF89a",
+    ],
+    ids=["a PNG with a short header", "nothing", "a GIF's first bytes"],
+)
+def test_a_damaged_image_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(UsageError, match=r"the image .*a\.png cannot be read"):
+        FileImages(tmp_path, ["a.png"], PLAIN).batch([0], train=False)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
@@ -152,6 +168,7 @@ def test_a_class_without_test_images_does_not_shift_the_others(tmp_path: Path) -
         (lambda root: write_image(root / "val" / "d" / "x.jpg"), r"val/d is no class of .*train"),
         (lambda root: (root / "train" / "d").mkdir(), r"train/d holds no image \(\.bmp, "),
         (lambda root: (root / "val").rename(root / "valid"), r"has no train/ and val/ \(or test/\)"),
+        (lambda root: rmtree(root / "train" / "b"), r"train must hold at least 2 folders of classes, got 1"),
     ],
 )
 def test_wrong_class_folders_are_refused(tmp_path: Path, spoil: Callable[[Path], object], message: str) -> None:
@@ -277,10 +294,18 @@ def test_clothing1m_in_all_its_layouts(tmp_path: Path, texts: str, prefix: str, 
         ("noisy_train_key_list.txt", "images/1/ba.jpg", "line 4: .* has no label in noisy_label_kv.txt"),
         ("clean_test_key_list.txt", "images/1/ag.jpg", "line 3: .* has no label in clean_label_kv.txt"),
         ("clean_test_key_list.txt", "", "line 3: '' has no label"),
+        ("clean_test_key_list.txt", "1/bd.jpg", "line 3: 1/bd.jpg is listed for the second time"),
     ],
 )
 def test_a_broken_clothing1m_is_refused(tmp_path: Path, file: str, line: str, message: str) -> None:
     with (write_clothing1m(tmp_path) / file).open("a", encoding="utf-8") as lines:
         lines.write(f"{line}\n")
     with pytest.raises(UsageError, match=f"{file}, {message}"):
+        load_data("clothing1m", tmp_path)
+
+
+@pytest.mark.parametrize("file", ["noisy_train_key_list.txt", "clean_test_key_list.txt", "noisy_label_kv.txt"])
+def test_an_empty_list_of_clothing1m_is_named(tmp_path: Path, file: str) -> None:
+    (write_clothing1m(tmp_path) / file).write_text("", encoding="utf-8")
+    with pytest.raises(UsageError, match=f"{file} is empty"):
         load_data("clothing1m", tmp_path)

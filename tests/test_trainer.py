@@ -58,6 +58,29 @@ def digits() -> DataSet:
     return load_data("digits")
 
 
+def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """The same history and state, bit by bit."""
+    assert found["history"] == expected["history"]
+    assert found["scheduler"] == expected["scheduler"]
+    assert found["loss"] == expected["loss"]
+    for name, weights in expected["network"].items():
+        assert torch.equal(found["network"][name], weights), name
+    for name, state in expected["optimizer"]["state"].items():
+        assert torch.equal(found["optimizer"]["state"][name]["momentum_buffer"], state["momentum_buffer"])
+
+
+def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Two processes."""
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+
 # --- killed and resumed
 
 
@@ -87,14 +110,8 @@ def test_a_run_killed_and_resumed_ends_as_one_left_alone(
     assert main([*command.split(), str(killed), "--resume"]) == 0
     assert main([*command.split(), str(left_alone)]) == 0
     expected, found = saved(left_alone), saved(killed)
-    assert found["history"] == expected["history"]
+    assert_same(found, expected)
     assert len(found["history"]) == epochs
-    assert found["scheduler"] == expected["scheduler"]
-    assert found["loss"] == expected["loss"]
-    for name, weights in expected["network"].items():
-        assert torch.equal(found["network"][name], weights), name
-    for name, state in expected["optimizer"]["state"].items():
-        assert torch.equal(found["optimizer"]["state"][name]["momentum_buffer"], state["momentum_buffer"])
 
 
 @pytest.mark.parametrize("change", ["--learning-rate 0.2", "--epochs 3", "--amp bf16"])
@@ -144,21 +161,38 @@ def test_a_checkpoint_that_cannot_be_read_is_named(
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"settings": []}, "AttributeError"),
+        ({"network": None}, "KeyError 'network'"),
+        ({"network": {}}, "RuntimeError Error"),
+        ({"optimizer": {"state": {}, "param_groups": []}}, "ValueError"),
+        ({"history": [{"epoch": 1}]}, "TypeError"),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_that_does_not_fit_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], reason: str
+) -> None:
+    command = ["train", "--epochs", "1", "--widths", "2", "--out", str(tmp_path)]
+    assert main(command) == 0
+    (path,) = tmp_path.glob(f"*/*/{CHECKPOINT}")
+    state = {**torch.load(path, weights_only=True), **change}
+    torch.save({name: value for name, value in state.items() if value is not None}, path)
+    assert main([*command, "--resume"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"benchmarks.training: {path} cannot be used: {reason}")
+    assert error.count("\n") == 1
+
+
 # --- processes
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     # 1347 samples do not divide by 2, so one counts twice in an epoch; with batches of 54 in a last batch of 51.
     command = shlex.split("train --loss gce --noise 0.4 --epochs 10 --learning-rate 0.2 --batch-size 54 --out")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    result = subprocess.run(
-        [*torchrun, "-m", "benchmarks.training", *command, str(tmp_path / "two")],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    result = torchrun("-m", "benchmarks.training", *command, str(tmp_path / "two"))
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.count("test accuracy") == 1, "one process prints"
     assert main([*command, str(tmp_path / "one")]) == 0
@@ -171,6 +205,23 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         assert ours["target_prob"] == pytest.approx(theirs["target_prob"], rel=0.005)
     for name, weights in one["network"].items():
         assert (two["network"][name] - weights).norm() < 0.02 * weights.norm(), name
+
+
+def test_processes_go_on_from_what_the_first_one_finds(tmp_path: Path) -> None:
+    result = torchrun(str(ROOT / "tests" / "nodes.py"), str(tmp_path))
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert_same(saved(tmp_path / "0" / "stopped"), saved(tmp_path / "0" / "left alone"))
+    assert not (tmp_path / "1").exists(), "one process writes"
+    first, second = (path.read_text(encoding="utf-8") for path in sorted(tmp_path.glob("*.error")))
+    assert first == second
+    assert str(tmp_path / "0" / "spoilt") in first
+
+
+def test_an_error_of_all_processes_is_said_once(tmp_path: Path) -> None:
+    result = torchrun("-m", "benchmarks.training", "train", "--device", "cuda:1", "--out", str(tmp_path))
+    assert result.returncode == 1
+    (said,) = (line for line in result.stderr.splitlines() if line.startswith("benchmarks.training: "))
+    assert said.endswith("device must be cpu or cuda under torchrun, which is a GPU for each process, got 'cuda:1'")
 
 
 def test_batch_norm_over_processes_needs_gpus() -> None:

@@ -206,6 +206,15 @@ class Trainable(nn.Linear):
         super().__init__(2, 2)
 
 
+class Forgetful:
+    """Has a schedule that no checkpoint could hold."""
+
+    def step(self) -> None: ...
+
+    def __call__(self, input: Tensor, target: Tensor) -> Tensor:
+        return decorated(input, target)
+
+
 def formula(q: float) -> Callable[[Tensor], Tensor]:
     return lambda p: ((1 - p**q) / q).mean()
 
@@ -270,6 +279,7 @@ def test_losses_start_before_any_step_and_end_where_they_should(
         ("test_training:makes_no_loss", "must make something callable, got int"),
         ("dal_kernels.DynamicsAwareLoss", "cannot be made without arguments: total_steps must be given"),
         ("test_training:Trainable", "parameters of its own"),
+        ("test_training:Forgetful", r"has step\(\) but no state_dict\(\)"),
     ],
 )
 def test_losses_refuse(name: str, message: str) -> None:

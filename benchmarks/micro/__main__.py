@@ -17,9 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.micro.cases import DTYPES, SIZES, TINY, parse_size
-from benchmarks.micro.figures import save_figures
 from benchmarks.micro.results import BenchmarkError
-from benchmarks.micro.run import measure
+from benchmarks.micro.run import check_packages, measure
 from benchmarks.micro.tables import document
 
 OUT = Path("bench-output")
@@ -43,10 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{time.perf_counter() - start:4.0f} s: {size}", flush=True)
 
     try:
+        check_packages("matplotlib", "tabulate")
         results = measure(arguments.sizes, arguments.dtypes, options, say)
     except BenchmarkError as error:
         print(f"benchmarks.micro: {error}", file=sys.stderr)
         return 1
+    from benchmarks.micro.figures import save_figures  # needs matplotlib
+
     arguments.out.mkdir(parents=True, exist_ok=True)
     data, report = arguments.out / "benchmark.json", arguments.out / "report.md"
     data.write_text(json.dumps(results.document), encoding="utf-8")

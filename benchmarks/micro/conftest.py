@@ -28,6 +28,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.option.device == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("--device must be cpu here, got cuda: torch.cuda.is_available() is False")
     if config.option.memory and config.option.device == "cpu":
         return_memory()
     config.stash[ABSENT] = dict(absent(config.option.device))

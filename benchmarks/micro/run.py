@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.micro.cases import DTYPES, LARGE, Size
 from benchmarks.micro.results import BenchmarkError, Results
 
-__all__ = ["measure"]
+__all__ = ["check_packages", "measure"]
 
 ROOT = Path(__file__).parent.parent.parent
 BENCHMARK = Path(__file__).with_name("bench_loss.py")
@@ -29,7 +29,18 @@ OPTIONS = [
     "--benchmark-min-rounds=2",
     "--benchmark-warmup=off",
 ]
-NOTHING_SELECTED = 5
+USAGE_ERROR, NOTHING_SELECTED = 4, 5  # exit codes of pytest
+
+
+def check_packages(*modules: str) -> None:
+    """Miss an optional package before anything is measured.
+
+    Raises:
+        BenchmarkError: one of them is not installed.
+    """
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise BenchmarkError(f"{module.replace('_', '-')} is missing: install the extra dal_kernels[bench]")
 
 
 def measure(
@@ -48,10 +59,10 @@ def measure(
         memory: also measure the peak memory of large sizes, each in a process more.
 
     Raises:
-        BenchmarkError: pytest-benchmark is missing, pytest failed, or selected nothing, or not our loss.
+        BenchmarkError: pytest-benchmark is missing, the device cannot be used, pytest failed, or selected nothing, or
+            not our loss.
     """
-    if importlib.util.find_spec("pytest_benchmark") is None:
-        raise BenchmarkError("pytest-benchmark is missing: install the extra dal_kernels[bench]")
+    check_packages("pytest_benchmark")
     documents = []
     for size in sizes:
         say(str(size))
@@ -72,6 +83,8 @@ def _measure(size: Size, dtypes: Sequence[str], options: Sequence[str]) -> list[
         run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if run.returncode == NOTHING_SELECTED:
             return []
+        if run.returncode == USAGE_ERROR:
+            raise BenchmarkError(run.stderr.strip().removeprefix("ERROR: "))
         if run.returncode:
             raise BenchmarkError(f"pytest failed at {size}:\n{(run.stdout + run.stderr)[-5000:]}")
         text = file.read_text(encoding="utf-8")

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
-import os
-import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.training.atomic import replacing
 from benchmarks.training.errors import UsageError
 
-__all__ = ["load_checkpoint", "save_checkpoint"]
+__all__ = ["load_checkpoint", "save_checkpoint", "usable"]
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Write ``state``, tensors and plain values; whoever is killed here leaves the file as it was."""
-    partial = path.with_name(path.name + ".partial")
-    torch.save(dict(state), partial)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        torch.save(dict(state), partial)
+
+
+@contextmanager
+def usable(path: Path) -> Iterator[None]:
+    """What goes wrong with the content of the file at ``path`` becomes a sentence that names it.
+
+    Raises:
+        UsageError: anything was raised within.
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:  # a damaged file can raise anything
+        reason = f"{type(error).__name__} {str(error).partition(chr(10))[0]}"
+        raise UsageError(f"{path} cannot be used: {reason}") from error
 
 
 def load_checkpoint(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -28,16 +43,12 @@ def load_checkpoint(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: it cannot be read, or was saved with another setting, which the message names.
     """
-    try:
+    with usable(path):
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        saved = state["settings"]
-    except (OSError, EOFError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        reason = f"{type(error).__name__} {str(error).partition(chr(10))[0]}"
-        raise UsageError(f"the checkpoint {path} cannot be read: {reason}") from error
-    for name, value in settings.items():
-        if saved.get(name) != value:
-            raise UsageError(
-                f"{path} was saved with {name} {saved.get(name)!r}, got {value!r}; resume with the same settings, or "
-                "train anew without --resume"
-            )
+        for name, value in settings.items():
+            if state["settings"].get(name) != value:
+                raise UsageError(
+                    f"{path} was saved with {name} {state['settings'].get(name)!r}, got {value!r}; resume with the "
+                    "same settings, or train anew without --resume"
+                )
     return state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 import warnings
@@ -11,12 +12,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+from torch import distributed
+
 from benchmarks.training.compare import run_training
 from benchmarks.training.config import TrainingConfig
 from benchmarks.training.data import DATA
 from benchmarks.training.errors import UsageError
 from benchmarks.training.losses import LOSSES
-from benchmarks.training.recipes import PRESETS, Recipe
+from benchmarks.training.parallel import first_to_say
+from benchmarks.training.recipes import OFFICIAL, PRESETS, Recipe
 from benchmarks.training.report import check_packages, write_report
 from benchmarks.training.stall import StalledTrainingWarning
 
@@ -61,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
 
 NOISE = "wrong labels: none, KIND:RATE, RATE alone for symmetric, or file:PATH"
 LOSS = f"{', '.join(LOSSES)}, or package.module:attribute"
+PRESET = f"settings to start from (those of the data set); the authors' own are {', '.join(OFFICIAL)}"
 SEED = "fixes wrong labels, first weights and batches"
 
 
@@ -68,7 +73,7 @@ def _add_common(command: argparse.ArgumentParser, default: TrainingConfig) -> No
     add = command.add_argument
     add("--data", choices=list(DATA), default=default.data, help=f"data set ({default.data})")
     add("--data-dir", type=Path, metavar="DIR", help="folder of its files, if not the usual place")
-    add("--preset", choices=list(PRESETS), help="settings to start from (those of the data set)")
+    add("--preset", choices=list(PRESETS), help=PRESET)
     add("--out", type=Path, metavar="DIR", default=OUT, help=f"folder for all that is written ({OUT})")
     add("--resume", action="store_true", help="go on with the runs that are in that folder")
     add("--workers", type=int, metavar="N", default=default.workers, help="processes that load batches (0: none)")
@@ -107,7 +112,10 @@ def parse(argv: Sequence[str] | None = None) -> TrainingConfig:
     arguments |= as_tuple
     changes = {name: value for name, value in arguments.items() if name in recipe}
     others = {name: value for name, value in arguments.items() if name not in recipe}
-    command = shlex.join(["python", "-m", "benchmarks.training", *argv])
+    launcher = ["python"]
+    if distributed.is_torchelastic_launched():
+        launcher = ["torchrun", "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"]]
+    command = shlex.join([*launcher, "-m", "benchmarks.training", *argv])
     return TrainingConfig(**others, changes=changes, command=command)
 
 
@@ -126,6 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             files, text = write_report(results)
             print(f"\n{text}\nWritten: {', '.join(map(str, files))}")
     except UsageError as error:
-        print(f"benchmarks.training: {sentence(error)}", file=sys.stderr)
+        if first_to_say(said := f"benchmarks.training: {sentence(error)}"):
+            print(said, file=sys.stderr)
         return 2
     return 0

@@ -3,37 +3,37 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.training.checkpoint import load_checkpoint, save_checkpoint
+from benchmarks.training.checkpoint import load_checkpoint, save_checkpoint, usable
 from benchmarks.training.config import TrainingConfig
 from benchmarks.training.data import DataSet, load_data
 from benchmarks.training.errors import UsageError, need
 from benchmarks.training.losses import loss_title
 from benchmarks.training.noise import NoisyLabels, parse_noise
 from benchmarks.training.parallel import World, join_world
-from benchmarks.training.provenance import provenance
+from benchmarks.training.provenance import provenance, read_makers, write_makers
 from benchmarks.training.records import Run, write_metrics
 from benchmarks.training.train import Trainer
 
 __all__ = ["CHECKPOINT", "Results", "run_training"]
 
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT, RUN = "checkpoint.pt", "run.json"
 
 
 @dataclass(frozen=True)
 class Results:
-    """All runs in the order they were trained, the time they took in seconds, and how they were made.
+    """All runs in the order they were trained, the time they took in seconds, and the command that asked for them.
 
     Of the processes that torchrun starts, one ``writes``.
     """
@@ -41,7 +41,7 @@ class Results:
     config: TrainingConfig
     runs: list[Run]
     seconds: float
-    made_by: dict[str, str]
+    command: str
     writes: bool
 
 
@@ -63,7 +63,7 @@ def run_training(config: TrainingConfig, data: DataSet | None = None) -> Results
     data = data or load_data(config.data, config.data_dir)
     runs: list[Run] = []
     with join_world(config.device) as world, _own_state(config.threads, world.device):
-        folder = None if config.out is None else _make_folder(config.out / config.data)
+        folder = None if config.out is None else world.from_main(partial(_make_folder, config.out / config.data))
         made_by = provenance(config, world)
         steps = -(-len(data.train) // config.recipe.batch_size) * config.recipe.epochs
         total = len(config.noise) * len(config.seeds) * len(config.losses) * steps
@@ -83,7 +83,7 @@ def run_training(config: TrainingConfig, data: DataSet | None = None) -> Results
                     run = Run(data.name, noise, labels.measured, loss, seed)
                     _train_run(config, data, labels, run, world, folder, made_by, say, bar.update)
                     runs.append(run)
-    return Results(config, runs, time.perf_counter() - start, made_by, world.main)
+    return Results(config, runs, time.perf_counter() - start, made_by["command"], world.main)
 
 
 def _train_run(
@@ -105,20 +105,38 @@ def _train_run(
         "training labels (their hash)": hashlib.sha256(labels.labels.numpy().tobytes()).hexdigest()[:16],
     }
     trainer = Trainer(recipe, data, labels.labels, run.loss, run.seed, config.workers, world)
-    own = None if folder is None else _make_folder(folder / run.folder)
+    own = None if folder is None else folder / run.folder
     if own is not None:
-        if config.resume and (own / CHECKPOINT).exists():
-            trainer.restore(load_checkpoint(own / CHECKPOINT, settings))
-            tick(len(trainer.history) * len(trainer.batches))
-        elif world.main:
+
+        def open_folder() -> tuple[dict[str, Any] | None, list[dict[str, str]]]:
+            """The state to go on from and how it was made, or else a folder for a new run."""
+            if config.resume and (own / CHECKPOINT).exists():
+                return load_checkpoint(own / CHECKPOINT, settings), read_makers(own / RUN, made_by)
+            _make_folder(own)
+            for left in (CHECKPOINT, "metrics.csv", "metrics.jsonl"):  # what a run before this one may have left
+                (own / left).unlink(missing_ok=True)
             labels.save(own / "labels.npz")
-            (own / "run.json").write_text(json.dumps({**settings, **made_by}, indent=2) + "\n", encoding="utf-8")
+            return None, []
+
+        # The others need not see the folder, which may be on a disk of the first's own.
+        state, makers = world.from_main(open_folder)
+        run.made_by.extend(makers)
+        if state is not None:
+            with usable(own / CHECKPOINT):
+                trainer.restore(state)
+            if world.main:  # whoever was killed after a checkpoint left them without its epoch
+                write_metrics(own / "metrics", [replace(run, history=trainer.history)])
+            tick(len(trainer.history) * len(trainer.batches))
+    if not trainer.done and made_by not in run.made_by:
+        run.made_by.append(made_by)
+        if own is not None and world.main:
+            write_makers(own / RUN, settings, run.made_by)
     resumed = len(trainer.history)
     while not trainer.done:
         trainer.run_epoch(lambda: tick(1))
         if own is not None and world.main:
             save_checkpoint(own / CHECKPOINT, {"settings": settings, **trainer.state()})
-            write_metrics(own / "metrics", [Run(**{**vars(run), "history": trainer.history})])
+            write_metrics(own / "metrics", [replace(run, history=trainer.history)])
     run.history.extend(trainer.history)
 
     last = run.history[-1]

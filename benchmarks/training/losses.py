@@ -46,7 +46,8 @@ def build_loss(name: str, recipe: Recipe, total_steps: int) -> Any:
     else is the loss itself.
 
     Raises:
-        UsageError: there is no such loss, it cannot be made without arguments, or it has parameters to train.
+        UsageError: there is no such loss, it cannot be made without arguments, it has parameters to train, or a
+            schedule that cannot be saved.
     """
     exponents = {"cross-entropy": (0.0, 0.0), "gce": (recipe.gce_q,) * 2, "mae": (1.0, 1.0)}
     if name in LOSSES:
@@ -65,6 +66,8 @@ def build_loss(name: str, recipe: Recipe, total_steps: int) -> Any:
             raise UsageError(f"loss {name} must make something callable, got {type(loss).__name__}")
     if any(parameter.requires_grad for parameter in getattr(loss, "parameters", tuple)()):
         raise UsageError(f"loss {name} has parameters of its own, which this benchmark would leave untrained")
+    if hasattr(loss, "step") and not (hasattr(loss, "load_state_dict") and hasattr(loss, "state_dict")):
+        raise UsageError(f"loss {name} has step() but no state_dict() and load_state_dict(): it could not be resumed")
     return loss
 
 

@@ -29,10 +29,14 @@ def symmetric_noise(
     They are drawn uniformly from the *other* classes, so that ``rate`` is the share of wrong labels. Some authors,
     DAL's among them, draw from all classes, the true one too, as ``include_true`` does: their "40 %" of 10 classes is
     about 36 % wrong.
+
+    Args:
+        labels: (N,) int64.
+
+    Raises:
+        UsageError: the rate is not in [0, 1), or there are fewer than 2 classes.
     """
-    _check_rate(rate)
-    if classes < 2:
-        raise UsageError(f"symmetric noise needs at least 2 classes, got {classes}")
+    _check(rate, classes)
     drawn = torch.randperm(len(labels), generator=generator)[: round(rate * len(labels))]
     shift = torch.randint(0 if include_true else 1, classes, (len(drawn),), generator=generator)
     noisy = labels.clone()
@@ -45,9 +49,17 @@ def asymmetric_noise(labels: Tensor, rate: float, flips: Tensor, generator: Gene
 
     Exactly that share (rounded) of the samples of classes that do not map to themselves is wrong; where some do, fewer
     than that of all samples.
+
+    Args:
+        labels: (N,) int64.
+
+    Raises:
+        UsageError: the rate is not in [0, 1), there are fewer than 2 classes, or no label's class is taken for another.
     """
-    _check_rate(rate)
+    _check(rate, len(flips))
     movable = (flips[labels] != labels).nonzero()[:, 0]
+    if not len(movable):
+        raise UsageError("asymmetric noise needs a class of the labels that flips takes for another, got none")
     flipped = movable[torch.randperm(len(movable), generator=generator)[: round(rate * len(movable))]]
     noisy = labels.clone()
     noisy[flipped] = flips[labels[flipped]]
@@ -61,8 +73,14 @@ def instance_noise(data: DataSet, rate: float, generator: Generator) -> Tensor:
     has a random linear map from the input to scores of all classes, and a wrong label is drawn by the softmax of them
     over the other classes. Truncation moves the mean rate inwards where ``rate`` is within 0.2 of 0 or 1: at 0 it would
     be 0.08, so 0 is refused.
+
+    Returns:
+        (N,) int64.
+
+    Raises:
+        UsageError: the rate is not in (0, 1), there are fewer than 2 classes, or an image cannot be read.
     """
-    _check_rate(rate)
+    _check(rate, data.classes)
     if rate == 0:
         raise UsageError("the rate of instance noise must be above 0: none leaves the labels as they are")
     labels = data.train_labels
@@ -121,6 +139,9 @@ class Noise:
             what the image shows), "file" or "none": labels as the data set gives them.
         rate: asked for, in [0, 1); None for "file" and "none". What it is a share of, the functions above say.
         path: of the labels, for "file" only.
+
+    Raises:
+        UsageError: there is no such kind, it comes with other attributes than it needs, or the rate is not in [0, 1).
     """
 
     kind: str
@@ -153,8 +174,8 @@ class Noise:
         Labels that are wrong already, of WebVision or Clothing1M, are left as they are or replaced by a file's.
 
         Raises:
-            UsageError: the noise is to be made, and the truth about a training label is not known; or the file is
-                missing, or is not of labels of this data set.
+            UsageError: the noise is to be made, and the truth about a training label is not known, or it does
+                not suit the classes; or the file is missing, or is not of labels of this data set.
         """
         if self.path is not None:
             labels = _read_labels(self.path, data)
@@ -163,7 +184,7 @@ class Noise:
         elif not torch.equal(data.train_labels, data.true_labels):
             raise UsageError(f"{data.name} has wrong labels of its own: noise must be none or file:PATH, got {self}")
         else:
-            # The first of ten streams of a seed: others are the trainer's.
+            # Ten times the seed, as the first tables had it; the trainer's streams are others.
             labels = MADE[self.kind](data, self.rate, Generator().manual_seed(10 * seed))
         return NoisyLabels(labels, self, seed, noise_rate(labels, data.true_labels), data.name)
 
@@ -222,6 +243,12 @@ class NoisyLabels:
             raise UsageError(f"{path} must hold labels and one each of {', '.join(single)}, got {', '.join(content)}")
         noise, seed, measured, data = (content[name].item() for name in single)
         return NoisyLabels(_as_labels(content["labels"], path), parse_noise(str(noise)), seed, measured, data)
+
+
+def _check(rate: float, classes: int) -> None:
+    _check_rate(rate)
+    if classes < 2:
+        raise UsageError(f"noise needs at least 2 classes, got {classes}")
 
 
 def _check_rate(rate: float) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
 
 from benchmarks.training.errors import UsageError
 
-__all__ = ["World", "join_world"]
+__all__ = ["World", "first_to_say", "join_world"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,25 @@ class World:
         if self.size > 1:
             distributed.all_reduce(values)
         return values
+
+    def from_main(self, make: Callable[[], T]) -> T:
+        """What ``make``, called in the process of rank 0 alone, gives: a copy in each of the others.
+
+        Raises:
+            UsageError: ``make`` raised it; all processes do.
+        """
+        made: list[Any] = [None, None]
+        if self.main:
+            try:
+                made[0] = make()
+            except UsageError as error:
+                made[1] = error
+        if self.size > 1:
+            distributed.broadcast_object_list(made, 0, device=self.device)
+        result, error = made
+        if error is not None:
+            raise error
+        return result
 
     def wrap(self, network: nn.Module, sync_batch_norm: bool) -> nn.Module:
         """``network``, on the device already, such that its gradients are means over the processes.
@@ -59,9 +81,11 @@ def join_world(device: str) -> Iterator[World]:
     """Under torchrun the group of its processes, each with a GPU of its own if ``device`` is cuda; else this one alone.
 
     Raises:
-        UsageError: the device cannot be used.
+        UsageError: the device cannot be used, or is one GPU for all processes.
     """
     parallel = distributed.is_torchelastic_launched()
+    if parallel and device.startswith("cuda:"):
+        raise UsageError(f"device must be cpu or cuda under torchrun, which is a GPU for each process, got {device!r}")
     if parallel and device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
@@ -81,3 +105,11 @@ def join_world(device: str) -> Iterator[World]:
         yield World(distributed.get_rank(), distributed.get_world_size(), place)
     finally:
         distributed.destroy_process_group()
+
+
+def first_to_say(message: str) -> bool:
+    """Whether no other process of this torchrun has asked about the same; true for all if they have no common store."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return True
+    store, _, _ = next(distributed.rendezvous("env://"))
+    return bool(store.add(message, 1) == 1)

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import math
 import subprocess
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import dal_kernels
 from benchmarks.machine import machine
+from benchmarks.training.atomic import replacing
+from benchmarks.training.checkpoint import usable
 from benchmarks.training.config import TrainingConfig
 from benchmarks.training.parallel import World
 
-__all__ = ["provenance"]
+__all__ = ["distinct", "provenance", "read_makers", "write_makers"]
+
+RESUMED = "resumed by"
 
 
 def provenance(config: TrainingConfig, world: World) -> dict[str, str]:
@@ -24,6 +32,31 @@ def provenance(config: TrainingConfig, world: World) -> dict[str, str]:
         "dal_kernels": dal_kernels.__version__,
         "machine": f"{machine()}{gpu}, {world.size} process{'es' * (world.size > 1)}",
     }
+
+
+def write_makers(path: Path, settings: Mapping[str, Any], makers: Sequence[dict[str, str]]) -> None:
+    """Write the settings of a run, null for infinity, and the provenance of all that trained it, in order."""
+    finite = {name: None if value == math.inf else value for name, value in settings.items()}
+    content = {**finite, **makers[0], RESUMED: makers[1:]}
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_makers(path: Path, names: Iterable[str]) -> list[dict[str, str]]:
+    """The provenance that :func:`write_makers` wrote, each with the values called ``names``.
+
+    Raises:
+        UsageError: the file is missing or damaged.
+    """
+    with usable(path):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        # The first versions wrote no list of those that resumed.
+        return [{name: maker[name] for name in names} for maker in (content, *content.get(RESUMED, []))]
+
+
+def distinct(makers: Sequence[dict[str, str]]) -> dict[str, list[str]]:
+    """All values of each name, in order, each once."""
+    return {name: list(dict.fromkeys(maker[name] for maker in makers)) for name in makers[0]}
 
 
 def _commit() -> str:

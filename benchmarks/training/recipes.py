@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.training.errors import UsageError
 
-__all__ = ["PRESETS", "Recipe", "recipe_for"]
+__all__ = ["OFFICIAL", "PRESETS", "Recipe", "recipe_for"]
 
 
 def _setting(help: str, accepted: str, ok: Callable[[Any], bool], **default: Any) -> Any:
@@ -119,7 +119,6 @@ PRESETS = {
     "kanji": Recipe(
         model="cnn", widths=(32, 64, 96, 128), epochs=12, optimizer="adamw", learning_rate=2e-3, q_start=0.6
     ),
-    # The authors' settings.
     "cifar10": _CIFAR,
     "cifar100": _CIFAR,
     "mini-webvision": _MINI_WEBVISION,
@@ -132,6 +131,9 @@ PRESETS = {
     ),
     "image-folder": Recipe(model="resnet18", epochs=90, batch_size=256, learning_rate=0.1, q_start=0.4),
 }
+
+# The presets that are the authors' own settings.
+OFFICIAL = ("cifar10", "cifar100", "mini-webvision")
 
 # Data sets whose preset has another name.
 _PRESET_OF = {"kanji-100": "kanji", "kanji-1000": "kanji", "cifar-10": "cifar10", "cifar-100": "cifar100"}

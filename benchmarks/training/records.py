@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from benchmarks.training.atomic import replacing
 from benchmarks.training.metrics import EpochMetrics
 from benchmarks.training.noise import Noise
 
@@ -18,7 +19,11 @@ __all__ = ["Run", "write_metrics"]
 
 @dataclass(frozen=True)
 class Run:
-    """One network trained. ``measured_noise`` is the share of wrong labels among those whose truth is known."""
+    """One network trained.
+
+    ``measured_noise`` is the share of wrong labels among those whose truth is known; ``made_by`` says how it was
+    trained, more than one thing if it was resumed in another way.
+    """
 
     data: str
     noise: Noise
@@ -26,6 +31,7 @@ class Run:
     loss: str
     seed: int
     history: list[EpochMetrics] = field(default_factory=list, repr=False)
+    made_by: list[dict[str, str]] = field(default_factory=list, repr=False)
 
     @property
     def folder(self) -> str:
@@ -34,7 +40,7 @@ class Run:
 
     def rows(self) -> list[dict[str, Any]]:
         """A row for each epoch; noise as the command line takes it."""
-        key = {name: value for name, value in vars(self).items() if name != "history"}
+        key = {name: value for name, value in vars(self).items() if name not in ("history", "made_by")}
         return [{**key, "noise": str(self.noise), **vars(metrics)} for metrics in self.history]
 
 
@@ -42,9 +48,10 @@ def write_metrics(path: Path, runs: Iterable[Run]) -> list[Path]:
     """Write a line for each epoch, as CSV and as JSON lines (where not-a-number is NaN); gives the two files."""
     rows = [row for run in runs for row in run.rows()]
     as_csv, as_json = path.with_suffix(".csv"), path.with_suffix(".jsonl")
-    with as_csv.open("w", newline="", encoding="utf-8") as file:
+    with replacing(as_csv) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    as_json.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with replacing(as_json) as partial:
+        partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return [as_csv, as_json]

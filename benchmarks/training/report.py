@@ -13,6 +13,7 @@ from benchmarks.training.errors import UsageError, need
 from benchmarks.training.figures import save_figure
 from benchmarks.training.losses import loss_title
 from benchmarks.training.noise import Noise
+from benchmarks.training.provenance import distinct
 from benchmarks.training.records import Run, write_metrics
 
 __all__ = ["Spread", "Summary", "check_packages", "in_words", "markdown_table", "summarise", "write_report"]
@@ -148,7 +149,9 @@ def write_report(results: Results) -> tuple[list[Path], str]:
     summaries = summarise(results.runs)
     epochs, seeds = len(results.runs[0].history), ", ".join(map(str, config.seeds))
     spread = "Mean ± standard deviation over the seeds" if len(config.seeds) > 1 else "Single runs with seed"
-    made_by = "\n".join(f"- {name}: `{value}`" for name, value in results.made_by.items())
+    makers = distinct([maker for run in results.runs for maker in run.made_by])
+    makers["command"] = list(dict.fromkeys([results.command, *makers["command"]]))
+    made_by = "\n".join(f"- {name}: {', '.join(f'`{value}`' for value in values)}" for name, values in makers.items())
     text = f"""# {config.data}: training with wrong labels
 
 {markdown_table(summaries)}

@@ -78,6 +78,9 @@ class Trainer:
     def run_epoch(self, tick: Callable[[], object]) -> EpochMetrics:
         """Train an epoch and measure; ``tick`` is called after each batch.
 
+        Raises:
+            UsageError: an image cannot be read, the model gives no logits, or the loss is no loss of them.
+
         Warns:
             StalledTrainingWarning: nothing has been learnt by the time that q has passed 1.
         """

@@ -32,7 +32,11 @@ DATA: dict[str, Callable[[Path | None], DataSet]] = {
 
 
 def load_data(name: str, folder: Path | None = None) -> DataSet:
-    """The data set called ``name``; ``folder`` holds its files, if it has any."""
+    """The data set called ``name``; ``folder`` holds its files, if it has any.
+
+    Raises:
+        UsageError: there is no such data set, or its files are missing or wrong.
+    """
     if name not in DATA:
         raise UsageError(f"data must be one of {', '.join(DATA)}, got {name!r}")
     return DATA[name](folder)

@@ -111,7 +111,7 @@ class FileImages:
         try:
             with library.open(self.root / name) as image:
                 pixels = image.convert("RGB")
-        except (OSError, SyntaxError, library.DecompressionBombError) as error:
+        except Exception as error:  # a damaged image can raise anything
             raise UsageError(f"the image {self.root / name} cannot be read: {error}") from error
         return self.transform(pixels, train)
 

@@ -25,6 +25,9 @@ def cifar10(folder: Path | None = None) -> DataSet:
     """CIFAR-10, 50 000 + 10 000 images (3, 32, 32), standardised; moved and mirrored at random in training.
 
     ``folder`` is cifar-10-batches-py or holds it.
+
+    Raises:
+        UsageError: no folder was given, or a file is missing, damaged or of another form.
     """
     *train, test = _find("cifar-10", "cifar-10-batches-py", (*CIFAR10_BATCHES, "test_batch"), folder)
     parts = [_read_part(path, b"labels", 10) for path in train]
@@ -38,6 +41,9 @@ def cifar100(folder: Path | None = None) -> DataSet:
     """CIFAR-100, as CIFAR-10; a class is taken for the next one of the five in its superclass.
 
     ``folder`` is cifar-100-python or holds it.
+
+    Raises:
+        UsageError: as of CIFAR-10, or a class has no training image or two superclasses.
     """
     train, test = _find("cifar-100", "cifar-100-python", ("train", "test"), folder)
     pixels, fine = _read_part(train, b"fine_labels", 100)

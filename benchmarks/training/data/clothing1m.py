@@ -47,10 +47,15 @@ def clothing1m(folder: Path | None = None) -> DataSet:
 
 
 def _read_keys(path: Path, labels: dict[str, int], labels_file: Path) -> list[str]:
-    keys = []
+    """The keys of a list, in its order, each of which has a label."""
+    keys: dict[str, None] = {}
     for place, line in read_lines(path):
         key = line.strip().removeprefix(IMAGES)
         if key not in labels:
             raise UsageError(f"{place}: {line!r} has no label in {labels_file.name}")
-        keys.append(key)
-    return keys
+        if key in keys:
+            raise UsageError(f"{place}: {key} is listed for the second time")
+        keys[key] = None
+    if not keys:
+        raise UsageError(f"{path} is empty")
+    return list(keys)

@@ -13,7 +13,11 @@ __all__ = ["digits"]
 
 
 def digits(folder: Path | None = None) -> DataSet:
-    """scikit-learn's digits, 1797 images of 8 x 8: three quarters train, the split fixed, each pixel standardised."""
+    """scikit-learn's digits, 1797 images of 8 x 8: three quarters train, the split fixed, each pixel standardised.
+
+    Raises:
+        UsageError: a folder was given, or scikit-learn is missing.
+    """
     if folder is not None:
         raise UsageError("digits comes with scikit-learn and takes no data folder")
     bunch = need("sklearn.datasets", "scikit-learn").load_digits()

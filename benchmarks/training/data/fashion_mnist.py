@@ -38,6 +38,9 @@ def fashion_mnist(folder: Path | None = None) -> DataSet:
     """Fashion-MNIST, 60 000 + 10 000 images of 28 x 28, standardised by the training pixels' one mean and deviation.
 
     ``folder`` holds the four idx files, .gz or plain, or is where the Debian package was unpacked.
+
+    Raises:
+        UsageError: a file is missing or damaged, or labels and images do not fit.
     """
     folders = [Path("/") / DEBIAN_FOLDER] if folder is None else [folder, folder / DEBIAN_FOLDER]
     paths = find_files("fashion-mnist", IDX_FILES, folders, ADVICE, suffixes=(".gz", ""))
@@ -67,6 +70,9 @@ def read_idx(path: Path) -> Tensor:
 
     Layout: two zero bytes, the type (8: unsigned byte), the number of dimensions, each size as a big-endian uint32,
     then the values in row-major order.
+
+    Raises:
+        UsageError: the file cannot be read, or is not one of these.
     """
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()

@@ -23,6 +23,9 @@ def image_folder(folder: Path | None = None) -> DataSet:
     """Any photographs, inputs (3, 224, 224) by ImageNet's mean and deviation; tested on val/, or test/ without it.
 
     The folders' names are taken for the true labels of the training images too.
+
+    Raises:
+        UsageError: no folder was given, or the folders in it are not as :func:`read_class_folders` needs them.
     """
     folder = need_folder("image-folder", folder, ADVICE)
     classes, train, train_labels, test, test_labels = read_class_folders(
@@ -41,13 +44,16 @@ def read_class_folders(
     names are passed over.
 
     Raises:
-        UsageError: train/ or val/ and test/ is missing or empty, a class has no training image, or a class of the test
+        UsageError: train/ or val/ and test/ is missing or empty, there are fewer than 2 classes, a class has no training
+            image, or a class of the test
             is not in train/.
     """
     test_folder = next((path for part in ("val", "test") if (path := folder / part).is_dir()), None)
     if not (folder / "train").is_dir() or test_folder is None:
         raise UsageError(f"{name}: {folder} has no train/ and val/ (or test/); {ADVICE}")
     classes = _class_names(folder / "train")
+    if len(classes) < 2:
+        raise UsageError(f"{name}: {folder / 'train'} must hold at least 2 folders of classes, got {len(classes)}")
     unknown = sorted(set(_class_names(test_folder)) - set(classes))
     if unknown:
         raise UsageError(f"{name}: {test_folder / unknown[0]} is no class of {folder / 'train'}")

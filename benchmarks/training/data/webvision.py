@@ -27,6 +27,9 @@ def webvision(folder: Path | None = None) -> DataSet:
 
     ``folder`` holds info/ with the lists, and the images that they name; those of the test are below val_images_256/.
     Nobody knows the true labels of the training images.
+
+    Raises:
+        UsageError: no folder was given, or a list or an image is missing or wrong; of a list it names the line.
     """
     folder = need_folder("webvision", folder, ADVICE)
     return _from_lists("webvision", folder, TRAIN_LISTS, CLASSES, ADVICE)
@@ -36,6 +39,9 @@ def mini_webvision(folder: Path | None = None) -> DataSet:
     """The first 50 classes of WebVision's Google part, 66 000 training and 2 500 test images; inputs (3, 224, 224).
 
     ``folder`` is WebVision's, with its lists, or holds train/CLASS/ and val/CLASS/ for exactly 50 classes.
+
+    Raises:
+        UsageError: as of WebVision, or there are folders for another number of classes.
     """
     advice = f"{ADVICE}; or 50 folders of images in train/ and in val/"
     folder = need_folder("mini-webvision", folder, advice)
