@@ -77,7 +77,7 @@ def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=120,
     )
 
 
