@@ -206,7 +206,7 @@ def test_times_in_words(spread: Spread, text: str) -> None:
 
 @linux
 def test_the_peak_on_a_cpu_is_what_was_there_at_once() -> None:
-    """In a process of its own, as it is measured: the heap of this one has memory to give that nobody would see taken."""
+    """In a process of its own, as it is measured: the heap of this one has memory already that nobody sees taken."""
     size = 2**24
     program = f"""
 import torch
