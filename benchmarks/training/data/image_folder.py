@@ -44,9 +44,8 @@ def read_class_folders(
     names are passed over.
 
     Raises:
-        UsageError: train/ or val/ and test/ is missing or empty, there are fewer than 2 classes, a class has no training
-            image, or a class of the test
-            is not in train/.
+        UsageError: train/ or val/ and test/ is missing or empty, there are fewer than 2 classes, a class has no
+            training image, or a class of the test is not in train/.
     """
     test_folder = next((path for part in ("val", "test") if (path := folder / part).is_dir()), None)
     if not (folder / "train").is_dir() or test_folder is None:
