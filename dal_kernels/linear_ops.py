@@ -189,7 +189,7 @@ def _linear_gradient(
     with torch.autocast(features.device.type, enabled=False):
         layer = LayerInChunks(features, classifier, bias, dtype, chunk, wanted)
         for rows, inputs, logits in layer.chunks():
-            of_rows = fields[:, rows].contiguous()
+            of_rows = fields[: GRADIENT_FIELDS + 1, rows].contiguous()
             argmax = prediction[rows] if prediction.numel() else prediction
             part = _of_rows(upstream, rows)
             made = gradient(logits, target[rows], of_rows, argmax, part, backend, in_place=True)
