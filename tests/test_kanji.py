@@ -86,12 +86,12 @@ def test_test_images_are_of_typefaces_that_are_not_trained_on(tmp_path: Path) ->
     assert torch.bincount(data.train_labels).tolist() == [40] * 100
     assert torch.bincount(data.test_labels).tolist() == [9] * 100
     for images, upright in ((data.train, True), (data.test, False)):
-        assert images.pixels.shape[1:] == (1, 32, 32)
-        ink = images.pixels[:, 0] > 127
+        assert images.inputs.shape[1:] == (1, 32, 32)
+        ink = images.inputs[:, 0] > 127
         height, width = ink.any(2).sum(1), ink.any(1).sum(1)
         assert ((height > width) == upright).all()
-    assert len(torch.unique(data.train.pixels.flatten(1), dim=0)) == 4000, "some have the same jitter"
-    assert torch.equal(load_data("kanji-100", tmp_path).train.pixels, data.train.pixels)
+    assert len(torch.unique(data.train.inputs.flatten(1), dim=0)) == 4000, "some have the same jitter"
+    assert torch.equal(load_data("kanji-100", tmp_path).train.inputs, data.train.inputs)
 
 
 def test_a_class_gets_all_its_images_from_the_typefaces_that_have_it(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_class_gets_all_its_images_from_the_typefaces_that_have_it(tmp_path: P
     write_fonts(tmp_path, {file: ALL[3] for file in TRAIN_FONTS if file != only} | {only: ALL[4]})
     data = load_data("kanji-100", tmp_path)
     assert torch.bincount(data.train_labels).tolist() == [40] * 100
-    assert (data.train.pixels.flatten(1).amax(1) > 127).all(), "an image without ink"
+    assert (data.train.inputs.flatten(1).amax(1) > 127).all(), "an image without ink"
 
 
 @pytest.mark.parametrize("part", [TRAIN_FONTS, TEST_FONTS])

@@ -227,7 +227,7 @@ def test_cifar10(tmp_path: Path, below: str) -> None:
     assert data.flips is not None
     assert data.flips.tolist() == [0, 1, 0, 5, 7, 3, 6, 7, 8, 1]
     second = torch.from_numpy(pixels_of(2, 1)).view(2, 3, 32, 32)
-    assert torch.equal(data.train.pixels[2:4], second)
+    assert torch.equal(data.train.inputs[2:4], second)
     assert data.test.batch([2, 0], train=False).shape == (2, 3, 32, 32)
     assert torch.equal(data.train.batch([0], train=False), data.train.batch([0], train=False))
     assert not torch.equal(data.train.batch(range(10), train=True), data.train.batch(range(10), train=False))

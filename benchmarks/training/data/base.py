@@ -44,27 +44,19 @@ class TensorImages:
         return self.augment(picked) if train and self.augment is not None else picked
 
 
-@dataclass(frozen=True)
-class ByteImages:
+@dataclass(frozen=True, kw_only=True)
+class ByteImages(TensorImages):
     """Images that fit in memory a byte a pixel: (N, C, H, W) uint8, standardised as they are fetched.
 
     ``mean`` and ``sd`` are (C,) float32, in the unit of the pixels, 0 to 255; ``augment`` takes and gives a batch of
     uint8.
     """
 
-    pixels: Tensor
     mean: Tensor
     sd: Tensor
-    augment: Callable[[Tensor], Tensor] | None = None
-
-    def __len__(self) -> int:
-        return len(self.pixels)
 
     def batch(self, indices: Sequence[int], train: bool) -> Tensor:
-        picked = self.pixels[torch.as_tensor(indices)]
-        if train and self.augment is not None:
-            picked = self.augment(picked)
-        return (picked - self.mean[:, None, None]) / self.sd[:, None, None]
+        return (super().batch(indices, train) - self.mean[:, None, None]) / self.sd[:, None, None]
 
 
 def byte_images(
@@ -76,8 +68,8 @@ def byte_images(
     shares = torch.stack([torch.bincount(train[:, c].flatten(), minlength=256) for c in range(train.shape[1])]).double()
     shares /= shares.sum(1, keepdim=True)
     mean = shares @ levels
-    sd = (shares @ levels**2 - mean**2).sqrt()
-    return ByteImages(train, mean.float(), sd.float(), augment), ByteImages(test, mean.float(), sd.float())
+    moments = {"mean": mean.float(), "sd": (shares @ levels**2 - mean**2).sqrt().float()}
+    return ByteImages(train, augment, **moments), ByteImages(test, **moments)
 
 
 @dataclass(frozen=True)
