@@ -16,6 +16,8 @@ from truth import DTYPES, HALVES, Case, make_case
 from dal_kernels import RowStats, dynamics_aware_loss
 from dal_kernels.ops import KERNELS
 
+ROOT = Path(__file__).parent.parent
+
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 
 # Few long rows (threads share a row), many short ones (groups of rows), blocks of 4096 with and without a rest.
@@ -68,13 +70,11 @@ def peak_above_start(function: str, rows: int, classes: int, dtype: str) -> floa
     """Peak resident memory of a step above that before it, over the size of the logits; in a fresh process."""
     program = f"""
 import torch
+from benchmarks.machine import peak_memory
 from dal_kernels import dynamics_aware_loss
 
 def step(leaf, target):
     {function}
-
-def peak():
-    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
 
 def case(rows, classes):
     leaf = torch.randn(rows, classes).to(torch.{dtype}).requires_grad_()
@@ -82,12 +82,11 @@ def case(rows, classes):
 
 step(*case(64, 4096))  # wakes the threads and maps the code
 leaf, target = case({rows}, {classes})
-open("/proc/self/clear_refs", "w").write("5")
-before = peak()
+before = peak_memory(reset=True)
 step(leaf, target)
-print((peak() - before) / (leaf.numel() * leaf.element_size()))
+print((peak_memory() - before) / (leaf.numel() * leaf.element_size()))
 """
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     return float(result.stdout)
 
 

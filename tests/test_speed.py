@@ -10,8 +10,8 @@ import torch
 from torch.utils.benchmark import Timer
 
 from benchmarks import layer
-from benchmarks.micro import AUTHORS, COMPILED, COPY, CROSS_ENTROPY, Size, measure
-from dal_kernels import dynamics_aware_loss
+from benchmarks.micro import AUTHORS, COMPILED, COPY, CROSS_ENTROPY, OURS, Size, measure
+from benchmarks.micro.contenders import Contender
 
 # Each rival must take at least so many times as long as we do; a copy of the logits must take at least 1 / 1.6.
 PROMISES = {
@@ -29,17 +29,6 @@ def threads() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(before)
 
 
-def step(rows: int, classes: int) -> tuple[Callable[[], object], torch.Tensor]:
-    """Forward + backward, and the logits that it reads."""
-    logits, target = torch.randn(rows, classes, requires_grad=True), torch.randint(classes, (rows,))
-
-    def run() -> None:
-        logits.grad = None
-        dynamics_aware_loss(logits, target, 1.2, 0.5).backward()
-
-    return run, logits.detach()
-
-
 def seconds(run: Callable[[], object]) -> float:
     return Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads()).blocked_autorange().median
 
@@ -47,9 +36,9 @@ def seconds(run: Callable[[], object]) -> float:
 @pytest.mark.slow
 @pytest.mark.skipif(torch.get_num_threads() < 2, reason="needs 2 cores")
 def test_a_second_thread_gains_what_copying_gains(fused: str, threads: Callable[[int], None]) -> None:
-    run, logits = step(8192, 1000)
     gains = []
-    for call in (run, logits.clone):
+    for name in (OURS, COPY):
+        call = Contender(name, "step", Size(8192, 1000), "fp32", "cpu")
         took = []
         for count in (1, 2):
             threads(count)
@@ -60,7 +49,8 @@ def test_a_second_thread_gains_what_copying_gains(fused: str, threads: Callable[
 
 @pytest.mark.slow
 def test_the_cost_of_an_element_does_not_depend_on_the_number_of_classes(fused: str) -> None:
-    took = {classes: seconds(step(2**22 // classes, classes)[0]) for classes in (2**8, 2**11, 2**14, 2**17, 2**20)}
+    sizes = [Size(2 ** (22 - power), 2**power) for power in (8, 11, 14, 17, 20)]
+    took = {size.classes: seconds(Contender(OURS, "step", size, "fp32", "cpu")) for size in sizes}
     middle = median(took.values())
     assert all(0.7 * middle <= one <= 1.3 * middle for one in took.values()), took
 
