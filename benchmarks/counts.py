@@ -195,7 +195,11 @@ def read(file: Path = FILE) -> dict[str, Any]:
 
 
 def make() -> dict[str, Any]:
-    """Count and compile everything; a minute or two. Raises MissingError where something for it is not installed."""
+    """Count and compile everything; a minute or two.
+
+    Raises:
+        MissingError: something for it is not installed.
+    """
     reason = cuda_emulator.missing()
     if reason is not None:
         raise MissingError(reason)

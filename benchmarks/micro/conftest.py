@@ -53,7 +53,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        method = getattr(item, "callspec").params["method"]  # noqa: B009
+        method = item.callspec.params["method"]
         item.add_marker(pytest.mark.benchmark(timer=clock(config.option.device, method)))
 
 

@@ -314,6 +314,7 @@ template <class S> void recompute(const BackwardBatch<S>& batch, std::int64_t be
 template <class S> constexpr RowKernel<S> row_kernel() {
   return {rows<S>, block_stats<S>, finish_rows<S>, block_gradients<S>, recompute<S>};
 }
+// A template, so that who asks for one kernel alone compiles no other.
 template <class...> constexpr RowKernels all_row_kernels() {
   return {row_kernel<float>(), row_kernel<double>(), row_kernel<BFloat16>(), row_kernel<Float16>()};
 }

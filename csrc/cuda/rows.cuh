@@ -120,6 +120,7 @@ DAL_D void loss_row(
   Windows<S> windows(z, out, in.live ? classes : 0, ROWS == Rows::kWhole);
   group.share(windows);
   const int first = windows.out.begin + group.lane();
+  // Who does not read takes the first vector, again and again.
   const bool reads = needs_reading(batch, in);
   if (!reads) windows.in.clip(0, 0);
   // Whole rows: plan.h leaves no lane more than twice what it needs, so the first half of its vectors are there without

@@ -6,7 +6,7 @@
 
 namespace dal {
 
-// Between shared and global memory, by all threads of the block; `shared` is aligned.
+// Between shared and global memory, by all threads of the block; only `global`, one of the two, may lie anywhere.
 template <class S> DAL_D void copy(S* to, const S* from, int size, const S* global) {
   constexpr int V = kWidth<S>;
   const int vectors = elements_past_boundary(global) ? 0 : size / V;
