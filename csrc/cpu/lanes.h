@@ -21,7 +21,8 @@ template <class To, class From> DAL_LANE To bits_as(const From& from) {
   return to;
 }
 
-template <class A> DAL_LANE Vec<A> splat(A x) { return Vec<A>{} + x; }
+// Minus 0, which changes nothing: plus 0 would be an addition, for the sake of -0.
+template <class A> DAL_LANE Vec<A> splat(A x) { return x - Vec<A>{}; }
 
 // `x` where it is above `y`, else `y`, as where one is NaN. Compilers make two operations of that where x86 has one.
 template <class A> DAL_LANE Vec<A> greater_of(Vec<A> x, Vec<A> y) {
@@ -61,39 +62,36 @@ template <class Op, class A, class V> DAL_LANE A fold(const Op& op, V v) {
 template <class A> DAL_LANE A sum_of(Vec<A> v) { return fold<Add, A>(Add{}, v); }
 template <class A> DAL_LANE A max_of(Vec<A> v) { return fold<Larger, A>(Larger{}, v); }
 
-// ---- storage <-> arithmetic, whole vectors
+// ---- storage <-> arithmetic
 
-DAL_LANE Vec<float> widen(Vec<float> v, float) { return v; }
-DAL_LANE Vec<double> widen(Vec<double> v, double) { return v; }
-DAL_LANE Vec<float> narrow(Vec<float> v, float) { return v; }
-DAL_LANE Vec<double> narrow(Vec<double> v, double) { return v; }
-
-DAL_LANE Vec<float> widen(HalfVec v, BFloat16) {
-  return bits_as<Vec<float>>(__builtin_convertvector(v, UIntVec<float>) << 16);
+// What one load brings: a vector; of bfloat16 two, because a word of its even and its odd position is taken apart by one
+// operation each, where positions in order take two. Position i * kVectors + p of a pack is lane i of part p.
+template <class S> constexpr int kVectors = std::is_same_v<S, BFloat16> ? 2 : 1;
+template <class S> constexpr int kPack = kVectors<S> * kLanes<Arithmetic<S>>;
+template <class S> struct Pack {
+  Vec<Arithmetic<S>> part[kVectors<S>];
+};
+template <class S> DAL_LANE Pack<S> pack_of(Arithmetic<S> x) {
+  Pack<S> pack;
+  for (auto& part : pack.part) part = splat(x);
+  return pack;
 }
 
-// Round to nearest even; NaN stays NaN (the carry must not run into infinity or the sign). The instruction takes what is
-// below 2^-126 for 0.
-DAL_LANE HalfVec narrow(Vec<float> v, BFloat16) {
-#ifdef DAL_HAS_BF16
-  return bits_as<HalfVec>(_mm512_cvtneps_pbh(bits_as<__m512>(v)));
-#else
+// Round to nearest even into the upper half; NaN stays NaN (the carry must not run into infinity or the sign).
+DAL_LANE UIntVec<float> rounded_to_bf16(Vec<float> v) {
   const UIntVec<float> bits = bits_as<UIntVec<float>>(v);
-  const UIntVec<float> rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  const UIntVec<float> quiet = (bits >> 16) | 0x40u;
-  return __builtin_convertvector(v == v ? rounded : quiet, HalfVec);
-#endif
+  return v == v ? bits + 0x7fffu + ((bits >> 16) & 1u) : bits | 0x400000u;
 }
 
 #if DAL_HAS_F16C
-DAL_LANE Vec<float> widen(HalfVec v, Float16) {
+DAL_LANE Vec<float> widen_f16(HalfVec v) {
 #if DAL_VECTOR_BYTES == 64
   return bits_as<Vec<float>>(_mm512_cvtph_ps(bits_as<__m256i>(v)));
 #else
   return bits_as<Vec<float>>(_mm256_cvtph_ps(bits_as<__m128i>(v)));
 #endif
 }
-DAL_LANE HalfVec narrow(Vec<float> v, Float16) {
+DAL_LANE HalfVec narrow_f16(Vec<float> v) {
 #if DAL_VECTOR_BYTES == 64
   return bits_as<HalfVec>(_mm512_cvtps_ph(bits_as<__m512>(v), _MM_FROUND_TO_NEAREST_INT));
 #else
@@ -103,7 +101,7 @@ DAL_LANE HalfVec narrow(Vec<float> v, Float16) {
 #else
 // Exponent and fraction move up 13 places and the bias grows by 112. Subnormals: 2^-14 is put in front of the
 // fraction as an implicit one and taken off again.
-DAL_LANE Vec<float> widen(HalfVec v, Float16) {
+DAL_LANE Vec<float> widen_f16(HalfVec v) {
   using F = Vec<float>;
   using U = UIntVec<float>;
   const U half = __builtin_convertvector(v, U);
@@ -116,7 +114,7 @@ DAL_LANE Vec<float> widen(HalfVec v, Float16) {
   return bits_as<F>(out | ((half & 0x8000u) << 16));
 }
 // Round to nearest even. Subnormals: adding 0.5 leaves the fraction, rounded by the adder, in the low bits.
-DAL_LANE HalfVec narrow(Vec<float> v, Float16) {
+DAL_LANE HalfVec narrow_f16(Vec<float> v) {
   using F = Vec<float>;
   using U = UIntVec<float>;
   const U bits = bits_as<U>(v);
@@ -130,29 +128,54 @@ DAL_LANE HalfVec narrow(Vec<float> v, Float16) {
 }
 #endif
 
-template <class S> struct StoredVec { using type = HalfVec; };
-template <> struct StoredVec<float> { using type = Vec<float>; };
-template <> struct StoredVec<double> { using type = Vec<double>; };
+template <class S> struct Storage {
+  using Type = Vec<S>;
+  static DAL_LANE Pack<S> widen(Type v) { return {{v}}; }
+  static DAL_LANE Type narrow(const Pack<S>& pack) { return pack.part[0]; }
+};
+template <> struct Storage<Float16> {
+  using Type = HalfVec;
+  static DAL_LANE Pack<Float16> widen(Type v) { return {{widen_f16(v)}}; }
+  static DAL_LANE Type narrow(const Pack<Float16>& pack) { return narrow_f16(pack.part[0]); }
+};
+template <> struct Storage<BFloat16> {
+  static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the even position is the lower half of a word");
+  using Type = UIntVec<float>;
+  static DAL_LANE Pack<BFloat16> widen(Type v) {
+    return {{bits_as<Vec<float>>(v << 16), bits_as<Vec<float>>(v & 0xffff0000u)}};
+  }
+  static DAL_LANE Type narrow(const Pack<BFloat16>& pack) {
+#ifdef DAL_HAS_BF16
+    // The instruction takes what is below 2^-126 for 0. It leaves the even positions first.
+    const VectorOf<std::uint16_t, 64>::type order = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                     8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const auto halves = _mm512_cvtne2ps_pbh(bits_as<__m512>(pack.part[1]), bits_as<__m512>(pack.part[0]));
+    return bits_as<Type>(_mm512_permutexvar_epi16(bits_as<__m512i>(order), bits_as<__m512i>(halves)));
+#else
+    return rounded_to_bf16(pack.part[0]) >> 16 | (rounded_to_bf16(pack.part[1]) & 0xffff0000u);
+#endif
+  }
+};
 
-template <class S> DAL_LANE Vec<Arithmetic<S>> load(const S* from) {
-  typename StoredVec<S>::type v;
+template <class S> DAL_LANE Pack<S> load(const S* from) {
+  typename Storage<S>::Type v;
   std::memcpy(&v, from, sizeof(v));
-  return widen(v, S{});
+  return Storage<S>::widen(v);
 }
-template <class S> DAL_LANE void store(S* to, Vec<Arithmetic<S>> v) {
-  const typename StoredVec<S>::type out = narrow(v, S{});
-  std::memcpy(to, &out, sizeof(out));
+template <class S> DAL_LANE void store(S* to, const Pack<S>& pack) {
+  const typename Storage<S>::Type v = Storage<S>::narrow(pack);
+  std::memcpy(to, &v, sizeof(v));
 }
 
-// ---- one value, and the ragged end of a row (n < kLanes)
+// ---- one value, and the ragged end of a row (n < kPack)
 
 template <class S> DAL_LANE Arithmetic<S> load_one(const S* from) {
   if constexpr (std::is_same_v<S, Arithmetic<S>>) return *from;
-  else return widen(HalfVec{} + from->bits, S{})[0];
+  else return Storage<S>::widen(typename Storage<S>::Type{} + from->bits).part[0][0];
 }
 template <class S> DAL_LANE void store_one(S* to, Arithmetic<S> value) {
   if constexpr (std::is_same_v<S, Arithmetic<S>>) *to = value;
-  else to->bits = narrow(splat(value), S{})[0];
+  else to->bits = static_cast<std::uint16_t>(Storage<S>::narrow(pack_of<S>(value))[0]);
 }
 
 #if DAL_VECTOR_BYTES == 64
@@ -162,8 +185,11 @@ DAL_LANE Vec<float> load_masked(const float* from, int n, Vec<float> rest) {
 DAL_LANE Vec<double> load_masked(const double* from, int n, Vec<double> rest) {
   return bits_as<Vec<double>>(_mm512_mask_loadu_pd(bits_as<__m512d>(rest), __mmask8((1u << n) - 1), from));
 }
-template <class S> DAL_LANE HalfVec load_masked(const S* from, int n, HalfVec rest) {
+DAL_LANE HalfVec load_masked(const Float16* from, int n, HalfVec rest) {
   return bits_as<HalfVec>(_mm256_mask_loadu_epi16(bits_as<__m256i>(rest), __mmask16((1u << n) - 1), from));
+}
+DAL_LANE UIntVec<float> load_masked(const BFloat16* from, int n, UIntVec<float> rest) {
+  return bits_as<UIntVec<float>>(_mm512_mask_loadu_epi16(bits_as<__m512i>(rest), __mmask32((1u << n) - 1), from));
 }
 DAL_LANE void store_masked(float* to, Vec<float> v, int n) {
   _mm512_mask_storeu_ps(to, __mmask16((1u << n) - 1), bits_as<__m512>(v));
@@ -171,34 +197,37 @@ DAL_LANE void store_masked(float* to, Vec<float> v, int n) {
 DAL_LANE void store_masked(double* to, Vec<double> v, int n) {
   _mm512_mask_storeu_pd(to, __mmask8((1u << n) - 1), bits_as<__m512d>(v));
 }
-template <class S> DAL_LANE void store_masked(S* to, HalfVec v, int n) {
+DAL_LANE void store_masked(Float16* to, HalfVec v, int n) {
   _mm256_mask_storeu_epi16(to, __mmask16((1u << n) - 1), bits_as<__m256i>(v));
 }
-template <class S> DAL_LANE Vec<Arithmetic<S>> load_few(const S* from, int n, Arithmetic<S> rest) {
-  return widen(load_masked(from, n, narrow(splat(rest), S{})), S{});
+DAL_LANE void store_masked(BFloat16* to, UIntVec<float> v, int n) {
+  _mm512_mask_storeu_epi16(to, __mmask32((1u << n) - 1), bits_as<__m512i>(v));
 }
-template <class S> DAL_LANE void store_few(S* to, Vec<Arithmetic<S>> v, int n) {
-  store_masked(to, narrow(v, S{}), n);
+template <class S> DAL_LANE Pack<S> load_few(const S* from, int n, Arithmetic<S> rest) {
+  return Storage<S>::widen(load_masked(from, n, Storage<S>::narrow(pack_of<S>(rest))));
+}
+template <class S> DAL_LANE void store_few(S* to, const Pack<S>& pack, int n) {
+  store_masked(to, Storage<S>::narrow(pack), n);
 }
 #else
 // Copies of constant size: a memcpy of n bytes is a call.
 template <class S> DAL_LANE void copy_few(S* to, const S* from, int n) {
   int done = 0;
-  for (int piece = kLanes<Arithmetic<S>> / 2; piece > 0; piece /= 2)
+  for (int piece = kPack<S> / 2; piece > 0; piece /= 2)
     if (n & piece) {
       std::memcpy(to + done, from + done, piece * sizeof(S));
       done += piece;
     }
 }
-template <class S> DAL_LANE Vec<Arithmetic<S>> load_few(const S* from, int n, Arithmetic<S> rest) {
-  S padded[kLanes<Arithmetic<S>>];
-  store(padded, splat(rest));
+template <class S> DAL_LANE Pack<S> load_few(const S* from, int n, Arithmetic<S> rest) {
+  S padded[kPack<S>];
+  store(padded, pack_of<S>(rest));
   copy_few(padded, from, n);
   return load(padded);
 }
-template <class S> DAL_LANE void store_few(S* to, Vec<Arithmetic<S>> v, int n) {
-  S padded[kLanes<Arithmetic<S>>];
-  store(padded, v);
+template <class S> DAL_LANE void store_few(S* to, const Pack<S>& pack, int n) {
+  S padded[kPack<S>];
+  store(padded, pack);
   copy_few(to, padded, n);
 }
 #endif

@@ -10,36 +10,50 @@ DAL_LANE Span block_span(std::int64_t block, std::int64_t classes) {
   return {first, std::min(kBlock, classes - first)};
 }
 
-// f(position, lanes): whole vectors first, then the ragged end. Lanes is a constant for whole vectors.
-template <class A, class F> DAL_LANE void for_vectors(std::int64_t size, const F& f) {
+// f(position, count): whole packs first, then the ragged end. The count is a constant for whole packs.
+template <class S, class F> DAL_LANE void for_packs(std::int64_t size, const F& f) {
   std::int64_t j = 0;
-  for (; j + kLanes<A> <= size; j += kLanes<A>) f(j, std::integral_constant<int, kLanes<A>>{});
+  for (; j + kPack<S> <= size; j += kPack<S>) f(j, std::integral_constant<int, kPack<S>>{});
   if (j < size) f(j, static_cast<int>(size - j));
 }
 template <class S, int N>
-DAL_LANE Vec<Arithmetic<S>> get(const S* from, std::integral_constant<int, N>, Arithmetic<S>) { return load(from); }
-template <class S> DAL_LANE Vec<Arithmetic<S>> get(const S* from, int n, Arithmetic<S> rest) {
-  return load_few(from, n, rest);
-}
+DAL_LANE Pack<S> get(const S* from, std::integral_constant<int, N>, Arithmetic<S>) { return load(from); }
+template <class S> DAL_LANE Pack<S> get(const S* from, int n, Arithmetic<S> rest) { return load_few(from, n, rest); }
 template <class S, int N>
-DAL_LANE void put(S* to, Vec<Arithmetic<S>> v, std::integral_constant<int, N>) { store(to, v); }
-template <class S> DAL_LANE void put(S* to, Vec<Arithmetic<S>> v, int n) { store_few(to, v, n); }
+DAL_LANE void put(S* to, const Pack<S>& pack, std::integral_constant<int, N>) { store(to, pack); }
+template <class S> DAL_LANE void put(S* to, const Pack<S>& pack, int n) { store_few(to, pack, n); }
 
 // The largest logit that is not NaN. Four chains hide the latency of max.
 template <class S> DAL_LANE Arithmetic<S> block_max(const S* z, std::int64_t size) {
   using A = Arithmetic<S>;
   constexpr A lowest = -std::numeric_limits<A>::infinity();
-  constexpr int W = kLanes<A>;
+  constexpr int W = kPack<S>;
   Vec<A> best[4] = {splat(lowest), splat(lowest), splat(lowest), splat(lowest)};
   std::int64_t j = 0;
   for (; j + 4 * W <= size; j += 4 * W)
-    for (int k = 0; k < 4; ++k) best[k] = larger<A>(best[k], load(z + j + k * W));
-  for_vectors<A>(size - j, [&](std::int64_t i, auto n) { best[0] = larger<A>(best[0], get(z + j + i, n, lowest)); });
+    for (int k = 0; k < 4; ++k)
+      for (const Vec<A>& v : load(z + j + k * W).part) best[k] = larger<A>(best[k], v);
+  for_packs<S>(size - j, [&](std::int64_t i, auto n) {
+    for (const Vec<A>& v : get(z + j + i, n, lowest).part) best[0] = larger<A>(best[0], v);
+  });
   return max_of<A>(larger<A>(larger<A>(best[0], best[1]), larger<A>(best[2], best[3])));
 }
 
-// Whether exponentials are kept in the gradient itself: they have its type.
+// Whether exponentials are kept in the gradient itself: they have its type. Else they are kept in scratch, part by
+// part, and the last pack whole.
 template <class S> constexpr bool in_gradient = std::is_same_v<S, Arithmetic<S>>;
+template <class S, class N> DAL_LANE void keep(Arithmetic<S>* to, const Pack<S>& pack, N n) {
+  if constexpr (in_gradient<S>) put(to, pack, n);
+  else
+    for (int p = 0; p < kVectors<S>; ++p) store(to + p * kLanes<float>, Pack<float>{{pack.part[p]}});
+}
+template <class S, class N> DAL_LANE Pack<S> recall(const Arithmetic<S>* from, N n) {
+  Pack<S> pack;
+  if constexpr (in_gradient<S>) pack = get(from, n, S(0));
+  else
+    for (int p = 0; p < kVectors<S>; ++p) pack.part[p] = load(from + p * kLanes<float>).part[0];
+  return pack;
+}
 
 // m = max z,  S = sum e^(z-m),  W = sum e^(z-m) (z-m), and with KEEP the e^(z-m) themselves.
 // NaN and +inf make S NaN by themselves (+inf - +inf); -inf gives e = 0 and a finite, clamped z - m, so 0 in W.
@@ -50,15 +64,18 @@ DAL_LANE RowStats<Arithmetic<S>> block_stats_of(const S* z, std::int64_t size, A
   const A max = block_max(z, size);
   const Vec<A> base = splat(max == lowest ? A(0) : max);
   Vec<A> sum{}, weighted{};
-  for_vectors<A>(size, [&](std::int64_t j, auto n) {
+  for_packs<S>(size, [&](std::int64_t j, auto n) {
     // What comes next, while the arithmetic leaves memory idle. It may lie past the end: that is no access.
     __builtin_prefetch(z + j + size, 0, 2);
     if (KEEP && in_gradient<S>) __builtin_prefetch(kept + j + size, 1, 2);
-    const Vec<A> d = at_least<A>(get(z + j, n, lowest) - base, Exp<A>::low);
-    const Vec<A> e = exp_of<A>(d);
-    sum += e;
-    weighted += e * d;
-    if (KEEP) put(kept + j, e, n);
+    Pack<S> pack = get(z + j, n, lowest);
+    for (Vec<A>& v : pack.part) {
+      const Vec<A> d = at_least<A>(v - base, Exp<A>::low);
+      v = exp_of<A>(d);
+      sum += v;
+      weighted += v * d;
+    }
+    if (KEEP) keep<S>(kept + j, pack, n);
   });
   return {max, sum_of<A>(sum), sum_of<A>(weighted)};
 }
@@ -68,14 +85,17 @@ template <class S> DAL_LANE std::int64_t first_equal(const S* z, std::int64_t si
   using A = Arithmetic<S>;
   using I = typename LaneTypes<A>::Int;
   const Vec<A> wanted = splat(value);
-  IntVec<A> position, first = IntVec<A>{} + I(kBlock);
-  for (int i = 0; i < kLanes<A>; ++i) position[i] = i;
+  IntVec<A> lane, first = IntVec<A>{} + I(kBlock);
+  for (int i = 0; i < kLanes<A>; ++i) lane[i] = i * kVectors<S>;
   const bool nan = value != value;
-  for_vectors<A>(size, [&](std::int64_t j, auto n) {
-    const Vec<A> v = get(z + j, n, nan ? A(0) : std::numeric_limits<A>::quiet_NaN());
-    const IntVec<A> hit = nan ? v != v : v == wanted;
-    const IntVec<A> here = position + I(j);
-    first = ((hit != 0) & (here < first)) ? here : first;
+  for_packs<S>(size, [&](std::int64_t j, auto n) {
+    const Pack<S> pack = get(z + j, n, nan ? A(0) : std::numeric_limits<A>::quiet_NaN());
+    for (int p = 0; p < kVectors<S>; ++p) {
+      const Vec<A> v = pack.part[p];
+      const IntVec<A> hit = nan ? v != v : v == wanted;
+      const IntVec<A> here = lane + I(j + p);
+      first = ((hit != 0) & (here < first)) ? here : first;
+    }
   });
   I best = kBlock;
   for (int i = 0; i < kLanes<A>; ++i) best = first[i] < best ? first[i] : best;
@@ -107,28 +127,38 @@ std::int64_t argmax(const S* z, std::int64_t classes, const RowStats<Arithmetic<
 // KEPT by the first pass, base being its block's maximum, or computed again. Rounded once, at the store.
 template <class S> struct GradientBlock {
   using A = Arithmetic<S>;
-  const RowGradient<A>& row;
-  A base, ratio;
+  const RowGradient<A> row;  // copied: a store to the gradient might change what is only referred to
+  const Vec<A> max, base, scale, slope;
 
-  template <bool KEPT> DAL_LANE Vec<A> affine(Vec<A> z, Vec<A> e) const {
-    const Vec<A> d = at_least<A>(z - splat(row.affine.max), Exp<A>::low);
-    if (!KEPT) e = exp_of<A>(at_least<A>(z - splat(base), Exp<A>::low));
-    return e * (splat(row.affine.A * ratio) + splat(row.affine.B * ratio) * d);
+  DAL_LANE GradientBlock(const RowGradient<A>& row, A base, A ratio)
+      : row(row), max(splat(row.affine.max)), base(splat(base)), scale(splat(row.affine.A * ratio)),
+        slope(splat(row.affine.B * ratio)) {}
+
+  DAL_LANE Vec<A> exponentials(Vec<A> z) const { return exp_of<A>(at_least<A>(z - base, Exp<A>::low)); }
+  DAL_LANE Vec<A> affine(Vec<A> z, Vec<A> e) const {
+    return e * (scale + slope * at_least<A>(z - max, Exp<A>::low));
   }
   template <bool KEPT> DAL_LANE void write_affine(const S* z, const A* kept, S* out, std::int64_t size) const {
-    for_vectors<A>(size, [&](std::int64_t j, auto n) {
+    for_packs<S>(size, [&](std::int64_t j, auto n) {
       if (!KEPT) __builtin_prefetch(z + j + size, 0, 2);
       if (!KEPT || !in_gradient<S>) __builtin_prefetch(out + j + size, 1, 2);
-      put(out + j, affine<KEPT>(get(z + j, n, A(0)), KEPT ? get(kept + j, n, A(0)) : Vec<A>{}), n);
+      Pack<S> pack = get(z + j, n, A(0));
+      const Pack<S> e = KEPT ? recall<S>(kept + j, n) : pack;
+      for (int p = 0; p < kVectors<S>; ++p)
+        pack.part[p] = affine(pack.part[p], KEPT ? e.part[p] : exponentials(e.part[p]));
+      put(out + j, pack, n);
     });
   }
   // B = 0 needs no logits.
   DAL_LANE void write_scaled(const A* kept, S* out, std::int64_t size) const {
-    const Vec<A> factor = splat(row.affine.A * ratio);
-    for_vectors<A>(size, [&](std::int64_t j, auto n) { put(out + j, get(kept + j, n, A(0)) * factor, n); });
+    for_packs<S>(size, [&](std::int64_t j, auto n) {
+      Pack<S> pack = recall<S>(kept + j, n);
+      for (Vec<A>& v : pack.part) v *= scale;
+      put(out + j, pack, n);
+    });
   }
 
-  // z, kept, out: of this block. `kept` may be `out` itself, so the two special classes are computed first.
+  // z, kept, out: of this block. `out` may be `z` or `kept`, so the two special classes are computed first.
   DAL_LANE void write(const S* z, const A* kept, S* out, Span span) const {
     const std::int64_t special[2] = {row.target - span.first, row.argmax - span.first};
     const bool inside[2] = {special[0] >= 0 && special[0] < span.size,
@@ -138,7 +168,7 @@ template <class S> struct GradientBlock {
       if (!inside[i]) continue;
       const std::int64_t j = special[i];
       const Vec<A> logit = splat(load_one(z + j));
-      value[i] = kept ? affine<true>(logit, splat(kept[j]))[0] : affine<false>(logit, Vec<A>{})[0];
+      value[i] = affine(logit, exponentials(logit))[0];
       if (j == special[0]) value[i] -= row.affine.t;
       if (j == special[1]) value[i] -= row.affine.u;
     }
@@ -165,7 +195,7 @@ template <class S> DAL_LANE void write_gradient(
   // A block of -inf alone has nothing to move: its exponentials are 0 whatever the base.
   const bool moved = block_max != row.affine.max && block_max != -std::numeric_limits<A>::infinity();
   const A base = moved ? block_max : row.affine.max;
-  GradientBlock<S>{row, base, moved ? std::exp(block_max - row.affine.max) : A(1)}.write(z, kept, out, span);
+  GradientBlock<S>(row, base, moved ? std::exp(block_max - row.affine.max) : A(1)).write(z, kept, out, span);
 }
 
 // Merged statistics -> loss, fields and prediction of one row, and what its gradient needs.
@@ -231,14 +261,15 @@ template <class S> void rows(const ForwardBatch<S>& batch, std::int64_t begin, s
   const std::int64_t group = std::max<std::int64_t>(1, std::min(kGroup, kBlock / classes));
   const bool roomy = group * classes <= kBlock || (classes <= kScratch && end - begin >= 32);
   const bool scratch = batch.gradient && roomy && !in_gradient<S>;
-  std::vector<A> exponentials(scratch ? group * classes : 0);
+  const std::int64_t room = (classes + kPack<S> - 1) / kPack<S> * kPack<S>;
+  std::vector<A> exponentials(scratch ? group * room : 0);
   std::vector<RowStats<A>> stats(group * count);
   RowGradient<A> gradients[kGroup];
 
   for (std::int64_t first = begin; first < end; first += group) {
     const std::int64_t size = std::min(group, end - first);
     const auto out = [&](std::int64_t i) { return batch.gradient ? batch.gradient + (first + i) * classes : nullptr; };
-    const auto kept = [&](std::int64_t i) { return scratch ? exponentials.data() + i * classes : room_in(out(i), classes); };
+    const auto kept = [&](std::int64_t i) { return scratch ? exponentials.data() + i * room : room_in(out(i), classes); };
     // An ignored row is not even read, unless its statistics are asked for.
     const auto skipped = [&](std::int64_t i) { return !batch.fields && batch.target.ignored(first + i); };
 
