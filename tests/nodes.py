@@ -1,4 +1,5 @@
-"""Run by torchrun: a training stopped after two epochs and resumed, each process with a folder of its own.
+"""Run by torchrun: a training stopped after two epochs and resumed, one by labels of a file, all in processes with a
+folder each of their own.
 
 As on nodes that share no disk: only the first process finds what it wrote.
 """
@@ -8,15 +9,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
-from benchmarks.training import TrainingConfig, UsageError, compare, run_training
+from benchmarks.training import TrainingConfig, UsageError, run_training
 from benchmarks.training.compare import CHECKPOINT
 from benchmarks.training.metrics import EpochMetrics
-from benchmarks.training.parallel import join_world
 from benchmarks.training.train import Trainer
 
 EPOCHS, STOP = 4, 2
@@ -43,21 +42,21 @@ left_alone = TrainingConfig(
     verbose=False,
 )
 stopped = replace(left_alone, out=out / "stopped")
-# One group for all: torchrun's processes can meet once only.
-with join_world("cpu") as world, mock.patch.object(compare, "join_world", return_value=nullcontext(world)):
-    run_training(left_alone)
-    try:
-        with mock.patch.object(Trainer, "run_epoch", stopping):
-            run_training(stopped)
-    except StoppedError:
-        pass
-    assert len(run_training(replace(stopped, resume=True)).runs[0].history) == EPOCHS
+first = run_training(left_alone).runs[0]
+labels = out / "left alone" / first.data / first.folder / "labels.npz"
+run_training(replace(left_alone, noise=(f"file:{labels}",), changes={"epochs": 1}, out=None))
+try:
+    with mock.patch.object(Trainer, "run_epoch", stopping):
+        run_training(stopped)
+except StoppedError:
+    pass
+assert len(run_training(replace(stopped, resume=True)).runs[0].history) == EPOCHS
 
-    for path in out.glob(f"stopped/*/*/{CHECKPOINT}"):
-        spoilt = out / "spoilt" / path.relative_to(out / "stopped")
-        spoilt.parent.mkdir(parents=True)
-        spoilt.write_bytes(b"not a checkpoint")
-    try:
-        run_training(replace(stopped, out=out / "spoilt", resume=True))
-    except UsageError as error:
-        out.with_suffix(".error").write_text(str(error), encoding="utf-8")
+for path in out.glob(f"stopped/*/*/{CHECKPOINT}"):
+    spoilt = out / "spoilt" / path.relative_to(out / "stopped")
+    spoilt.parent.mkdir(parents=True)
+    spoilt.write_bytes(b"not a checkpoint")
+try:
+    run_training(replace(stopped, out=out / "spoilt", resume=True))
+except UsageError as error:
+    out.with_suffix(".error").write_text(str(error), encoding="utf-8")

@@ -62,7 +62,8 @@ def run_training(config: TrainingConfig, data: DataSet | None = None) -> Results
     bar_of = need("tqdm").tqdm
     data = data or load_data(config.data, config.data_dir)
     runs: list[Run] = []
-    with join_world(config.device) as world, _own_state(config.threads, world.device):
+    world = join_world(config.device)
+    with _own_state(config.threads, world.device):
         folder = None if config.out is None else world.from_main(partial(_make_folder, config.out / config.data))
         made_by = provenance(config, world)
         steps = -(-len(data.train) // config.recipe.batch_size) * config.recipe.epochs
@@ -76,7 +77,8 @@ def run_training(config: TrainingConfig, data: DataSet | None = None) -> Results
                     bar.write(line)
 
             for noise, seed in product(map(parse_noise, config.noise), config.seeds):
-                labels = noise.apply(data, seed)
+                # A file of labels need be on the first's disk only.
+                labels = world.from_main(partial(noise.apply, data, seed))
                 measured = "an unknown share" if math.isnan(labels.measured) else f"{labels.measured:.1%}"
                 say(f"{data.name}, noise {noise}, seed {seed}: {measured} of the training labels are wrong")
                 for loss in config.losses:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -76,9 +76,10 @@ class World:
                 distributed.broadcast(buffer, 0)
 
 
-@contextmanager
-def join_world(device: str) -> Iterator[World]:
+def join_world(device: str) -> World:
     """Under torchrun the group of its processes, each with a GPU of its own if ``device`` is cuda; else this one alone.
+
+    The group stays for the next call, and one that there was before is used.
 
     Raises:
         UsageError: the device cannot be used, or is one GPU for all processes.
@@ -96,15 +97,13 @@ def join_world(device: str) -> Iterator[World]:
     if place.type not in ("cpu", "cuda"):
         raise UsageError(f"device must be cpu, cuda or cuda:N, got {device!r}")
     if not parallel:
-        yield World(0, 1, place)
-        return
+        return World(0, 1, place)
     if place.type == "cuda":
         torch.cuda.set_device(place)
-    distributed.init_process_group("nccl" if place.type == "cuda" else "gloo")
-    try:
-        yield World(distributed.get_rank(), distributed.get_world_size(), place)
-    finally:
-        distributed.destroy_process_group()
+    if not distributed.is_initialized():
+        distributed.init_process_group("nccl" if place.type == "cuda" else "gloo")
+        atexit.register(distributed.destroy_process_group)  # not before: torchrun's processes can meet once only
+    return World(distributed.get_rank(), distributed.get_world_size(), place)
 
 
 def first_to_say(message: str) -> bool:
