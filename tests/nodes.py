@@ -1,5 +1,5 @@
-"""Run by torchrun: a training stopped after two epochs and resumed, one by labels of a file, all in processes with a
-folder each of their own.
+"""Run by torchrun, each process with a folder of its own: a training by labels of a file, and one stopped after two
+epochs and resumed.
 
 As on nodes that share no disk: only the first process finds what it wrote.
 """

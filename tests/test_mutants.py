@@ -45,7 +45,13 @@ MUTANTS = {
         "A(1)",
     ),
     "ragged end padded with zeros": ("cpu/row.h", "get(z + j + i, n, lowest)", "get(z + j + i, n, A(0))"),
-    "bfloat16 truncated": ("cpu/lanes.h", "(bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16", "bits >> 16"),
+    "bfloat16 truncated": ("cpu/lanes.h", "bits + 0x7fffu + ((bits >> 16) & 1u)", "bits"),
+    "exponentials of a row run into the next one's": (
+        "cpu/row.h",
+        "exponentials.data() + i * room",
+        "exponentials.data() + i * classes",
+    ),
+    "odd positions taken for even ones": ("cpu/row.h", "lane + I(j + p)", "lane + I(j)"),
     "1 - p^q without expm1": ("objective.h", "-expm1_nonpositive(exponent, power) / q", "(A(1) - power) / q"),
     "ignored rows are written": (
         "cpu/row.h",

@@ -16,7 +16,7 @@ from benchmarks.micro.contenders import Contender
 # Each rival must take at least so many times as long as we do; a copy of the logits must take at least 1 / 1.6.
 PROMISES = {
     (64, 14): {CROSS_ENTROPY: 1 / 0.95},
-    (256, 1000): {CROSS_ENTROPY: 2.5, AUTHORS: 20.0},
+    (256, 1000): {CROSS_ENTROPY: 2.0, AUTHORS: 20.0},
     (8192, 1000): {CROSS_ENTROPY: 4.0, COMPILED: 5.0, AUTHORS: 30.0, COPY: 1 / 1.6},
     (256, 50000): {CROSS_ENTROPY: 4.0, COMPILED: 5.0, AUTHORS: 30.0, COPY: 1 / 1.6},
 }
@@ -56,7 +56,7 @@ def test_the_cost_of_an_element_does_not_depend_on_the_number_of_classes(fused: 
 
 
 @pytest.mark.slow
-def test_bfloat16_is_not_slower_than_float32(fused: str) -> None:
+def test_bfloat16_of_large_logits_is_not_slower_than_float32(fused: str) -> None:
     float32, bfloat16 = seconds([Contender(OURS, "step", Size(8192, 1000), dtype, "cpu") for dtype in ("fp32", "bf16")])
     assert bfloat16 <= float32
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.micro.cases import DTYPES, LARGE, Size
+from benchmarks.micro.cases import DTYPES, Size
 from dal_kernels import dynamics_aware_loss, reference
 
 __all__ = ["AUTHORS", "COMPILED", "COMPILED_CROSS_ENTROPY", "COPY", "CROSS_ENTROPY", "OURS", "REFERENCE"]
@@ -23,7 +23,8 @@ CROSS_ENTROPY, COMPILED_CROSS_ENTROPY = "F.cross_entropy", "torch.compile(F.cros
 COPY, REFILL = "logits.clone()", "other.copy_(logits)"
 RULERS = {"step": COPY, "no-grad": REFILL}
 EAGER = (REFERENCE, AUTHORS)  # the slowest; their forward of a step is about the one without gradient
-TOUCHED = 2**31  # bytes
+HUGE = 2**22  # bytes of a gradient for which our CPU kernels ask for huge pages
+TOUCHED = 2**31  # bytes: twice what it took here
 QUICK = (OURS, CROSS_ENTROPY, COPY)  # where each call costs a fresh cache
 
 
@@ -126,12 +127,12 @@ class Contender:
         self.logits.requires_grad_(mode != "no-grad" and self.loss is not None)
 
     def touch_memory(self) -> None:
-        """Call it often enough to have gone through much of the memory, if the logits are large.
+        """Call it so often that the memory of a large gradient has been used before.
 
         Only our loss asks for huge pages. A virtual machine may have to get each from its host at the first touch, at
         ten times the cost of any later one, and the system goes through many before it gives out the first again.
         """
-        if self.logits.numel() >= LARGE:
+        if self.mode != "no-grad" and self.logits.nbytes >= HUGE:
             for _ in range(TOUCHED // self.logits.nbytes):
                 self()
 

@@ -128,7 +128,8 @@ its torch.compile and the authors' formula compute what we do; cross-entropy and
 {MODES["no-grad"]} N·C for a forward, which is all a forward of a step needs too, though ours makes the gradient in it)
 in our time, against a copy of the logits (2 N·C) in its time. For a forward without gradient that is {REFILL}, else
 {COPY}, which takes new memory as a gradient does: where pages of it are costly, we can be above 100 % by
-asking for large ones. A dash: not measured here.
+asking for large ones. Those have been touched before: a virtual machine may get each late, at ten times the cost.
+A dash: not measured here.
 On a GPU times are of CUDA events around calls made back to back, of a graph's replays ({GRAPH_CALLS} calls each), or
 of the host.""",
         *_timings(results),

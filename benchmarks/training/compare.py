@@ -77,8 +77,8 @@ def run_training(config: TrainingConfig, data: DataSet | None = None) -> Results
                     bar.write(line)
 
             for noise, seed in product(map(parse_noise, config.noise), config.seeds):
-                # A file of labels need be on the first's disk only.
-                labels = world.from_main(partial(noise.apply, data, seed))
+                made = partial(noise.apply, data, seed)
+                labels = made() if noise.path is None else world.from_main(made)  # a file need be on one disk only
                 measured = "an unknown share" if math.isnan(labels.measured) else f"{labels.measured:.1%}"
                 say(f"{data.name}, noise {noise}, seed {seed}: {measured} of the training labels are wrong")
                 for loss in config.losses:

@@ -101,9 +101,14 @@ def join_world(device: str) -> World:
     if place.type == "cuda":
         torch.cuda.set_device(place)
     if not distributed.is_initialized():
-        distributed.init_process_group("nccl" if place.type == "cuda" else "gloo")
-        atexit.register(distributed.destroy_process_group)  # not before: torchrun's processes can meet once only
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        atexit.register(_leave_group)  # not before: torchrun's processes can meet once only
     return World(distributed.get_rank(), distributed.get_world_size(), place)
+
+
+def _leave_group() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def first_to_say(message: str) -> bool:

@@ -1,5 +1,5 @@
 // The bfloat16 row kernel for AVX-512 with its instruction that rounds to bfloat16, for which the rest of x86-64-v4 takes
-// ten.
+// several.
 #include "isa.h"
 
 #if defined(__x86_64__)

@@ -64,8 +64,8 @@ template <class A> DAL_LANE A max_of(Vec<A> v) { return fold<Larger, A>(Larger{}
 
 // ---- storage <-> arithmetic
 
-// What one load brings: a vector; of bfloat16 two, because a word of its even and its odd position is taken apart by one
-// operation each, where positions in order take two. Position i * kVectors + p of a pack is lane i of part p.
+// What one load brings: one vector; of bfloat16 two, its even and its odd positions: each is one operation from the
+// words, where positions in order take two. Position i * kVectors + p of a pack is lane i of part p.
 template <class S> constexpr int kVectors = std::is_same_v<S, BFloat16> ? 2 : 1;
 template <class S> constexpr int kPack = kVectors<S> * kLanes<Arithmetic<S>>;
 template <class S> struct Pack {
@@ -77,7 +77,8 @@ template <class S> DAL_LANE Pack<S> pack_of(Arithmetic<S> x) {
   return pack;
 }
 
-// Round to nearest even into the upper half; NaN stays NaN (the carry must not run into infinity or the sign).
+// Round to nearest even into the upper half, the lower is left over; NaN stays NaN (the carry must not run into infinity
+// or the sign).
 DAL_LANE UIntVec<float> rounded_to_bf16(Vec<float> v) {
   const UIntVec<float> bits = bits_as<UIntVec<float>>(v);
   return v == v ? bits + 0x7fffu + ((bits >> 16) & 1u) : bits | 0x400000u;
@@ -128,17 +129,17 @@ DAL_LANE HalfVec narrow_f16(Vec<float> v) {
 }
 #endif
 
-template <class S> struct Storage {
+template <class S> struct Stored {
   using Type = Vec<S>;
   static DAL_LANE Pack<S> widen(Type v) { return {{v}}; }
   static DAL_LANE Type narrow(const Pack<S>& pack) { return pack.part[0]; }
 };
-template <> struct Storage<Float16> {
+template <> struct Stored<Float16> {
   using Type = HalfVec;
   static DAL_LANE Pack<Float16> widen(Type v) { return {{widen_f16(v)}}; }
   static DAL_LANE Type narrow(const Pack<Float16>& pack) { return narrow_f16(pack.part[0]); }
 };
-template <> struct Storage<BFloat16> {
+template <> struct Stored<BFloat16> {
   static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the even position is the lower half of a word");
   using Type = UIntVec<float>;
   static DAL_LANE Pack<BFloat16> widen(Type v) {
@@ -158,12 +159,12 @@ template <> struct Storage<BFloat16> {
 };
 
 template <class S> DAL_LANE Pack<S> load(const S* from) {
-  typename Storage<S>::Type v;
+  typename Stored<S>::Type v;
   std::memcpy(&v, from, sizeof(v));
-  return Storage<S>::widen(v);
+  return Stored<S>::widen(v);
 }
 template <class S> DAL_LANE void store(S* to, const Pack<S>& pack) {
-  const typename Storage<S>::Type v = Storage<S>::narrow(pack);
+  const typename Stored<S>::Type v = Stored<S>::narrow(pack);
   std::memcpy(to, &v, sizeof(v));
 }
 
@@ -171,11 +172,11 @@ template <class S> DAL_LANE void store(S* to, const Pack<S>& pack) {
 
 template <class S> DAL_LANE Arithmetic<S> load_one(const S* from) {
   if constexpr (std::is_same_v<S, Arithmetic<S>>) return *from;
-  else return Storage<S>::widen(typename Storage<S>::Type{} + from->bits).part[0][0];
+  else return Stored<S>::widen(typename Stored<S>::Type{} + from->bits).part[0][0];
 }
 template <class S> DAL_LANE void store_one(S* to, Arithmetic<S> value) {
   if constexpr (std::is_same_v<S, Arithmetic<S>>) *to = value;
-  else to->bits = static_cast<std::uint16_t>(Storage<S>::narrow(pack_of<S>(value))[0]);
+  else to->bits = static_cast<std::uint16_t>(Stored<S>::narrow(pack_of<S>(value))[0]);
 }
 
 #if DAL_VECTOR_BYTES == 64
@@ -204,10 +205,10 @@ DAL_LANE void store_masked(BFloat16* to, UIntVec<float> v, int n) {
   _mm512_mask_storeu_epi16(to, __mmask32((1u << n) - 1), bits_as<__m512i>(v));
 }
 template <class S> DAL_LANE Pack<S> load_few(const S* from, int n, Arithmetic<S> rest) {
-  return Storage<S>::widen(load_masked(from, n, Storage<S>::narrow(pack_of<S>(rest))));
+  return Stored<S>::widen(load_masked(from, n, Stored<S>::narrow(pack_of<S>(rest))));
 }
 template <class S> DAL_LANE void store_few(S* to, const Pack<S>& pack, int n) {
-  store_masked(to, Storage<S>::narrow(pack), n);
+  store_masked(to, Stored<S>::narrow(pack), n);
 }
 #else
 // Copies of constant size: a memcpy of n bytes is a call.

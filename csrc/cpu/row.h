@@ -127,8 +127,8 @@ std::int64_t argmax(const S* z, std::int64_t classes, const RowStats<Arithmetic<
 // KEPT by the first pass, base being its block's maximum, or computed again. Rounded once, at the store.
 template <class S> struct GradientBlock {
   using A = Arithmetic<S>;
-  const RowGradient<A> row;  // copied: a store to the gradient might change what is only referred to
-  const Vec<A> max, base, scale, slope;
+  const RowGradient<A>& row;
+  const Vec<A> max, base, scale, slope;  // values: a store to the gradient might change what is only referred to
 
   DAL_LANE GradientBlock(const RowGradient<A>& row, A base, A ratio)
       : row(row), max(splat(row.affine.max)), base(splat(base)), scale(splat(row.affine.A * ratio)),
@@ -143,9 +143,10 @@ template <class S> struct GradientBlock {
       if (!KEPT) __builtin_prefetch(z + j + size, 0, 2);
       if (!KEPT || !in_gradient<S>) __builtin_prefetch(out + j + size, 1, 2);
       Pack<S> pack = get(z + j, n, A(0));
-      const Pack<S> e = KEPT ? recall<S>(kept + j, n) : pack;
+      Pack<S> e;
+      if constexpr (KEPT) e = recall<S>(kept + j, n);
       for (int p = 0; p < kVectors<S>; ++p)
-        pack.part[p] = affine(pack.part[p], KEPT ? e.part[p] : exponentials(e.part[p]));
+        pack.part[p] = affine(pack.part[p], KEPT ? e.part[p] : exponentials(pack.part[p]));
       put(out + j, pack, n);
     });
   }
