@@ -100,9 +100,9 @@ def test_sums_of_halves_are_kept_in_float32(fused: str, dtype: torch.dtype) -> N
     assert error <= relative_error(given["classifier_weight"].grad, true) / 2
 
 
-@pytest.mark.parametrize("wanted", [{"input"}, {"classifier_weight"}, {"bias"}, {"input", "bias"}, set()], ids=str)
+@pytest.mark.parametrize("wanted", [("input",), ("classifier_weight",), ("bias",), ("input", "bias"), ()], ids=str)
 @reductions
-def test_only_the_gradients_that_are_wanted(backend: str, wanted: set[str], reduction: str) -> None:
+def test_only_the_gradients_that_are_wanted(backend: str, wanted: tuple[str, ...], reduction: str) -> None:
     given = layer()
     all_of = dict(zip(("input", "classifier_weight", "bias"), gradients(two_steps(given), given), strict=True))
     for name in all_of:
