@@ -1,4 +1,4 @@
-"""What the recipes train on."""
+"""What the recipes train, and on what."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from torch import nn
 from torch.utils.data import TensorDataset
 
 from benchmarks.training.data import load_data
+from benchmarks.training.models import build_model
 from benchmarks.training.noise import symmetric_noise
+from benchmarks.training.recipes import PRESETS
 
-__all__ = ["noisy_digits", "show"]
+__all__ = ["digits_model", "noisy_digits", "show"]
 
 WRONG = 0.4
 
@@ -26,6 +29,11 @@ def noisy_digits() -> tuple[TensorDataset, TensorDataset]:
     given = symmetric_noise(data.train_labels, WRONG, data.classes, torch.Generator().manual_seed(0))
     train, test = (part.batch(range(len(part)), train=False).unsqueeze(1) for part in (data.train, data.test))
     return TensorDataset(train, given), TensorDataset(test, data.test_labels)
+
+
+def digits_model() -> nn.Module:
+    """The MLP of the preset for digits: (N, 1, 8, 8) -> (N, 10) logits."""
+    return build_model(PRESETS["digits"], (1, 8, 8), 10, seed=0)
 
 
 def show(train: Callable[[Path], float]) -> None:

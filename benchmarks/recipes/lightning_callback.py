@@ -18,9 +18,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from benchmarks.recipes.digits import noisy_digits, show
-from benchmarks.training.models import build_model
-from benchmarks.training.recipes import PRESETS
+from benchmarks.recipes.digits import digits_model, noisy_digits, show
 from dal_kernels import DynamicsAwareLoss
 
 
@@ -40,7 +38,7 @@ class Classifier(lightning.LightningModule):
 
     def __init__(self, epochs: int) -> None:
         super().__init__()
-        self.model = build_model(PRESETS["digits"], (1, 8, 8), 10, seed=0)
+        self.model = digits_model()
         self.criterion = DynamicsAwareLoss(total_steps=epochs)
 
     def training_step(self, batch: list[Tensor]) -> Tensor:

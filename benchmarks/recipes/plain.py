@@ -13,16 +13,14 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
-from benchmarks.recipes.digits import noisy_digits, show
-from benchmarks.training.models import build_model
-from benchmarks.training.recipes import PRESETS
+from benchmarks.recipes.digits import digits_model, noisy_digits, show
 from dal_kernels import DynamicsAwareLoss
 
 
 def train(folder: Path, epochs: int = 30, resume: bool = False) -> float:
     """Train with a checkpoint an epoch in ``folder``, with ``resume`` from the last; the share of right test images."""
     train_set, test_set = noisy_digits()
-    model = build_model(PRESETS["digits"], (1, 8, 8), 10, seed=0)
+    model = digits_model()
     criterion = DynamicsAwareLoss(total_steps=epochs)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     parts = {"model": model, "criterion": criterion, "optimizer": optimizer}
