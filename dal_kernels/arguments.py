@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import sys
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeGuard, get_args
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+
+from dal_kernels.fields import REDUCTIONS, Reduction
+from dal_kernels.surroundings import is_recording, transforms_active
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -21,8 +23,10 @@ _LOGITS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64
 _LABELS = frozenset(
     {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64}
 )
-_REDUCTIONS = ("none", "mean", "sum")
-_BOOTSTRAPS = ("soft", "hard")
+
+Bootstrap = Literal["soft", "hard"]
+Backend = Literal["auto", "triton", "cuda", "cpu", "eager"]
+BOOTSTRAPS, BACKENDS = get_args(Bootstrap), get_args(Backend)
 
 
 class RowStats(NamedTuple):
@@ -49,6 +53,8 @@ class Rows(NamedTuple):
         q, bootstrap_weight: 0-d or (N,), float32 or float64, on the device of the logits.
         weight: (C,) in the dtype of the loss, or None.
         shape: shape of the caller's target.
+        sample_weight: (N,) in the dtype of the loss, or None. No backend knows it: see
+            :func:`dal_kernels.reference.run_weighted`.
     """
 
     logits: Tensor
@@ -57,10 +63,11 @@ class Rows(NamedTuple):
     bootstrap_weight: Tensor
     weight: Tensor | None
     ignore_index: int
-    reduction: str
+    reduction: Reduction
     hard: bool
     want_stats: bool
     shape: torch.Size
+    sample_weight: Tensor | None = None
 
     def shaped(self, loss: Tensor, stats: RowStats | None) -> Any:
         """What the caller gets: loss (and statistics) of flat rows, in the shape of the caller's target."""
@@ -81,6 +88,17 @@ def _no_gradient(name: str, tensor: Tensor) -> None:
         raise ValueError(f"{name} must not require grad, got a tensor that does: the loss has no gradient for it")
 
 
+def _of_rows(name: str, value: Tensor, input: Tensor, shape: torch.Size, accepted: str) -> Tensor:
+    """A value a row, shaped like the target or like its first dimension, as (N,)."""
+    if value.device != input.device:
+        raise ValueError(f"{name} must be on the device of input, {input.device}, got {value.device}")
+    if value.shape == shape:
+        return value if value.dim() == 1 else value.reshape(-1)
+    if len(shape) > 1 and value.shape == shape[:1]:
+        return value.reshape(-1, *(1,) * (len(shape) - 1)).expand(shape).reshape(-1)
+    raise ValueError(f"{name} must be {accepted}, shape {tuple(shape)}, got shape {_shape(value)}")
+
+
 def _schedule_value(name: str, value: float | Tensor, input: Tensor, shape: torch.Size) -> Tensor:
     """q or bootstrap_weight as a 0-d or (N,) tensor next to the logits."""
     if isinstance(value, Tensor):
@@ -89,18 +107,11 @@ def _schedule_value(name: str, value: float | Tensor, input: Tensor, shape: torc
         _no_gradient(name, value)
         if value.dtype in HALVES:
             value = value.float()
-        if value.dim() == 0:
+        if value.dim() == 0 or (value.shape == (1,) and shape != (1,)):
+            value = value.reshape(())
             here = (value.is_cpu and input.is_cpu) or value.device == input.device
             return value if here else value.to(input.device, non_blocking=True)
-        if value.device != input.device:
-            raise ValueError(f"{name} must be on the device of input, {input.device}, got {value.device}")
-        if value.shape == shape:
-            return value if value.dim() == 1 else value.reshape(-1)
-        if len(shape) > 1 and value.shape == shape[:1]:
-            return value.reshape(-1, *(1,) * (len(shape) - 1)).expand(shape).reshape(-1)
-        raise ValueError(
-            f"{name} must be a number, a 0-d tensor or one value a row, shape {tuple(shape)}, got shape {_shape(value)}"
-        )
+        return _of_rows(name, value, input, shape, "a number, a 0-d tensor or one value a row")
     if not isinstance(value, Real):
         raise TypeError(f"{name} must be a number or a floating-point tensor, got {type(value).__name__}")
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
@@ -110,17 +121,54 @@ def _schedule_value(name: str, value: float | Tensor, input: Tensor, shape: torc
     return torch.full((), float(value), dtype=dtype, device=input.device)
 
 
-def _class_weight(weight: Tensor, input: Tensor, classes: int) -> Tensor:
+def check_class_weight(weight: Tensor, classes: int | None) -> None:
+    """Raise TypeError or ValueError for class weights that cannot be; of any length while C is not known."""
+    wanted = f"({'C' if classes is None else classes},)"
     if not isinstance(weight, Tensor):
-        raise TypeError(f"weight must be a tensor of shape ({classes},) or None, got {type(weight).__name__}")
+        raise TypeError(f"weight must be a tensor of shape {wanted} or None, got {type(weight).__name__}")
     if weight.dtype not in _LOGITS:
         raise TypeError(f"weight must be floating-point, got {weight.dtype}")
     _no_gradient("weight", weight)
-    if weight.dim() != 1 or weight.shape[0] != classes:
-        raise ValueError(f"weight must have one value a class, shape ({classes},), got shape {_shape(weight)}")
+    if weight.dim() != 1 or (classes is not None and weight.shape[0] != classes):
+        raise ValueError(f"weight must have one value a class, shape {wanted}, got shape {_shape(weight)}")
+
+
+def _class_weight(weight: Tensor, input: Tensor, classes: int) -> Tensor:
+    check_class_weight(weight, classes)
     if weight.device != input.device:
         raise ValueError(f"weight must be on the device of input, {input.device}, got {weight.device}")
     return weight.to(torch.float64 if input.dtype == torch.float64 else torch.float32)
+
+
+def _sample_weight(weight: Tensor, input: Tensor, shape: torch.Size) -> Tensor:
+    """As (N,) in the dtype of the loss. It may require grad: the loss is linear in it."""
+    accepted = "None or one value a row"
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"sample_weight must be {accepted}, a tensor, got {type(weight).__name__}")
+    if weight.dtype not in _LOGITS:
+        raise TypeError(f"sample_weight must be floating-point, got {weight.dtype}")
+    weight = _of_rows("sample_weight", weight, input, shape, accepted)
+    return weight.to(torch.float64 if input.dtype == torch.float64 else torch.float32)
+
+
+def check_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:
+    """Raise ValueError unless ``value`` is one of the accepted strings."""
+    if value not in accepted:
+        listed = f"{', '.join(map(repr, accepted[:-1]))} or {accepted[-1]!r}"
+        raise ValueError(f"{name} must be {listed}, got {value!r}")
+
+
+def check_options(ignore_index: int, reduction: str, bootstrap: str) -> int:
+    """Raise TypeError or ValueError for options that cannot be, else return ``ignore_index`` as an int."""
+    if type(ignore_index) is not int:
+        if not isinstance(ignore_index, Integral):
+            raise TypeError(f"ignore_index must be an int, got {type(ignore_index).__name__}")
+        ignore_index = int(ignore_index)
+    if not -(2**63) <= ignore_index < 2**63:
+        raise ValueError(f"ignore_index must fit in 64 bits, got {ignore_index}")
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_choice("bootstrap", bootstrap, BOOTSTRAPS)
+    return ignore_index
 
 
 def _check_input(input: Tensor, target: Tensor) -> None:
@@ -144,9 +192,10 @@ def check(
     bootstrap_weight: float | Tensor,
     weight: Tensor | None,
     ignore_index: int,
-    reduction: str,
-    bootstrap: str,
+    reduction: Reduction,
+    bootstrap: Bootstrap,
     want_stats: bool,
+    sample_weight: Tensor | None = None,
 ) -> Rows:
     """Raise TypeError or ValueError for what no backend can take, else return the call as flat rows.
 
@@ -180,16 +229,7 @@ def check(
         target = target.to(torch.int64)
         if wraps:  # 2**64 - 100 must not become ignore_index
             target = torch.where(target < 0, torch.iinfo(torch.int64).max, target)
-    if type(ignore_index) is not int:
-        if not isinstance(ignore_index, Integral):
-            raise TypeError(f"ignore_index must be an int, got {type(ignore_index).__name__}")
-        ignore_index = int(ignore_index)
-    if not -(2**63) <= ignore_index < 2**63:
-        raise ValueError(f"ignore_index must fit in 64 bits, got {ignore_index}")
-    if reduction not in _REDUCTIONS:
-        raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
-    if bootstrap not in _BOOTSTRAPS:
-        raise ValueError(f"bootstrap must be 'soft' or 'hard', got {bootstrap!r}")
+    ignore_index = check_options(ignore_index, reduction, bootstrap)
     if isinstance(q, Real) and isinstance(bootstrap_weight, Real) and q == 0 and bootstrap_weight != 0:
         raise ValueError(f"q must be > 0 where bootstrap_weight is not 0, got q = 0 and {bootstrap_weight}")
     return Rows(
@@ -203,6 +243,7 @@ def check(
         bootstrap == "hard",
         want_stats,
         shape,
+        None if sample_weight is None else _sample_weight(sample_weight, input, shape),
     )
 
 
@@ -258,7 +299,7 @@ def raise_for_labels(rows: Rows) -> None:
 
     Elsewhere, and under tracing or function transforms, such rows become NaN instead.
     """
-    if not rows.logits.is_cpu or torch.compiler.is_compiling() or transforms_active():
+    if not rows.logits.is_cpu or torch.compiler.is_compiling() or transforms_active() or is_recording(rows.target):
         return
     classes = rows.logits.shape[1]
     bad = (rows.target != rows.ignore_index) & ((rows.target < 0) | (rows.target >= classes))
@@ -277,12 +318,3 @@ def raise_for_labels(rows: Rows) -> None:
     wrong = ((rows.q.to(dtype) == 0) & (rows.bootstrap_weight != 0)).reshape(-1)
     if bool(wrong.any()):
         raise ValueError(f"q must be > 0 where bootstrap_weight is not 0, got 0.0 at row {int(wrong.nonzero()[0, 0])}")
-
-
-# Private: where it is absent, a transform meets the fused kernels and torch refuses it.
-_functorch_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
-
-
-def transforms_active() -> bool:
-    """Whether a torch.func transform (grad, vmap, jvp, ...) or forward-mode differentiation is around this call."""
-    return bool(_functorch_active()) or getattr(forward_ad, "_current_level", -1) >= 0

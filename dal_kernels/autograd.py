@@ -14,39 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dal_kernels.arguments import Rows, RowStats, transforms_active
-from dal_kernels.fields import FIELDS, REDUCTIONS
+from dal_kernels.arguments import Rows, RowStats
+from dal_kernels.fields import ENTROPY, REDUCTION, TARGET_PROB
+from dal_kernels.once import DifferentiableOnce, anchor_of
 from dal_kernels.ops import KERNELS, Kernels
-
-# Above this, logits are not kept alive just to be able to refuse a second derivative.
-_SMALL_BYTES = 1 << 20
-
-REDUCTION = {name: index for index, name in enumerate(REDUCTIONS)}
-TARGET_PROB, ENTROPY = FIELDS.index("target_prob"), FIELDS.index("entropy")
-
-# Private: where they are absent, a batched upstream gradient (vmap over a backward) is an error of torch's.
-_functorch = getattr(torch._C, "_functorch", None)
-_is_batched = getattr(_functorch, "is_legacy_batchedtensor", lambda tensor: False)
-
-
-def has_no_value(tensor: Tensor) -> bool:
-    """Whether a tensor stands for values that cannot be looked at: vmap over a backward, fake tensors."""
-    return transforms_active() or type(tensor) is not Tensor or _is_batched(tensor)
-
-
-# Private: where it is absent, every graph counts as kept, which costs a copy.
-graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
-
-
-def anchor_of(tensor: Tensor) -> Tensor | None:
-    """What ties gradients to the graph of a tensor without keeping its memory, where that is worth it; else None."""
-    large = not tensor.is_leaf and tensor.nbytes > _SMALL_BYTES
-    return tensor[:0].clone() if large else None
+from dal_kernels.recorded import recorded_loss
+from dal_kernels.surroundings import graph_is_kept, has_no_value, is_recording
 
 
 def fused_loss(rows: Rows, backend: str) -> tuple[Tensor, RowStats | None]:
     """The reduced loss of a checked call by the fused kernels of ``backend``, differentiable once."""
     logits = rows.logits
+    if is_recording(logits):
+        return recorded_loss(rows, backend)
     if logits.requires_grad and torch.is_grad_enabled():
         if torch.compiler.is_compiling():
             outputs = _FusedLoss.apply(logits, rows, backend, None)
@@ -113,11 +93,13 @@ class _FusedLoss(torch.autograd.Function):
         kernels = KERNELS[backend]
         compiling = torch.compiler.is_compiling()
         fixed = not written or compiling or graph_is_kept() or has_no_value(upstream)
-        gradient, *rest = ctx.saved_tensors
+        # Read once: hooks (checkpointing, offloading) may refuse to hand out a tensor a second time.
+        saved = ctx.saved_tensors
+        gradient, *rest = saved
         if not fixed:
             # Nobody asks for the saved gradient again, so it may be scaled in place, or given away as it is.
             rescale = kernels.rescale or _rescale_on_host
-            gradient = rescale(ctx.saved_tensors, upstream, ignore_index, again, kernels)
+            gradient = rescale(saved, upstream, ignore_index, again, kernels)
         elif again:
             logits, target, fields, prediction, *correction = rest
             gradient = kernels.gradient(logits, target, fields, prediction, upstream, ignore_index, *correction)
@@ -146,22 +128,3 @@ def _rescale_on_host(
 # Function.apply first looks for torch.func transforms, as long as a kernel takes at classifier sizes. Calls under
 # transforms do not come here.
 _apply: Callable[..., Any] = getattr(super(torch.autograd.Function, _FusedLoss), "apply", _FusedLoss.apply)
-
-
-class DifferentiableOnce(torch.autograd.Function):
-    """Identity on a gradient that says so when it is differentiated again.
-
-    ``anchors`` tie it to the graph of what it is a gradient through: without an edge there, a gradient penalty would
-    skip this part in silence.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, gradient: Tensor, *anchors: Tensor) -> Tensor:
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, ...]:
-        raise RuntimeError(
-            "the fused kernels of dynamics_aware_loss have no second derivative: "
-            "pass backend='eager' for gradient penalties and other uses of create_graph=True"
-        )

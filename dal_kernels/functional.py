@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Literal, overload
 
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from dal_kernels.arguments import RowStats, check, is_dtensor
+from dal_kernels.arguments import Backend, Bootstrap, RowStats, check, is_dtensor
 from dal_kernels.backends.choose import RUN, choose
+from dal_kernels.fields import Reduction
+from dal_kernels.reference import run_weighted
 
 __all__ = ["dynamics_aware_loss"]
 
@@ -21,10 +24,11 @@ def dynamics_aware_loss(
     *,
     weight: Tensor | None = ...,
     ignore_index: int = ...,
-    reduction: str = ...,
-    bootstrap: str = ...,
+    reduction: Reduction = ...,
+    bootstrap: Bootstrap = ...,
     return_stats: Literal[False] = ...,
-    backend: str = ...,
+    sample_weight: Tensor | None = ...,
+    backend: Backend = ...,
 ) -> Tensor: ...
 @overload
 def dynamics_aware_loss(
@@ -35,11 +39,27 @@ def dynamics_aware_loss(
     *,
     weight: Tensor | None = ...,
     ignore_index: int = ...,
-    reduction: str = ...,
-    bootstrap: str = ...,
+    reduction: Reduction = ...,
+    bootstrap: Bootstrap = ...,
     return_stats: Literal[True],
-    backend: str = ...,
+    sample_weight: Tensor | None = ...,
+    backend: Backend = ...,
 ) -> tuple[Tensor, RowStats]: ...
+@overload
+def dynamics_aware_loss(
+    input: Tensor,
+    target: Tensor,
+    q: float | Tensor,
+    bootstrap_weight: float | Tensor = ...,
+    *,
+    weight: Tensor | None = ...,
+    ignore_index: int = ...,
+    reduction: Reduction = ...,
+    bootstrap: Bootstrap = ...,
+    return_stats: bool,
+    sample_weight: Tensor | None = ...,
+    backend: Backend = ...,
+) -> Tensor | tuple[Tensor, RowStats]: ...
 def dynamics_aware_loss(
     input: Tensor,
     target: Tensor,
@@ -48,10 +68,11 @@ def dynamics_aware_loss(
     *,
     weight: Tensor | None = None,
     ignore_index: int = -100,
-    reduction: str = "mean",
-    bootstrap: str = "soft",
+    reduction: Reduction = "mean",
+    bootstrap: Bootstrap = "soft",
     return_stats: bool = False,
-    backend: str = "auto",
+    sample_weight: Tensor | None = None,
+    backend: Backend = "auto",
 ) -> Tensor | tuple[Tensor, RowStats]:
     r"""Dynamics-Aware Loss between logits and class indices, with its gradient computed in the same pass.
 
@@ -68,8 +89,8 @@ def dynamics_aware_loss(
             A DTensor may be split by classes, by rows (dimension 0) or be replicated; the loss is a plain tensor, that
             of all rows on every rank ("none": of this rank's rows). See :mod:`dal_kernels.dtensor`.
         target: class indices shaped like ``input`` without its class dimension, any integer dtype.
-        q: exponent >= 0. A number, a 0-d tensor, or one value a row. Tensors are read by the kernel: changing one in
-            place neither recompiles nor synchronises (a number that changes recompiles). 0 only where
+        q: exponent >= 0. A number, a 0-d or (1,) tensor, or one value a row. Tensors are read by the kernel: changing
+            one in place neither recompiles nor synchronises (a number that changes recompiles). 0 only where
             ``bootstrap_weight`` is 0.
         bootstrap_weight: weight lambda >= 0 of the bootstrap term; as ``q``.
         weight: (C,) class weights; they multiply both terms of a row, and "mean" divides by their sum over the rows.
@@ -77,6 +98,9 @@ def dynamics_aware_loss(
         reduction: "mean", "sum" or "none".
         bootstrap: B is the entropy of p ("soft") or the negative log-likelihood of the predicted class ("hard").
         return_stats: also return what the pass learnt of each row.
+        sample_weight: one value a row, shaped like ``target`` or (N,), or None. It multiplies the row's loss, and
+            "mean" divides by the sum of what each row counts: its sample weight times its class weight. It may require
+            grad. The gradient of the logits is then made in the backward, as with "none".
         backend: "auto", or the name of one to insist on; see :func:`dal_kernels.available_backends`.
 
     Returns:
@@ -91,12 +115,31 @@ def dynamics_aware_loss(
         RuntimeError: the named backend is not available here; a second derivative through a fused kernel (the backend
             "eager" has them); under torch.compile, a bad label.
     """
+    if has_torch_function_variadic(input, target, q, bootstrap_weight, weight, sample_weight):
+        # A proxy of torch.fx, which records the call, or a tensor subclass that wants to see it first.
+        return handle_torch_function(
+            dynamics_aware_loss,
+            (input, target, q, bootstrap_weight, weight, sample_weight),
+            input,
+            target,
+            q,
+            bootstrap_weight,
+            weight=weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            bootstrap=bootstrap,
+            return_stats=return_stats,
+            sample_weight=sample_weight,
+            backend=backend,
+        )
     if is_dtensor(input):
         # Imported late: torch.distributed.tensor is not everyone's.
         from dal_kernels.dtensor import dtensor_loss
 
         options = {"weight": weight, "ignore_index": ignore_index, "reduction": reduction, "bootstrap": bootstrap}
         return dtensor_loss(input, target, q, bootstrap_weight, **options, return_stats=return_stats, backend=backend)
-    rows = check(input, target, q, bootstrap_weight, weight, ignore_index, reduction, bootstrap, return_stats)
-    loss, stats = RUN[choose(backend, input)](rows)
+    rows = check(
+        input, target, q, bootstrap_weight, weight, ignore_index, reduction, bootstrap, return_stats, sample_weight
+    )
+    loss, stats = run_weighted(RUN[choose(backend, input)], rows)
     return rows.shaped(loss, stats)

@@ -7,13 +7,15 @@ Source of the formula: "Dynamics-Aware Loss for Learning with Label Noise", arXi
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dal_kernels.arguments import HALVES, Rows, RowStats, check, raise_for_labels
+from dal_kernels.arguments import HALVES, Bootstrap, Rows, RowStats, check, raise_for_labels
+from dal_kernels.fields import Reduction
 
 __all__ = ["dynamics_aware_loss"]
 
@@ -123,6 +125,24 @@ def reduced_loss(rows: Rows, official: bool = False) -> tuple[Tensor, RowStats |
         return loss, RowStats(torch.where(known, every.target_prob, math.nan), every.entropy, every.prediction)
 
 
+def run_weighted(run: Callable[[Rows], tuple[Tensor, RowStats | None]], rows: Rows) -> tuple[Tensor, RowStats | None]:
+    """``run(rows)``, and where there are sample weights its losses of rows, weighted and then reduced.
+
+    "mean" divides by the sum of what the rows count: sample weight times class weight, 0 of an ignored row.
+    """
+    if rows.sample_weight is None:
+        return run(rows)
+    loss, stats = run(rows._replace(reduction="none", sample_weight=None))
+    kept = torch.where(rows.target == rows.ignore_index, 0.0, rows.sample_weight)
+    loss = loss * kept
+    if rows.reduction != "none":
+        loss = loss.sum()
+    if rows.reduction == "mean":
+        classes = rows.logits.shape[1]
+        loss = loss / (kept * row_factors(rows.target, classes, rows.weight, rows.ignore_index, kept.dtype)).sum()
+    return loss, stats
+
+
 def dynamics_aware_loss(
     input: Tensor,
     target: Tensor,
@@ -131,9 +151,10 @@ def dynamics_aware_loss(
     *,
     weight: Tensor | None = None,
     ignore_index: int = -100,
-    reduction: str = "mean",
-    bootstrap: str = "soft",
+    reduction: Reduction = "mean",
+    bootstrap: Bootstrap = "soft",
     return_stats: bool = False,
+    sample_weight: Tensor | None = None,
     official: bool = False,
 ) -> Any:
     """What :func:`dal_kernels.dynamics_aware_loss` computes, by plain PyTorch operations.
@@ -144,6 +165,8 @@ def dynamics_aware_loss(
         official: use the authors' arithmetic instead of the exact formula: p_y clamped to [1e-6, 1], so that rows below
             have no gradient from the first term, and ln(p + 1e-6) in the entropy.
     """
-    rows = check(input, target, q, bootstrap_weight, weight, ignore_index, reduction, bootstrap, return_stats)
+    rows = check(
+        input, target, q, bootstrap_weight, weight, ignore_index, reduction, bootstrap, return_stats, sample_weight
+    )
     raise_for_labels(rows)
-    return rows.shaped(*reduced_loss(rows, official))
+    return rows.shaped(*run_weighted(lambda of: reduced_loss(of, official), rows))

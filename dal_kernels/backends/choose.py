@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from dal_kernels import ops, reference
-from dal_kernels.arguments import Rows, RowStats, raise_for_labels, transforms_active
+from dal_kernels.arguments import BACKENDS, Rows, RowStats, check_choice, raise_for_labels
 from dal_kernels.autograd import fused_loss
+from dal_kernels.surroundings import transforms_active
 
 Run = Callable[[Rows], tuple[Tensor, RowStats | None]]
 
@@ -117,8 +118,7 @@ def choose(backend: str, input: Tensor) -> str:
         if not torch.compiler.is_compiling():
             _warn_once(input.device.type)
         return "eager"
-    if backend not in _REASONS:
-        raise ValueError(f"backend must be 'auto', {', '.join(map(repr, _REASONS))}, got {backend!r}")
+    check_choice("backend", backend, BACKENDS)
     # Why a backend is missing cannot be found out while tracing; that it is, can.
     if torch.compiler.is_compiling():
         if backend not in RUN or (backend != "eager" and backend not in ops.KERNELS):

@@ -1,0 +1,78 @@
+"""The loss as one operator with an autograd of its own, for what records operators and differentiates them later.
+
+torch.export, make_fx and torch.jit.trace keep operators and forget a torch.autograd.Function around them: what they
+record must be differentiable by itself, or a model that was exported with its loss would train nothing, in silence.
+
+    fused_loss(logits, target, q, bootstrap_weight, weight, ignore_index, reduction, hard, backend)
+        -> (loss, fields, prediction, correction)
+
+``backend`` says whose kernels; the rest is as in :mod:`dal_kernels.ops`, ``correction`` being empty on a CPU. The
+gradient is made in the backward, from the logits: 3 passes over them instead of the 2 of an ordinary call.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dal_kernels.arguments import Rows, RowStats
+from dal_kernels.fields import ENTROPY, REDUCTION, TARGET_PROB
+from dal_kernels.once import DifferentiableOnce
+from dal_kernels.ops import KERNELS
+
+
+def recorded_loss(rows: Rows, backend: str) -> tuple[Tensor, RowStats | None]:
+    """The reduced loss of a checked call, as an operator that can be recorded; differentiable once."""
+    loss, fields, prediction, _ = _fused_loss(
+        rows.logits,
+        rows.target,
+        rows.q,
+        rows.bootstrap_weight,
+        rows.weight,
+        rows.ignore_index,
+        REDUCTION[rows.reduction],
+        rows.hard,
+        backend,
+    )
+    if not rows.want_stats:
+        return loss, None
+    return loss, RowStats(fields[TARGET_PROB].detach(), fields[ENTROPY].detach(), prediction)
+
+
+def _run(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *of_call, backend = arguments
+    # Without the gradient, and with the prediction, whose fields the statistics are among.
+    loss, _, fields, prediction, *correction = KERNELS[backend].loss_and_fields(*of_call, False, True)
+    return loss, fields, prediction, *(correction or [loss.new_empty(0)])
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    logits, target, *_, ignore_index, _reduction, _hard, ctx.backend = inputs
+    _, fields, prediction, correction = output
+    ctx.ignore_index = ignore_index
+    ctx.save_for_backward(logits, target, fields, prediction, correction)
+    ctx.mark_non_differentiable(fields, prediction, correction)
+
+
+def _differentiate(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    logits, target, fields, prediction, correction = ctx.saved_tensors
+    corrections = () if ctx.backend == "cpu" else (correction,)
+    gradient = KERNELS[ctx.backend].gradient(
+        logits, target, fields, prediction, upstream, ctx.ignore_index, *corrections
+    )
+    if torch.is_grad_enabled():
+        gradient = DifferentiableOnce.apply(gradient, logits)
+    return gradient, *(None,) * 8
+
+
+_library = torch.library.Library("dal_kernels", "FRAGMENT")
+_library.define(
+    "fused_loss(Tensor logits, Tensor target, Tensor q, Tensor bootstrap_weight, Tensor? weight, int ignore_index, "
+    "int reduction, bool hard, str backend) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+_library.impl("fused_loss", _run, "CompositeExplicitAutograd")
+torch.library.register_fake("dal_kernels::fused_loss", _run, lib=_library)
+torch.library.register_autograd("dal_kernels::fused_loss", _differentiate, setup_context=_remember, lib=_library)
+_fused_loss = torch.ops.dal_kernels.fused_loss.default

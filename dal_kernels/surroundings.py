@@ -1,0 +1,54 @@
+"""What is around a call: torch.func transforms, recording and faking modes, a graph that is kept.
+
+Some of it torch tells only through private hooks. Each of them stands here, with what its absence costs.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+# Where it is absent, a torch.func transform meets the fused kernels and torch refuses it.
+_functorch_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+
+# Where it is absent, a batched upstream gradient (vmap over a backward) is an error of torch's.
+_is_batched = getattr(getattr(torch._C, "_functorch", None), "is_legacy_batchedtensor", lambda tensor: False)
+
+# Where it is absent, what make_fx and its like record has no gradient.
+_dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
+
+# The same as torch.jit.is_tracing, which takes several times as long to say no.
+_jit_is_tracing = getattr(torch._C, "_is_tracing", torch.jit.is_tracing)
+
+# Where it is absent, every graph counts as kept, which costs a copy of the gradient.
+graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+
+
+def transforms_active() -> bool:
+    """Whether a torch.func transform (grad, vmap, jvp, ...) or forward-mode differentiation is around this call."""
+    return bool(_functorch_active()) or getattr(forward_ad, "_current_level", -1) >= 0
+
+
+def is_recording(tensor: Tensor) -> bool:
+    """Whether what is done with this tensor is recorded, or imagined only: its values must not be looked at.
+
+    True under torch.export, torch.jit.trace and dispatch modes (make_fx, FakeTensorMode), and of fake tensors. What
+    torch.compile compiles is not meant: :func:`torch.compiler.is_compiling` tells that.
+    """
+    if torch.compiler.is_compiling():
+        return torch.compiler.is_exporting()
+    return _dispatch_modes() > 0 or _jit_is_tracing() or (type(tensor) is not Tensor and _is_fake(tensor))
+
+
+def has_no_value(tensor: Tensor) -> bool:
+    """Whether a tensor may stand for values that cannot be looked at, or changed in place."""
+    return transforms_active() or type(tensor) is not Tensor or _is_batched(tensor) or is_recording(tensor)
+
+
+def _is_fake(tensor: Tensor) -> bool:
+    """Without importing what has not been imported, for then there are no fake tensors yet."""
+    module = sys.modules.get("torch._subclasses.fake_tensor")
+    return module is not None and isinstance(tensor, module.FakeTensor)
