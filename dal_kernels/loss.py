@@ -1,18 +1,44 @@
-"""The loss as a module: a schedule, its two values as buffers, and the function."""
+"""The loss as a module: a schedule and the function."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dal_kernels.arguments import (
+    BACKENDS,
+    Backend,
+    Bootstrap,
+    RowStats,
+    check_choice,
+    check_class_weight,
+    check_options,
+)
+from dal_kernels.fields import Reduction
 from dal_kernels.functional import dynamics_aware_loss
 from dal_kernels.linear import linear_dynamics_aware_loss
 from dal_kernels.schedule import DynamicsAwareSchedule
 
 __all__ = ["DynamicsAwareLoss", "LinearDynamicsAwareLoss"]
+
+
+# A number is a whole part and a fraction in units of 2^-62, both int64. Integers, because loaders cast floating tensors
+# to the dtype of the model, or take the dtype of the model from them; linear, because state dicts are averaged.
+_UNIT = 2.0**-62
+
+
+def _packed(numbers: Iterable[float]) -> Tensor:
+    """(n, 2) int64. On the CPU also where a meta device is the default: these are values, not memory to fill later."""
+    pairs = [(int(number), int(math.ldexp(number % 1.0, 62))) for number in numbers]
+    return torch.tensor(pairs, dtype=torch.int64, device="cpu")
+
+
+def _unpacked(pairs: Tensor) -> list[float]:
+    return [whole + fraction * _UNIT for whole, fraction in pairs.tolist()]
 
 
 class DynamicsAwareLoss(nn.Module):
@@ -22,83 +48,107 @@ class DynamicsAwareLoss(nn.Module):
     See :func:`dal_kernels.dynamics_aware_loss` for the formula and for what ``forward`` takes, and
     :class:`dal_kernels.DynamicsAwareSchedule` for the schedule.
 
+    The state dict has the class weights, as that of :class:`torch.nn.CrossEntropyLoss`, and under ``_extra_state`` the
+    schedule's q_start, q_end, total_steps and position as a small tensor. A state dict without it, of a model that was
+    trained with cross-entropy, is loaded too, strictly as well: the schedule stays where it is. The other way round a
+    model without this loss takes such a state dict with ``strict=False``, or without that entry.
+
     Args:
         q_start, q_end, total_steps: the schedule.
         weight, ignore_index, reduction, bootstrap, backend: as in :func:`dal_kernels.dynamics_aware_loss`.
 
     Attributes:
-        schedule: where the schedule stands.
-        q, bootstrap_weight: its values as 0-d float32 buffers, updated in place, so that compiled or captured code sees
-            them change. They stay float32 through ``.half()`` and follow the input's device. They are not part of the
-            state dict; the schedule's settings and position are.
+        schedule: where the schedule stands. Whatever moves it moves the loss.
+        q, bootstrap_weight: its values as 0-d float32 tensors, on the device of the last input. They are changed in
+            place, so that compiled or captured code sees them change; no cast of the module rounds them.
 
     Raises:
-        TypeError, ValueError: a setting of the schedule is wrong, or ``reduction`` or ``bootstrap`` has another value.
+        TypeError, ValueError: a setting of the schedule or an option is of the wrong type or value.
     """
 
-    q: Tensor
-    bootstrap_weight: Tensor
     weight: Tensor | None
 
     def __init__(
         self,
         q_start: float = 0.6,
         q_end: float = 1.5,
-        total_steps: float | None = None,
         *,
+        total_steps: float,
         weight: Tensor | None = None,
         ignore_index: int = -100,
-        reduction: str = "mean",
-        bootstrap: str = "soft",
-        backend: str = "auto",
+        reduction: Reduction = "mean",
+        bootstrap: Bootstrap = "soft",
+        backend: Backend = "auto",
     ) -> None:
         super().__init__()
-        if total_steps is None:
+        if isinstance(q_start, Iterable):  # nn.CrossEntropyLoss takes class weights there
             raise TypeError(
-                "total_steps must be given: how often step() will be called in training (epochs or iterations)"
+                f"q_start must be a number, got {type(q_start).__name__}; class weights are given as weight=..."
             )
-        if reduction not in ("none", "mean", "sum"):
-            raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
-        if bootstrap not in ("soft", "hard"):
-            raise ValueError(f"bootstrap must be 'soft' or 'hard', got {bootstrap!r}")
+        self.ignore_index = check_options(ignore_index, reduction, bootstrap)
+        check_choice("backend", backend, BACKENDS)
+        if weight is not None:
+            check_class_weight(weight, None)
         self.schedule = DynamicsAwareSchedule(q_start, q_end, total_steps)
         self.register_buffer("weight", weight)
-        self.register_buffer("q", torch.tensor(self.schedule.q, dtype=torch.float32), persistent=False)
-        self.register_buffer(
-            "bootstrap_weight", torch.tensor(self.schedule.bootstrap_weight, dtype=torch.float32), persistent=False
-        )
-        self.ignore_index = ignore_index
-        self.reduction = reduction
-        self.bootstrap = bootstrap
-        self.backend = backend
+        self.reduction: Reduction = reduction
+        self.bootstrap: Bootstrap = bootstrap
+        self.backend: Backend = backend
+        self._device = torch.device("cpu")
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """The loss of ``input`` (logits) against ``target`` (class indices) at the schedule's position."""
-        if self.q.device != input.device:
-            self._follow(input.device)
+    @property
+    def q(self) -> Tensor:
+        return self.schedule.on(self._device)[0]
+
+    @property
+    def bootstrap_weight(self) -> Tensor:
+        return self.schedule.on(self._device)[1]
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        *,
+        return_stats: bool = False,
+        sample_weight: Tensor | None = None,
+        reduction: Reduction | None = None,
+    ) -> Tensor | tuple[Tensor, RowStats]:
+        """The loss of ``input`` (logits) against ``target`` (class indices) at the schedule's position.
+
+        Args:
+            input, target, return_stats, sample_weight: as in :func:`dal_kernels.dynamics_aware_loss`.
+            reduction: in the place of the module's, for this call.
+
+        Returns, Raises:
+            As :func:`dal_kernels.dynamics_aware_loss`.
+        """
         return dynamics_aware_loss(
             input,
             target,
-            self.q,
-            self.bootstrap_weight,
-            weight=self.weight,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-            bootstrap=self.bootstrap,
-            backend=self.backend,
+            *self._values_for(input),
+            return_stats=return_stats,
+            sample_weight=sample_weight,
+            **self._options(reduction),
         )
 
     def step(self, t: float | None = None) -> None:
-        """Advance the schedule by one, or to position ``t``."""
+        """Advance the schedule by one, or to position ``t``. In compiled code this breaks the graph."""
         self.schedule.step(t)
-        self._refresh()
 
-    def get_extra_state(self) -> dict[str, float]:
-        return self.schedule.state_dict()
+    def get_extra_state(self) -> Tensor:
+        return _packed(self.schedule.state_dict().values())
 
-    def set_extra_state(self, state: dict[str, float]) -> None:
+    def set_extra_state(self, state: Tensor | Mapping[str, float]) -> None:
+        """Take a schedule's state as :meth:`get_extra_state` gives it, or as it once did: as a dict."""
+        if isinstance(state, Tensor):
+            names = list(self.schedule.state_dict())
+            if state.shape != (len(names), 2):
+                raise ValueError(
+                    f"_extra_state must be a tensor of shape ({len(names)}, 2), of {', '.join(names)}, "
+                    f"got shape {tuple(state.shape)}"
+                )
+            state = dict(zip(names, _unpacked(state), strict=True))
         self.schedule.load_state_dict(state)
-        self._refresh()
 
     def extra_repr(self) -> str:
         shown = f"schedule={self.schedule!r}, reduction={self.reduction!r}, bootstrap={self.bootstrap!r}"
@@ -108,26 +158,43 @@ class DynamicsAwareLoss(nn.Module):
             shown += f", ignore_index={self.ignore_index}"
         return shown + (f", backend={self.backend!r}" if self.backend != "auto" else "")
 
-    def _refresh(self) -> None:
-        q, bootstrap_weight = self.schedule.at(self.schedule.position)
-        self.q.fill_(q)
-        self.bootstrap_weight.fill_(bootstrap_weight)
+    def _options(self, reduction: Reduction | None) -> Any:
+        """What every form of the loss takes by the same names."""
+        weight = self.weight
+        if weight is not None and self._device.type == "meta":
+            weight = weight.to(self._device)
+        return {
+            "weight": weight,
+            "ignore_index": self.ignore_index,
+            "reduction": self.reduction if reduction is None else reduction,
+            "bootstrap": self.bootstrap,
+            "backend": self.backend,
+        }
 
-    def _follow(self, device: torch.device) -> None:
-        self.q = torch.empty((), dtype=torch.float32, device=device)
-        self.bootstrap_weight = torch.empty_like(self.q)
-        self._refresh()
-        if self.weight is not None:
-            self.weight = self.weight.to(device)
+    def _values_for(self, input: Tensor) -> tuple[Tensor, Tensor]:
+        """q and bootstrap_weight beside the input, to whose device the class weights go too."""
+        if isinstance(input, Tensor) and input.device != self._device:
+            self._device = input.device
+            # Not to the meta device, from which no value comes back.
+            if self.weight is not None and self._device.type != "meta":
+                # Outside of inference mode, in which they would be made unfit for training.
+                with torch.inference_mode(False):
+                    self.weight = self.weight.to(self._device)
+        return self.schedule.on(self._device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
-        if self.q.dtype != torch.float32:
-            # .half() and .bfloat16() would round q; only where it lives is theirs to change.
-            self.q = self.q.to(torch.float32)
-            self.bootstrap_weight = self.bootstrap_weight.to(torch.float32)
-        self._refresh()
+        # Where this module goes, so do the values: before code is compiled or captured there.
+        self._device = fn(torch.empty(0)).device
+        self.schedule.on(self._device)
         return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+        _, _, missing_keys, *_ = arguments
+        schedule = prefix + "_extra_state"
+        if schedule in missing_keys:
+            missing_keys.remove(schedule)
 
 
 class LinearDynamicsAwareLoss(DynamicsAwareLoss):

@@ -1,7 +1,7 @@
 """The schedule of DAL: the exponent q grows, and the bootstrap weight fades in once q has passed 1.
 
-Pure arithmetic on Python floats; no tensors. Source: arXiv 2303.11562 and its authors' training script, in which one
-step is an epoch. Any monotone clock works: epochs, iterations, or a fraction of either.
+Arithmetic on Python floats, and tensors that follow it. Source: arXiv 2303.11562 and its authors' training script, in
+which one step is an epoch. Any monotone clock works: epochs, iterations, or a fraction of either.
 """
 
 from __future__ import annotations
@@ -12,21 +12,29 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from dal_kernels.surroundings import is_recording
+
 __all__ = ["DynamicsAwareSchedule"]
 
 _SETTINGS = ("q_start", "q_end", "total_steps")
+_STATE = (*_SETTINGS, "position")
+_CPU = torch.device("cpu")
 
 
-def _number(name: str, value: Any, accepted: str, ok: bool | None = None) -> float:
+def _number(name: str, value: Any) -> float:
+    accepted = f"finite and {'>' if name == 'total_steps' else '>='} 0"
     if not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     try:
         value = float(value)
     except OverflowError:
         raise ValueError(f"{name} must be {accepted}, got a number too large for a float") from None
-    if not math.isfinite(value) or value < 0 or ok is False:
+    if not math.isfinite(value) or value < 0 or (value == 0 and name == "total_steps"):
         raise ValueError(f"{name} must be {accepted}, got {value}")
-    return float(value)
+    return value
 
 
 class DynamicsAwareSchedule:
@@ -46,7 +54,7 @@ class DynamicsAwareSchedule:
 
     Attributes:
         position: steps taken so far, a float; 0 at the start, so that the first epoch trains with ``q_start``.
-        q, bootstrap_weight: the values at ``position``.
+        q, bootstrap_weight: the values at ``position``, floats. :meth:`on` gives them as tensors that follow.
 
     Raises:
         TypeError: a setting is not a number.
@@ -54,16 +62,60 @@ class DynamicsAwareSchedule:
     """
 
     def __init__(self, q_start: float, q_end: float, total_steps: float) -> None:
-        self.q_start = _number("q_start", q_start, "finite and >= 0")
-        self.q_end = _number("q_end", q_end, "finite and >= 0")
-        self.total_steps = _number("total_steps", total_steps, "finite and > 0", total_steps != 0)
+        self.q_start = q_start
+        self.q_end = q_end
+        self.total_steps = total_steps
         if self.q_start > self.q_end:
             raise ValueError(f"q_start must not be above q_end, got {self.q_start} and {self.q_end}")
         self.position = 0.0
+        self._tensors = {_CPU: self._new_tensors(_CPU)}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, _number(name, value) if name in _STATE else value)
+        # Whatever moves or changes the schedule, the tensors must say it: a loss reads them and nothing else.
+        if name in _STATE and "_tensors" in self.__dict__:
+            values = self.at(self.position)
+            for tensors in self._tensors.values():
+                for tensor, number in zip(tensors, values, strict=True):
+                    tensor.fill_(number)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the tensors: a copy has its own."""
+        return {name: value for name, value in self.__dict__.items() if name != "_tensors"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._tensors = {_CPU: self._new_tensors(_CPU)}
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """(q, bootstrap_weight) at :attr:`position` as 0-d float32 tensors on ``device``.
+
+        They are the same two tensors at each call, changed in place whenever the schedule is: code that was compiled
+        or captured with them sees it move. Not to be written to.
+        """
+        found = self._tensors.get(device)
+        if found is not None and not is_recording(found[0]):
+            return found
+        if torch.compiler.is_compiling():
+            # To make tensors here would write today's values into the compiled code.
+            q, bootstrap_weight = self._tensors[_CPU]
+            return q.to(device), bootstrap_weight.to(device)
+        made = self._new_tensors(device)
+        if not is_recording(made[0]):  # else they are nothing to keep
+            self._tensors[device] = made
+        return made
+
+    def _new_tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        # Tensors made in inference mode could not be changed outside of it.
+        with torch.inference_mode(False):
+            q, bootstrap_weight = (
+                torch.full((), value, dtype=torch.float32, device=device) for value in self.at(self.position)
+            )
+        return q, bootstrap_weight
 
     def at(self, t: float) -> tuple[float, float]:
         """(q, bootstrap_weight) at time ``t`` >= 0, which may be fractional or past the end."""
-        t = _number("t", t, "finite and >= 0")
+        t = _number("t", t)
         start, end, total = self.q_start, self.q_end, self.total_steps
         if t >= total or start == end:
             return end, 1.0 if end > 1.0 else 0.0
@@ -82,9 +134,12 @@ class DynamicsAwareSchedule:
         return self.at(self.position)[1]
 
     def step(self, t: float | None = None) -> tuple[float, float]:
-        """Go one step on, or with ``t`` to that position (as ``scheduler.step(epoch)``). Returns :meth:`at` there."""
-        self.position = self.position + 1.0 if t is None else _number("t", t, "finite and >= 0")
-        return self.at(self.position)
+        """Go one step on, or with ``t`` to that position (as ``scheduler.step(epoch)``). Returns :meth:`at` there.
+
+        In compiled code this breaks the graph.
+        """
+        values: tuple[float, float] = _step(self, t)
+        return values
 
     def state_dict(self) -> dict[str, float]:
         """Settings and position as plain numbers."""
@@ -96,11 +151,12 @@ class DynamicsAwareSchedule:
         Raises:
             ValueError: an entry is missing or the position is not a finite number >= 0.
         """
-        missing = [name for name in (*_SETTINGS, "position") if name not in state_dict]
+        missing = [name for name in _STATE if name not in state_dict]
         if missing:
             raise ValueError(f"state_dict must have the entries of state_dict(), missing: {', '.join(missing)}")
-        position = _number("position", state_dict["position"], "finite and >= 0")
-        changed = [name for name in _SETTINGS if state_dict[name] != getattr(self, name)]
+        position = _number("position", state_dict["position"])
+        # Not exactly: an average of equal settings, as of weights in an exponential moving average, is off by an ulp.
+        changed = [name for name in _SETTINGS if not math.isclose(state_dict[name], getattr(self, name), rel_tol=1e-6)]
         if changed:
             listed = ", ".join(f"{name} was {state_dict[name]}, is {getattr(self, name)}" for name in changed)
             warnings.warn(f"schedule resumed with other settings than it was saved with: {listed}", stacklevel=2)
@@ -112,3 +168,10 @@ class DynamicsAwareSchedule:
             f"{type(self).__name__}(q_start={self.q_start:g}, q_end={self.q_end:g}, total_steps={self.total_steps:g}, "
             f"position={self.position:g}, q={q:.6g}, bootstrap_weight={bootstrap_weight:.6g})"
         )
+
+
+# Not compiled, because the position is a number: compiled code would hold it fixed, and be compiled anew at each step.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _step(schedule: DynamicsAwareSchedule, t: float | None) -> tuple[float, float]:
+    schedule.position = schedule.position + 1.0 if t is None else _number("t", t)
+    return schedule.at(schedule.position)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
-import io
+import inspect
 import pickle
-import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from dal_kernels import DynamicsAwareLoss, dynamics_aware_loss
+from dal_kernels import DynamicsAwareLoss, DynamicsAwareSchedule, dynamics_aware_loss
 
 CLASSES = 5
 CLASS_WEIGHT = torch.tensor([0.5, 2.0, 1.0, 0.25, 3.0])
@@ -62,16 +63,16 @@ def test_training_loop_follows_the_schedule(reduction: str, bootstrap: str) -> N
         module.step()
 
 
-def test_step_updates_the_buffers_in_place() -> None:
+def test_step_updates_the_tensors_in_place() -> None:
     module = criterion()
-    buffers = {name: getattr(module, name) for name in VALUES}
-    places = {name: buffer.data_ptr() for name, buffer in buffers.items()}
+    tensors = {name: getattr(module, name) for name in VALUES}
+    places = {name: tensor.data_ptr() for name, tensor in tensors.items()}
     for t, step in [(0, None), (1, ()), (8.5, (8.5,)), (9.5, ()), (40, (40,)), (0, (0,))]:
         if step is not None:
             module.step(*step)
         assert values(module) == expected(module, t)
         assert module.schedule.position == t
-        assert all(getattr(module, name) is buffers[name] for name in VALUES)
+        assert all(getattr(module, name) is tensors[name] for name in VALUES)
         assert {name: getattr(module, name).data_ptr() for name in VALUES} == places
 
 
@@ -109,50 +110,12 @@ def test_values_stay_float32_through_casts_and_weight_follows(cast: Any) -> None
     assert values(module) == expected(module, 9)
 
 
-def test_values_are_buffers_and_nothing_is_a_parameter() -> None:
+def test_class_weights_are_the_only_buffer_and_nothing_is_a_parameter() -> None:
+    """Buffers are cast, averaged, broadcast and made empty by what is around a model: the schedule's values are not."""
     module = criterion(weight=CLASS_WEIGHT)
     assert list(module.parameters()) == []
-    assert set(dict(module.named_buffers())) == {"q", "bootstrap_weight", "weight"}
-    assert not any(buffer.requires_grad for buffer in module.buffers())
-
-
-@pytest.mark.parametrize("weight", [None, CLASS_WEIGHT])
-def test_weight_is_in_the_state_as_in_cross_entropy(weight: Tensor | None) -> None:
-    state, plain = criterion(weight=weight).state_dict(), nn.CrossEntropyLoss(weight=weight).state_dict()
-    assert {name for name, value in state.items() if isinstance(value, Tensor)} == set(plain)
-
-
-def model(**changes: Any) -> nn.ModuleDict:
-    return nn.ModuleDict({"net": nn.Linear(3, CLASSES), "criterion": criterion(**changes)})
-
-
-def through_file(state: Any) -> Any:
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
-
-
-@pytest.mark.parametrize("position", [0, 6.5, 11])
-def test_state_of_a_model_around_it_resumes_in_place(position: float) -> None:
-    saved, resumed = model(weight=CLASS_WEIGHT), model(weight=torch.ones(CLASSES))
-    saved["criterion"].step(position)
-    place = resumed["criterion"].q.data_ptr()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        resumed.load_state_dict(through_file(saved.state_dict()))
-    module = resumed["criterion"]
-    assert (module.schedule.position, module.q.data_ptr()) == (position, place)
-    assert values(module) == expected(module, position)
-    assert torch.equal(module.weight, CLASS_WEIGHT)
-
-
-def test_state_of_other_settings_warns_and_only_gives_the_position() -> None:
-    saved, resumed = model(q_start=0.2), model()
-    saved["criterion"].step(4)
-    with pytest.warns(UserWarning, match=r"q_start was 0\.2, is 0\.6"):
-        resumed.load_state_dict(saved.state_dict())
-    assert values(resumed["criterion"]) == expected(criterion(), 4)
+    assert set(dict(module.named_buffers())) == {"weight"}
+    assert not any(value.requires_grad for value in (module.q, module.bootstrap_weight))
 
 
 @pytest.mark.parametrize(
@@ -175,12 +138,13 @@ def test_repr_shows_where_the_schedule_stands_and_what_is_not_default() -> None:
 
 
 @on_any_device
-def test_buffers_follow_the_input_to_its_device() -> None:
+def test_values_follow_the_input_to_its_device() -> None:
     module = criterion(weight=CLASS_WEIGHT)
     logits, target = batch(6, CLASSES)
     loss = module(logits.to("meta"), target.to("meta"))
     assert (loss.device.type, loss.shape) == ("meta", ())
-    assert {buffer.device.type for buffer in module.buffers()} == {"meta"}
+    assert {value.device.type for value in (module.q, module.bootstrap_weight)} == {"meta"}
+    assert torch.equal(module.weight, CLASS_WEIGHT)  # a meta tensor would have lost it
 
 
 @on_any_device
@@ -226,13 +190,20 @@ def test_compiled_module_follows_step_without_compiling_again() -> None:
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"total_steps": None}, TypeError, "total_steps must be given"),
+        ({"total_steps": None}, TypeError, "total_steps must be a number, got NoneType"),
         ({"total_steps": 0}, ValueError, "total_steps must be .*got 0"),
         ({"q_start": 2}, ValueError, r"q_start .*got 2\.0 and 1\.5"),
-        ({"q_start": CLASS_WEIGHT}, TypeError, "q_start must be .*got Tensor"),  # nn.CrossEntropyLoss(weight)
+        # nn.CrossEntropyLoss(weight)
+        ({"q_start": CLASS_WEIGHT}, TypeError, "q_start must be .*got Tensor; class weights are given as weight="),
+        ({"q_start": [1.0, 2.0]}, TypeError, "q_start must be .*got list; class weights are given as weight="),
         ({"reduction": "avg"}, ValueError, "reduction must be .*got 'avg'"),
         ({"bootstrap": "medium"}, ValueError, "bootstrap must be .*got 'medium'"),
-        ({"weight": [1.0, 2.0]}, TypeError, "weight"),
+        ({"weight": [1.0, 2.0]}, TypeError, r"weight must be a tensor of shape \(C,\) or None, got list"),
+        ({"weight": torch.ones(2, 5)}, ValueError, r"weight must .*shape \(C,\), got shape \(2, 5\)"),
+        ({"weight": torch.ones(5, dtype=torch.int64)}, TypeError, "weight must be floating-point, got torch.int64"),
+        ({"weight": torch.ones(5, requires_grad=True)}, ValueError, "weight must not require grad"),
+        ({"ignore_index": 0.5}, TypeError, "ignore_index must be an int, got float"),
+        ({"backend": "fused"}, ValueError, r"backend must be .*got 'fused'"),
     ],
 )
 def test_bad_setting_is_named(settings: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -240,11 +211,107 @@ def test_bad_setting_is_named(settings: dict[str, Any], error: type[Exception], 
         criterion(**settings)
 
 
-def test_backend_is_passed_on() -> None:
-    with pytest.raises(ValueError, match=r"backend must be .*got 'fused'"):
-        criterion(backend="fused")(*batch(6, CLASSES))
-
-
-def test_total_steps_has_no_default() -> None:
+def test_total_steps_is_a_required_keyword() -> None:
+    parameter = inspect.signature(DynamicsAwareLoss).parameters["total_steps"]
+    assert (parameter.kind, parameter.default) == (parameter.KEYWORD_ONLY, parameter.empty)
     with pytest.raises(TypeError, match="total_steps"):
-        DynamicsAwareLoss()
+        DynamicsAwareLoss()  # type: ignore[call-arg]
+
+
+class Outputs(NamedTuple):
+    logits: Tensor
+    features: Tensor
+
+
+@pytest.mark.parametrize(
+    ("input", "got"),
+    [
+        (None, "NoneType"),
+        (Outputs(torch.ones(6, CLASSES), torch.ones(6, 2)), "Outputs"),
+        ([torch.ones(6, CLASSES)], "list"),
+        (np.ones((6, CLASSES)), "ndarray"),
+    ],
+    ids=["None", "named tuple", "list", "array"],
+)
+def test_what_is_no_tensor_is_named(input: Any, got: str) -> None:
+    with pytest.raises(TypeError, match=f"^input must be a tensor, got {got}$"):
+        criterion()(input, batch(6, CLASSES)[1])
+    with pytest.raises(TypeError, match=f"^target must be a tensor, got {got}$"):
+        criterion()(batch(6, CLASSES)[0], input)
+
+
+MOVES: dict[str, Callable[[DynamicsAwareLoss], Any]] = {
+    "step": lambda module: module.schedule.step(9),
+    "step by step": lambda module: [module.schedule.step() for _ in range(9)],
+    "load_state_dict": lambda module: module.schedule.load_state_dict({**module.schedule.state_dict(), "position": 9}),
+    "position": lambda module: setattr(module.schedule, "position", 9),
+    "settings": lambda module: [setattr(module.schedule, name, value) for name, value in CHANGED.items()],
+    "replaced": lambda module: setattr(module, "schedule", DynamicsAwareSchedule(*CHANGED.values())),
+}
+CHANGED = {"q_start": 0.2, "q_end": 1.25, "total_steps": 40}
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("move", MOVES)
+def test_the_loss_hears_whatever_moves_the_schedule(move: str, compiled: bool) -> None:
+    torch._dynamo.reset()
+    module, (logits, target) = criterion(), batch(6, CLASSES)
+    loss_of = torch.compile(module, fullgraph=True, backend="aot_eager") if compiled else module
+    before = loss_of(logits, target)
+    MOVES[move](module)
+    values_now = module.schedule.at(module.schedule.position)
+    assert values(module) == expected(module, module.schedule.position)
+    torch.testing.assert_close(loss_of(logits, target), dynamics_aware_loss(logits, target, *values_now))
+    assert not torch.equal(loss_of(logits, target), before)
+
+
+@on_any_device
+@pytest.mark.parametrize(
+    ("first", "then"), [("meta", "cpu"), ("cpu", "meta"), ("cpu", "cpu")], ids=["meta first", "meta then", "cast"]
+)
+def test_a_first_visit_in_inference_mode_leaves_a_loss_that_can_train(first: str, then: str) -> None:
+    with torch.device(first):
+        module = criterion(weight=CLASS_WEIGHT)
+    logits, target = batch(6, CLASSES)
+    with torch.inference_mode():  # validation before training
+        if first == then:
+            module.to(torch.float64)
+        module(logits.to(then), target.to(then))
+    module.step()
+    loss = module(logits, target)
+    gradient(loss, logits)
+    assert torch.equal(loss, dynamics_aware_loss(logits, target, *module.schedule.at(1), weight=CLASS_WEIGHT))
+
+
+def test_step_within_compiled_code_compiles_nothing_anew() -> None:
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    module = criterion()
+
+    @torch.compile(backend=counter)
+    def step(logits: Tensor, target: Tensor) -> Tensor:
+        loss = module(logits, target)
+        module.step()
+        return loss * 1.0
+
+    counts = []
+    for epoch in range(9):
+        logits, target = batch(6, CLASSES, seed=epoch)
+        torch.testing.assert_close(
+            step(logits, target), dynamics_aware_loss(logits, target, *module.schedule.at(epoch))
+        )
+        counts.append(counter.frame_count)
+    assert module.schedule.position == 9
+    assert counts[2:] == [counts[1]] * 7  # the first two meet what is new
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_a_call_may_choose_its_reduction_and_ask_for_statistics(reduction: str) -> None:
+    module, (logits, target) = criterion(weight=CLASS_WEIGHT, ignore_index=2), batch(6, CLASSES)
+    module.step(8)
+    options = {"weight": CLASS_WEIGHT, "ignore_index": 2, "reduction": reduction}
+    loss, stats = module(logits, target, reduction=reduction, return_stats=True)
+    same, same_stats = dynamics_aware_loss(logits, target, *module.schedule.at(8), **options, return_stats=True)
+    assert torch.equal(loss, same)
+    for field, same_field in zip(stats, same_stats, strict=True):
+        torch.testing.assert_close(field, same_field, rtol=0, atol=0, equal_nan=True)
