@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeGuard, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, TypeGuard, get_args
 
 import torch
 from torch import Tensor
@@ -27,6 +27,25 @@ _LABELS = frozenset(
 Bootstrap = Literal["soft", "hard"]
 Backend = Literal["auto", "triton", "cuda", "cpu", "eager"]
 BOOTSTRAPS, BACKENDS = get_args(Bootstrap), get_args(Backend)
+
+
+class Options(TypedDict, total=False):
+    """What every form of the loss takes by name, for the overloads of the public functions.
+
+    :func:`dal_kernels.dynamics_aware_loss` says what they mean.
+    """
+
+    weight: Tensor | None
+    ignore_index: int
+    reduction: Reduction
+    bootstrap: Bootstrap
+    sample_weight: Tensor | None
+
+
+class OptionsOfKernels(Options, total=False):
+    """And what those take that choose a backend."""
+
+    backend: Backend
 
 
 class RowStats(NamedTuple):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from dal_kernels.arguments import Backend, Bootstrap, RowStats, check, is_dtensor
+from dal_kernels.arguments import Backend, Bootstrap, OptionsOfKernels, RowStats, check, is_dtensor
 from dal_kernels.backends.choose import RUN, choose
 from dal_kernels.fields import Reduction
 from dal_kernels.reference import run_weighted
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["dynamics_aware_loss"]
 
@@ -22,13 +25,8 @@ def dynamics_aware_loss(
     q: float | Tensor,
     bootstrap_weight: float | Tensor = ...,
     *,
-    weight: Tensor | None = ...,
-    ignore_index: int = ...,
-    reduction: Reduction = ...,
-    bootstrap: Bootstrap = ...,
     return_stats: Literal[False] = ...,
-    sample_weight: Tensor | None = ...,
-    backend: Backend = ...,
+    **options: Unpack[OptionsOfKernels],
 ) -> Tensor: ...
 @overload
 def dynamics_aware_loss(
@@ -37,13 +35,8 @@ def dynamics_aware_loss(
     q: float | Tensor,
     bootstrap_weight: float | Tensor = ...,
     *,
-    weight: Tensor | None = ...,
-    ignore_index: int = ...,
-    reduction: Reduction = ...,
-    bootstrap: Bootstrap = ...,
     return_stats: Literal[True],
-    sample_weight: Tensor | None = ...,
-    backend: Backend = ...,
+    **options: Unpack[OptionsOfKernels],
 ) -> tuple[Tensor, RowStats]: ...
 @overload
 def dynamics_aware_loss(
@@ -52,13 +45,8 @@ def dynamics_aware_loss(
     q: float | Tensor,
     bootstrap_weight: float | Tensor = ...,
     *,
-    weight: Tensor | None = ...,
-    ignore_index: int = ...,
-    reduction: Reduction = ...,
-    bootstrap: Bootstrap = ...,
     return_stats: bool,
-    sample_weight: Tensor | None = ...,
-    backend: Backend = ...,
+    **options: Unpack[OptionsOfKernels],
 ) -> Tensor | tuple[Tensor, RowStats]: ...
 def dynamics_aware_loss(
     input: Tensor,
@@ -86,6 +74,8 @@ def dynamics_aware_loss(
     Args:
         input: logits of shape (C,), (N, C) or (N, C, d1, ..., dk); float16, bfloat16, float32 or float64. (N, C) logits
             with unit class stride are read in place; any other layout, (N, C, d1, ...) among them, is copied once.
+            Half precision, "none" and ``sample_weight`` read them again in the backward: to edit logits in place
+            before it is an error of autograd's there (edit a clone), as with every operation that saves its input.
             A DTensor may be split by classes, by rows (dimension 0) or be replicated; the loss is a plain tensor, that
             of all rows on every rank ("none": of this rank's rows). See :mod:`dal_kernels.dtensor`.
         target: class indices shaped like ``input`` without its class dimension, any integer dtype.

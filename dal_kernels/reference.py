@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dal_kernels.arguments import HALVES, Bootstrap, Rows, RowStats, check, raise_for_labels
+from dal_kernels.arguments import HALVES, Bootstrap, Options, Rows, RowStats, check, raise_for_labels
 from dal_kernels.fields import Reduction
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["dynamics_aware_loss"]
 
@@ -143,6 +146,39 @@ def run_weighted(run: Callable[[Rows], tuple[Tensor, RowStats | None]], rows: Ro
     return loss, stats
 
 
+@overload
+def dynamics_aware_loss(
+    input: Tensor,
+    target: Tensor,
+    q: float | Tensor,
+    bootstrap_weight: float | Tensor = ...,
+    *,
+    return_stats: Literal[False] = ...,
+    official: bool = ...,
+    **options: Unpack[Options],
+) -> Tensor: ...
+@overload
+def dynamics_aware_loss(
+    input: Tensor,
+    target: Tensor,
+    q: float | Tensor,
+    bootstrap_weight: float | Tensor = ...,
+    *,
+    return_stats: Literal[True],
+    official: bool = ...,
+    **options: Unpack[Options],
+) -> tuple[Tensor, RowStats]: ...
+@overload
+def dynamics_aware_loss(
+    input: Tensor,
+    target: Tensor,
+    q: float | Tensor,
+    bootstrap_weight: float | Tensor = ...,
+    *,
+    return_stats: bool,
+    official: bool = ...,
+    **options: Unpack[Options],
+) -> Tensor | tuple[Tensor, RowStats]: ...
 def dynamics_aware_loss(
     input: Tensor,
     target: Tensor,
@@ -156,7 +192,7 @@ def dynamics_aware_loss(
     return_stats: bool = False,
     sample_weight: Tensor | None = None,
     official: bool = False,
-) -> Any:
+) -> Tensor | tuple[Tensor, RowStats]:
     """What :func:`dal_kernels.dynamics_aware_loss` computes, by plain PyTorch operations.
 
     Takes the same arguments (but ``backend``), raises the same errors, and returns the same things.
@@ -169,4 +205,5 @@ def dynamics_aware_loss(
         input, target, q, bootstrap_weight, weight, ignore_index, reduction, bootstrap, return_stats, sample_weight
     )
     raise_for_labels(rows)
-    return rows.shaped(*run_weighted(lambda of: reduced_loss(of, official), rows))
+    shaped: Tensor | tuple[Tensor, RowStats] = rows.shaped(*run_weighted(lambda of: reduced_loss(of, official), rows))
+    return shaped
