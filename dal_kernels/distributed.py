@@ -17,11 +17,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dal_kernels.arguments import Rows, RowStats, check, raise_for_labels
-from dal_kernels.autograd import DifferentiableOnce
 from dal_kernels.backends.choose import choose
 from dal_kernels.exchange import Group, Slice, exchange, slice_of
-from dal_kernels.linear import Layer, anchors_of, finished, layer_of
-from dal_kernels.linear_ops import LayerInChunks, linear_gradient
+from dal_kernels.linear import Layer, anchors_of, layer_of
+from dal_kernels.linear_ops import LayerInChunks, finished, linear_gradient
+from dal_kernels.once import DifferentiableOnce
 from dal_kernels.slices import IGNORED, Statistics, fields_of, finish, gradient, statistics
 
 __all__ = ["class_parallel_dynamics_aware_loss", "class_parallel_linear_dynamics_aware_loss"]

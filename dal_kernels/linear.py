@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, overload
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -10,18 +11,24 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from dal_kernels import reference
-from dal_kernels.arguments import Rows, RowStats, check, check_layer, raise_for_labels, transforms_active
-from dal_kernels.autograd import (
-    ENTROPY,
-    REDUCTION,
-    TARGET_PROB,
-    DifferentiableOnce,
-    anchor_of,
-    graph_is_kept,
-    has_no_value,
+from dal_kernels.arguments import (
+    Backend,
+    Bootstrap,
+    OptionsOfKernels,
+    Rows,
+    RowStats,
+    check,
+    check_layer,
+    raise_for_labels,
 )
 from dal_kernels.backends.choose import choose
-from dal_kernels.linear_ops import chunk_row_bytes, linear_gradient, linear_loss, loss_dtype_of
+from dal_kernels.fields import ENTROPY, REDUCTION, TARGET_PROB, Reduction
+from dal_kernels.linear_ops import chunk_row_bytes, finished, linear_gradient, linear_loss, loss_dtype_of
+from dal_kernels.once import anchor_of
+from dal_kernels.surroundings import graph_is_kept, has_no_value, is_recording, transforms_active
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["linear_dynamics_aware_loss"]
 
@@ -72,13 +79,9 @@ def linear_dynamics_aware_loss(
     bootstrap_weight: float | Tensor = ...,
     *,
     bias: Tensor | None = ...,
-    weight: Tensor | None = ...,
-    ignore_index: int = ...,
-    reduction: str = ...,
-    bootstrap: str = ...,
     return_stats: Literal[False] = ...,
-    backend: str = ...,
     chunk_bytes: int | None = ...,
+    **options: Unpack[OptionsOfKernels],
 ) -> Tensor: ...
 @overload
 def linear_dynamics_aware_loss(
@@ -89,14 +92,23 @@ def linear_dynamics_aware_loss(
     bootstrap_weight: float | Tensor = ...,
     *,
     bias: Tensor | None = ...,
-    weight: Tensor | None = ...,
-    ignore_index: int = ...,
-    reduction: str = ...,
-    bootstrap: str = ...,
     return_stats: Literal[True],
-    backend: str = ...,
     chunk_bytes: int | None = ...,
+    **options: Unpack[OptionsOfKernels],
 ) -> tuple[Tensor, RowStats]: ...
+@overload
+def linear_dynamics_aware_loss(
+    input: Tensor,
+    classifier_weight: Tensor,
+    target: Tensor,
+    q: float | Tensor,
+    bootstrap_weight: float | Tensor = ...,
+    *,
+    bias: Tensor | None = ...,
+    return_stats: bool,
+    chunk_bytes: int | None = ...,
+    **options: Unpack[OptionsOfKernels],
+) -> Tensor | tuple[Tensor, RowStats]: ...
 def linear_dynamics_aware_loss(
     input: Tensor,
     classifier_weight: Tensor,
@@ -107,10 +119,11 @@ def linear_dynamics_aware_loss(
     bias: Tensor | None = None,
     weight: Tensor | None = None,
     ignore_index: int = -100,
-    reduction: str = "mean",
-    bootstrap: str = "soft",
+    reduction: Reduction = "mean",
+    bootstrap: Bootstrap = "soft",
     return_stats: bool = False,
-    backend: str = "auto",
+    sample_weight: Tensor | None = None,
+    backend: Backend = "auto",
     chunk_bytes: int | None = None,
 ) -> Tensor | tuple[Tensor, RowStats]:
     """``dynamics_aware_loss(F.linear(input, classifier_weight, bias), target, ...)`` without its logits in memory.
@@ -127,8 +140,8 @@ def linear_dynamics_aware_loss(
         classifier_weight: (C, D), as of :class:`torch.nn.Linear`; same dtype. Under autocast the dtypes may differ, and
             logits are made in autocast's, as by F.linear.
         bias: (C,), or None.
-        target, q, bootstrap_weight, weight, ignore_index, reduction, bootstrap, return_stats, backend: as in
-            :func:`dal_kernels.dynamics_aware_loss`. Under the backend "eager" and in torch.func transforms plain
+        target, q, bootstrap_weight, weight, ignore_index, reduction, bootstrap, return_stats, sample_weight, backend:
+            as in :func:`dal_kernels.dynamics_aware_loss`. Under the backend "eager" and in torch.func transforms plain
             operations do the same; there are derivatives of any order, and the transforms make all logits at once.
         chunk_bytes: memory for a chunk. Default: half of what the weight takes in the dtype of the logits, at least
             64 MiB. Larger chunks make larger matmuls and pass over the weight's gradient less often.
@@ -141,9 +154,12 @@ def linear_dynamics_aware_loss(
             devices of input, classifier_weight and bias do not fit, or chunk_bytes is not a positive int.
     """
     layer, logits = layer_of(input, classifier_weight, bias, chunk_bytes)
-    rows = check(logits, target, q, bootstrap_weight, weight, ignore_index, reduction, bootstrap, return_stats)
+    rows = check(
+        logits, target, q, bootstrap_weight, weight, ignore_index, reduction, bootstrap, return_stats, sample_weight
+    )
     name = choose(backend, input)
-    loss, stats = _eager(layer, rows) if name == "eager" else _fused(layer, rows, name)
+    run = partial(_eager, layer) if name == "eager" else partial(_fused, layer, backend=name)
+    loss, stats = reference.run_weighted(run, rows)
     return rows.shaped(loss, stats)
 
 
@@ -151,7 +167,7 @@ def _eager(layer: Layer, rows: Rows) -> tuple[Tensor, RowStats | None]:
     """By plain operations; a chunk's logits are made again in the backward."""
     raise_for_labels(rows)
     count = len(layer.features)
-    if count <= layer.chunk or transforms_active() or torch.compiler.is_compiling():
+    if count <= layer.chunk or transforms_active() or torch.compiler.is_compiling() or is_recording(layer.features):
         logits = F.linear(layer.features, layer.classifier, layer.bias)
         return reference.reduced_loss(rows._replace(logits=logits))
 
@@ -186,6 +202,9 @@ def _fused(layer: Layer, rows: Rows, backend: str) -> tuple[Tensor, RowStats | N
     """By the row kernels of ``backend``, differentiable once."""
     tensors = (layer.features, layer.classifier, layer.bias)
     wanted = [torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in tensors]
+    if is_recording(layer.features):
+        # The operator itself is recorded, and differentiable where it makes no gradient.
+        wanted = [False] * 3
     if any(wanted):
         loss, fields, prediction = _FusedLinear.apply(
             *tensors, layer, rows, backend, wanted, anchors_of(tensors, wanted)
@@ -271,16 +290,3 @@ def scaled(gradient: Tensor, upstream: Tensor) -> Tensor:
     if upstream.is_cpu and upstream.item() == 1.0:  # looking is free
         return gradient
     return gradient.mul_(upstream)
-
-
-def finished(
-    gradients: Any, dtypes: list[torch.dtype | None], anchors: list[Tensor], wanted: list[bool]
-) -> list[Tensor | None]:
-    """Summed gradients in the dtypes of what they belong to, able to say that there is no second derivative."""
-    made: list[Tensor | None] = []
-    for gradient, dtype, want in zip(gradients, dtypes, wanted, strict=True):
-        if want and anchors and torch.is_grad_enabled():
-            made.append(DifferentiableOnce.apply(gradient.to(dtype), *anchors))
-        else:
-            made.append(gradient.to(dtype) if want else None)
-    return made

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dal_kernels.arguments import HALVES, Rows, raise_for_labels
 from dal_kernels.fields import FIELDS, GRADIENT_FIELDS, REDUCTIONS
+from dal_kernels.once import DifferentiableOnce
 from dal_kernels.ops import KERNELS
 from dal_kernels.reference import row_factors
 from dal_kernels.slices import IGNORED, gradient
@@ -117,6 +118,15 @@ def _kept_fields(want_prediction: bool, backend: str) -> int:
     return len(FIELDS) if want_prediction or backend == "cpu" else GRADIENT_FIELDS
 
 
+def _divisor(target: Tensor, classes: int, weight: Tensor | None, ignore_index: int, dtype: torch.dtype) -> Tensor:
+    return row_factors(target, classes, weight, ignore_index, dtype).sum(dtype=torch.float64)
+
+
+def _mean_factor(divisor: Tensor) -> Tensor:
+    """What a mean multiplies gradients by. No row counted: they are 0, not 0 / 0."""
+    return torch.where(divisor == 0, 0.0, 1 / divisor)
+
+
 def _linear_loss(
     features: Tensor,
     classifier: Tensor,
@@ -160,10 +170,9 @@ def _linear_loss(
     if reduction:
         total = loss.sum(dtype=torch.float64)
         if reduction == _MEAN:
-            divisor = row_factors(target, len(classifier), weight, ignore_index, loss.dtype).sum(dtype=torch.float64)
+            divisor = _divisor(target, len(classifier), weight, ignore_index, loss.dtype)
             total = total / divisor
-            # No row counted: the gradient is 0, not 0 / 0.
-            factor = torch.where(divisor == 0, 0.0, 1 / divisor).to(loss.dtype)
+            factor = _mean_factor(divisor).to(loss.dtype)
             for made in layer.gradients:
                 made.mul_(factor)
         loss = total.to(loss.dtype)
@@ -222,8 +231,53 @@ _library.define(
     f"linear_gradient({_LAYER}Tensor fields, Tensor prediction, Tensor upstream, int ignore_index, {_HOW}bool[] wanted)"
     " -> (Tensor, Tensor, Tensor)"
 )
+
+
+def finished(
+    gradients: Any, dtypes: list[torch.dtype | None], anchors: list[Tensor], wanted: list[bool]
+) -> list[Tensor | None]:
+    """Summed gradients in the dtypes of what they belong to, able to say that there is no second derivative."""
+    made: list[Tensor | None] = []
+    for summed, dtype, want in zip(gradients, dtypes, wanted, strict=True):
+        if want and anchors and torch.is_grad_enabled():
+            made.append(DifferentiableOnce.apply(summed.to(dtype), *anchors))
+        else:
+            made.append(summed.to(dtype) if want else None)
+    return made
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    features, classifier, bias, target, _, _, weight, ignore_index, reduction, hard, backend, chunk, dtype, *_ = inputs
+    _, fields, prediction, *gradients = output
+    if any(gradient.numel() for gradient in gradients):
+        raise RuntimeError("linear_loss makes the gradients it is asked for: only without them is it differentiable")
+    ctx.plan = (ignore_index, reduction, backend, chunk, dtype)
+    ctx.mark_non_differentiable(fields, prediction, *gradients)
+    ctx.save_for_backward(
+        features, classifier, bias, target, weight, fields, prediction if hard else prediction.new_empty(0)
+    )
+
+
+def _differentiate(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    features, classifier, bias, target, weight, fields, prediction = ctx.saved_tensors
+    ignore_index, reduction, backend, chunk, dtype = ctx.plan
+    if reduction == _MEAN:
+        divisor = _divisor(target, len(classifier), weight, ignore_index, upstream.dtype)
+        upstream = upstream * _mean_factor(divisor).to(upstream.dtype)
+    wanted = list(ctx.needs_input_grad[:3])
+    gradients = linear_gradient(
+        features, classifier, bias, target, fields, prediction, upstream, ignore_index, backend, chunk, dtype, wanted
+    )
+    tensors = (features, classifier, bias)
+    dtypes = [None if tensor is None else tensor.dtype for tensor in tensors]
+    anchors = [tensor for tensor, want in zip(tensors, wanted, strict=True) if want]
+    return (*finished(gradients, dtypes, anchors, wanted), *(None,) * 12)
+
+
 for _name, _run, _fake in (("loss", _linear_loss, _fake_loss), ("gradient", _linear_gradient, _fake_gradient)):
     _library.impl(f"linear_{_name}", _run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"dal_kernels::linear_{_name}", _fake, lib=_library)
 linear_loss = torch.ops.dal_kernels.linear_loss.default
 linear_gradient = torch.ops.dal_kernels.linear_gradient.default
+# For what records the operator and differentiates it later: see dal_kernels.recorded.
+torch.library.register_autograd("dal_kernels::linear_loss", _differentiate, setup_context=_remember, lib=_library)

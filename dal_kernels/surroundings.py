@@ -20,8 +20,7 @@ _is_batched = getattr(getattr(torch._C, "_functorch", None), "is_legacy_batchedt
 # Where it is absent, what make_fx and its like record has no gradient.
 _dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
 
-# torch.jit.is_tracing, which takes several times as long to say no. Where it is absent, what torch.jit.trace records has
-# no gradient.
+# torch.jit.is_tracing, but quicker. Where it is absent, what torch.jit.trace records has no gradient.
 _jit_is_tracing = getattr(torch._C, "_is_tracing", lambda: False)
 
 # Where it is absent, every graph counts as kept, which costs a copy of the gradient.

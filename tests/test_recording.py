@@ -18,7 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from dal_kernels import DynamicsAwareLoss, dynamics_aware_loss
+from dal_kernels import DynamicsAwareLoss, LinearDynamicsAwareLoss, dynamics_aware_loss
 
 FEATURES, CLASSES = 4, 5
 
@@ -41,6 +41,18 @@ class Model(nn.Module):
 
     def forward(self, features: Tensor, target: Tensor) -> Tensor:
         return self.criterion(self.net(features).to(self.dtype), target).float().mean()
+
+
+class LayerModel(Model):
+    """The same with its last layer in the loss, a chunk of two rows at a time."""
+
+    def __init__(self, reduction: str, backend: str) -> None:
+        options = {"reduction": reduction, "backend": backend, "weight": torch.rand(CLASSES)}
+        super().__init__(
+            LinearDynamicsAwareLoss(FEATURES, CLASSES, total_steps=10, chunk_bytes=2 * 4 * CLASSES, **options)
+        )
+        self.net = nn.Linear(FEATURES, FEATURES)
+        self.criterion.step(8)
 
 
 def model(backend: str, reduction: str, dtype: torch.dtype = torch.float32) -> Model:
@@ -169,6 +181,17 @@ def test_the_gradient_is_that_of_a_plain_step(backend: str, way: Step, reduction
     # Compiled code scales a bfloat16 gradient that was rounded; the plain step makes it again.
     tolerance = {"rtol": 2e-2, "atol": 2e-2} if dtype == torch.bfloat16 else {}
     torch.testing.assert_close(weight_gradient(net, way), weight_gradient(net, plainly), **tolerance)
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if way is not in_anomaly_mode], ids=lambda way: way.__name__)
+@reductions
+def test_the_gradient_of_the_layer_form_is_that_of_a_plain_step(backend: str, way: Step, reduction: str) -> None:
+    net = LayerModel(reduction, backend)
+    gradients = [
+        (weight_gradient(net, step), net.criterion.classifier.weight.grad.clone(), net.criterion.classifier.bias.grad)
+        for step in (way, plainly)
+    ]
+    torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize("way", [exported, traced_by_fx], ids=lambda way: way.__name__)
