@@ -14,7 +14,8 @@ from dal_kernels.arguments import RowStats
 from dal_kernels.backends.choose import available_backends
 from dal_kernels.functional import dynamics_aware_loss
 from dal_kernels.linear import linear_dynamics_aware_loss
-from dal_kernels.loss import DynamicsAwareLoss, LinearDynamicsAwareLoss
+from dal_kernels.linear_loss import LinearDynamicsAwareLoss
+from dal_kernels.loss import DynamicsAwareLoss
 from dal_kernels.schedule import DynamicsAwareSchedule
 
 __all__ = [

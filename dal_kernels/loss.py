@@ -20,10 +20,9 @@ from dal_kernels.arguments import (
 )
 from dal_kernels.fields import Reduction
 from dal_kernels.functional import dynamics_aware_loss
-from dal_kernels.linear import linear_dynamics_aware_loss
 from dal_kernels.schedule import DynamicsAwareSchedule
 
-__all__ = ["DynamicsAwareLoss", "LinearDynamicsAwareLoss"]
+__all__ = ["DynamicsAwareLoss"]
 
 
 # A number is a whole part and a fraction in units of 2^-62, both int64. Integers, because loaders cast floating tensors
@@ -195,75 +194,3 @@ class DynamicsAwareLoss(nn.Module):
         schedule = prefix + "_extra_state"
         if schedule in missing_keys:
             missing_keys.remove(schedule)
-
-
-class LinearDynamicsAwareLoss(DynamicsAwareLoss):
-    """The last layer of a classifier and :class:`DynamicsAwareLoss` in one, without the logits of a batch in memory.
-
-    ``forward`` takes features where the loss takes logits. For evaluation, ``classifier(features)`` gives logits.
-
-    Args:
-        in_features, num_classes: D and C of the classifier.
-        q_start, q_end, total_steps: the schedule.
-        bias: whether the classifier has one.
-        weight, ignore_index, reduction, bootstrap, backend: as in :func:`dal_kernels.dynamics_aware_loss`.
-        chunk_bytes: as in :func:`dal_kernels.linear_dynamics_aware_loss`.
-        device, dtype: of the classifier's parameters.
-
-    Attributes:
-        classifier: the :class:`torch.nn.Linear` that is trained.
-        schedule, q, bootstrap_weight: as of :class:`DynamicsAwareLoss`.
-
-    Raises:
-        TypeError, ValueError: as :class:`DynamicsAwareLoss`.
-    """
-
-    def __init__(
-        self,
-        in_features: int,
-        num_classes: int,
-        q_start: float = 0.6,
-        q_end: float = 1.5,
-        total_steps: float | None = None,
-        *,
-        bias: bool = True,
-        weight: Tensor | None = None,
-        ignore_index: int = -100,
-        reduction: str = "mean",
-        bootstrap: str = "soft",
-        backend: str = "auto",
-        chunk_bytes: int | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(
-            q_start,
-            q_end,
-            total_steps,
-            weight=weight,
-            ignore_index=ignore_index,
-            reduction=reduction,
-            bootstrap=bootstrap,
-            backend=backend,
-        )
-        self.classifier = nn.Linear(in_features, num_classes, bias=bias, device=device, dtype=dtype)
-        self.chunk_bytes = chunk_bytes
-
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """The loss of ``input`` (features, D in the place of C) against ``target`` at the schedule's position."""
-        if self.q.device != input.device:
-            self._follow(input.device)
-        return linear_dynamics_aware_loss(
-            input,
-            self.classifier.weight,
-            target,
-            self.q,
-            self.bootstrap_weight,
-            bias=self.classifier.bias,
-            weight=self.weight,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-            bootstrap=self.bootstrap,
-            backend=self.backend,
-            chunk_bytes=self.chunk_bytes,
-        )
