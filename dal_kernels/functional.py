@@ -105,15 +105,13 @@ def dynamics_aware_loss(
         RuntimeError: the named backend is not available here; a second derivative through a fused kernel (the backend
             "eager" has them); under torch.compile, a bad label.
     """
-    if has_torch_function_variadic(input, target, q, bootstrap_weight, weight, sample_weight):
+    tensors = (input, target, q, bootstrap_weight, weight, sample_weight)
+    if has_torch_function_variadic(*tensors):
         # A proxy of torch.fx, which records the call, or a tensor subclass that wants to see it first.
         return handle_torch_function(
             dynamics_aware_loss,
-            (input, target, q, bootstrap_weight, weight, sample_weight),
-            input,
-            target,
-            q,
-            bootstrap_weight,
+            tensors,
+            *tensors[:4],
             weight=weight,
             ignore_index=ignore_index,
             reduction=reduction,

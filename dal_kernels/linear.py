@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 from torch.utils.checkpoint import checkpoint
 
 from dal_kernels import reference
@@ -63,11 +64,13 @@ def layer_of(
     if input.dim() != 2:
         features = input.unsqueeze(0) if input.dim() == 1 else input.movedim(1, -1).reshape(-1, input.shape[1])
     budget = chunk_bytes or max(_LEAST_BYTES, classifier_weight.numel() * dtype.itemsize // 2)
-    most = max(1, budget // max(1, chunk_row_bytes(classes, dtype, input.device)))
-    count = features.shape[0]
-    # As many chunks as it takes, of equal size.
-    chunks = max(1, -(-count // most))
-    return Layer(features, classifier_weight, bias, dtype, max(1, -(-count // chunks))), logits
+    chunk = max(1, budget // max(1, chunk_row_bytes(int(classes), dtype, input.device)))
+    if not is_recording(input):  # what is recorded takes any number of rows
+        # As many chunks as it takes, of equal size.
+        count = features.shape[0]
+        chunks = max(1, -(-count // chunk))
+        chunk = max(1, -(-count // chunks))
+    return Layer(features, classifier_weight, bias, dtype, chunk), logits
 
 
 @overload
@@ -153,6 +156,22 @@ def linear_dynamics_aware_loss(
         TypeError, ValueError, RuntimeError: as :func:`dal_kernels.dynamics_aware_loss`, and where shapes, dtypes or
             devices of input, classifier_weight and bias do not fit, or chunk_bytes is not a positive int.
     """
+    tensors = (input, classifier_weight, target, q, bootstrap_weight, bias, weight, sample_weight)
+    if has_torch_function_variadic(*tensors):  # as in dynamics_aware_loss
+        return handle_torch_function(
+            linear_dynamics_aware_loss,
+            tensors,
+            *tensors[:5],
+            bias=bias,
+            weight=weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            bootstrap=bootstrap,
+            return_stats=return_stats,
+            sample_weight=sample_weight,
+            backend=backend,
+            chunk_bytes=chunk_bytes,
+        )
     layer, logits = layer_of(input, classifier_weight, bias, chunk_bytes)
     rows = check(
         logits, target, q, bootstrap_weight, weight, ignore_index, reduction, bootstrap, return_stats, sample_weight
@@ -166,8 +185,8 @@ def linear_dynamics_aware_loss(
 def _eager(layer: Layer, rows: Rows) -> tuple[Tensor, RowStats | None]:
     """By plain operations; a chunk's logits are made again in the backward."""
     raise_for_labels(rows)
-    count = len(layer.features)
-    if count <= layer.chunk or transforms_active() or torch.compiler.is_compiling() or is_recording(layer.features):
+    at_once = transforms_active() or torch.compiler.is_compiling() or is_recording(layer.features)
+    if at_once or len(layer.features) <= layer.chunk:
         logits = F.linear(layer.features, layer.classifier, layer.bias)
         return reference.reduced_loss(rows._replace(logits=logits))
 
@@ -182,7 +201,7 @@ def _eager(layer: Layer, rows: Rows) -> tuple[Tensor, RowStats | None]:
     classifier, bias = layer.classifier.to(sums), None if layer.bias is None else layer.bias.to(sums)
 
     losses, stats = [], []
-    for begin in range(0, count, layer.chunk):
+    for begin in range(0, len(layer.features), layer.chunk):
         of = slice(begin, begin + layer.chunk)
         q, bootstrap_weight = (v[of] if v.dim() else v for v in (rows.q, rows.bootstrap_weight))
         part = rows._replace(target=rows.target[of], q=q, bootstrap_weight=bootstrap_weight, reduction="none")

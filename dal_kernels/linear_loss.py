@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dal_kernels.arguments import Backend, Bootstrap, RowStats
+from dal_kernels.fields import Reduction
 from dal_kernels.linear import linear_dynamics_aware_loss
 from dal_kernels.loss import DynamicsAwareLoss
 
@@ -38,14 +40,14 @@ class LinearDynamicsAwareLoss(DynamicsAwareLoss):
         num_classes: int,
         q_start: float = 0.6,
         q_end: float = 1.5,
-        total_steps: float | None = None,
         *,
+        total_steps: float,
         bias: bool = True,
         weight: Tensor | None = None,
         ignore_index: int = -100,
-        reduction: str = "mean",
-        bootstrap: str = "soft",
-        backend: str = "auto",
+        reduction: Reduction = "mean",
+        bootstrap: Bootstrap = "soft",
+        backend: Backend = "auto",
         chunk_bytes: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -53,7 +55,7 @@ class LinearDynamicsAwareLoss(DynamicsAwareLoss):
         super().__init__(
             q_start,
             q_end,
-            total_steps,
+            total_steps=total_steps,
             weight=weight,
             ignore_index=ignore_index,
             reduction=reduction,
@@ -63,21 +65,29 @@ class LinearDynamicsAwareLoss(DynamicsAwareLoss):
         self.classifier = nn.Linear(in_features, num_classes, bias=bias, device=device, dtype=dtype)
         self.chunk_bytes = chunk_bytes
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """The loss of ``input`` (features, D in the place of C) against ``target`` at the schedule's position."""
-        if self.q.device != input.device:
-            self._follow(input.device)
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        *,
+        return_stats: bool = False,
+        sample_weight: Tensor | None = None,
+        reduction: Reduction | None = None,
+    ) -> Tensor | tuple[Tensor, RowStats]:
+        """The loss of ``input`` (features, D in the place of C) against ``target`` at the schedule's position.
+
+        The other arguments are those of :meth:`DynamicsAwareLoss.forward`.
+        """
+        q, bootstrap_weight = self._values_for(input)
         return linear_dynamics_aware_loss(
             input,
             self.classifier.weight,
             target,
-            self.q,
-            self.bootstrap_weight,
+            q,
+            bootstrap_weight,
             bias=self.classifier.bias,
-            weight=self.weight,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-            bootstrap=self.bootstrap,
-            backend=self.backend,
+            return_stats=return_stats,
+            sample_weight=sample_weight,
             chunk_bytes=self.chunk_bytes,
+            **self._options(reduction),
         )

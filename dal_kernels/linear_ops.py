@@ -225,10 +225,10 @@ _HOW = "str backend, int chunk, ScalarType dtype, "
 _library = torch.library.Library("dal_kernels", "FRAGMENT")
 _library.define(
     f"linear_loss({_LAYER}Tensor q, Tensor bootstrap_weight, Tensor? weight, int ignore_index, int reduction, "
-    f"bool hard, {_HOW}bool want_prediction, bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    f"bool hard, {_HOW}bool want_prediction, int[] wanted) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 _library.define(
-    f"linear_gradient({_LAYER}Tensor fields, Tensor prediction, Tensor upstream, int ignore_index, {_HOW}bool[] wanted)"
+    f"linear_gradient({_LAYER}Tensor fields, Tensor prediction, Tensor upstream, int ignore_index, {_HOW}int[] wanted)"
     " -> (Tensor, Tensor, Tensor)"
 )
 
