@@ -21,6 +21,7 @@ from benchmarks.micro import instruments, run, tables
 from benchmarks.micro.cases import DTYPES, LARGE, METHODS, MODES, SIZES, TINY, Size, methods
 from benchmarks.micro.contenders import (
     AUTHORS,
+    COMPILED,
     COMPILED_CROSS_ENTROPY,
     COPY,
     CROSS_ENTROPY,
@@ -199,6 +200,52 @@ def test_who_was_missing_in_any_process_is_kept() -> None:
 )
 def test_times_in_words(spread: Spread, text: str) -> None:
     assert tables.times(spread) == text
+
+
+# The machine is as fast as it was, then ten times slower.
+BUSY = [1.0] * 5 + [10.0] * 5
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "said"),
+    [
+        ([1.0] * 10, [3.0] * 10, None),
+        ([1.0] * 5 + [1.9] * 5, [3.0] * 10, None),  # as wide as the figure at most
+        (BUSY, [3.0] * 10, "2 of 2 figures"),
+        (
+            [1.0] * 10,
+            BUSY,
+            r"1 of 2 figures.* 1\.6 times \(4×10, fp32, forward \+ backward, warm: F\.cross",
+        ),
+    ],
+)
+def test_a_busy_machine_is_said_on_top(ours: list[float], theirs: list[float], said: str | None) -> None:
+    found = results(measured(OURS, ours), measured(CROSS_ENTROPY, theirs))
+    warning = tables.busy(found)
+    assert warning is None if said is None else warning and re.match(f"This machine is busy: {said}", warning)
+    found.machine |= dict.fromkeys(("gpu", "cache_bytes"), None) | {"backends": {}}
+    found.machine |= dict.fromkeys(("processor", "threads", "device", "system", "dal_kernels", "torch", "python"), "?")
+    top = tables.document(found).splitlines()[2]
+    assert top == f"**{warning}**" if warning else "busy" not in top
+
+
+@pytest.mark.parametrize("dtypes", [["fp32"], ["fp32", "bf16"]], ids=len)
+def test_no_word_of_a_figure_is_cut_off(dtypes: list[str]) -> None:
+    figures = pytest.importorskip("benchmarks.micro.figures", reason="the extra dal_kernels[bench]")
+    names = [OURS, CROSS_ENTROPY, COMPILED_CROSS_ENTROPY, COMPILED, REFERENCE, AUTHORS, COPY, *PROXIES]
+    cells = [{"size": str(size), "dtype": dtype} for size in SIZES for dtype in dtypes]
+    benchmarks = [measured(name, [1e-3, 2e-3]) for name in names for _ in cells]
+    memory = [measured(name, [1.0], method="memory", peak_bytes=7) for name in names for _ in cells]
+    for one, cell in zip([*benchmarks, *memory], cells * 2 * len(names), strict=True):
+        one["params"] |= cell
+    found = results(*benchmarks, *memory)
+    for make in (figures._times, figures._ratios, figures._memory, lambda _: figures._counts()):
+        figure = make(found)
+        figure.canvas.draw()
+        drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+        assert 0 <= drawn.x0 <= drawn.x1 <= width
+        assert 0 <= drawn.y0 <= drawn.y1 <= height
+        figures.plt.close(figure)
 
 
 # ---- instruments

@@ -155,6 +155,19 @@ def test_class_folders_are_numbered_in_order(tmp_path: Path, classes: list[str],
     assert same_colours(data.test, [f"{test}_{name}.jpg" for name in classes])
 
 
+@pytest.mark.parametrize(
+    "hidden", [".ipynb_checkpoints/a-checkpoint.jpg", "a/.ipynb_checkpoints/a-checkpoint.jpg", "a/._train_a.jpg"]
+)
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_hidden_files_and_folders_are_passed_over(tmp_path: Path, part: str, hidden: str) -> None:
+    write_folders(tmp_path, ["a", "b"])
+    write_image(tmp_path / part / hidden)
+    data = load_data("image-folder", tmp_path)
+    assert data.classes == 2
+    assert data.train_labels.tolist() == data.test_labels.tolist() == [0, 1]
+    assert same_colours(data.train, ["train_a.jpg", "train_b.jpg"])
+
+
 def test_a_class_without_test_images_does_not_shift_the_others(tmp_path: Path) -> None:
     write_folders(tmp_path, ["a", "b", "c"])
     (tmp_path / "val" / "b" / "val_b.jpg").unlink()

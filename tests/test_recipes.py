@@ -180,7 +180,8 @@ def hugging_face_trainer(folder: Path, **settings: Any) -> Any:
     recipe = load("hugging_face")
     return recipe.make_trainer(
         recipe.TrainingArguments(
-            str(folder), num_train_epochs=1, save_strategy="no", report_to="none", disable_tqdm=True, **settings
+            str(folder),
+            **{"num_train_epochs": 1, "save_strategy": "no", "report_to": "none", "disable_tqdm": True, **settings},
         )
     )
 
@@ -201,6 +202,26 @@ def test_hugging_face_accumulates_the_gradient_of_the_whole_batch(tmp_path: Path
         trainer.train()
         trained.append(trainer.model.state_dict())
     torch.testing.assert_close(*trained, rtol=1e-4, atol=1e-5)
+
+
+# 22 batches of 64, or 6 steps of 4 x 64: less than an epoch, whole epochs, and a part of one.
+@pytest.mark.parametrize(
+    "settings",
+    [{"max_steps": 10}, {"max_steps": 50}, {"num_train_epochs": 2}, {"num_train_epochs": 1.5}],
+    ids=lambda settings: "-".join(settings),
+)
+@pytest.mark.parametrize("accumulated", [1, 4])
+def test_hugging_face_moves_q_to_its_end_by_the_trainers_own_clock(
+    settings: dict[str, float], accumulated: int, watch: Watch, tmp_path: Path
+) -> None:
+    trainer = hugging_face_trainer(
+        tmp_path, per_device_train_batch_size=64, gradient_accumulation_steps=accumulated, **settings
+    )
+    trainer.train()
+    steps = trainer.state.global_step
+    schedule = DynamicsAwareSchedule(0.6, 1.5, steps)
+    used = list(dict.fromkeys(q for q, *_ in watch.taken()))
+    torch.testing.assert_close(used, [schedule.at(step)[0] for step in range(steps)], rtol=0, atol=1e-6)
 
 
 def test_hugging_face_evaluates_with_the_mean_loss(tmp_path: Path) -> None:

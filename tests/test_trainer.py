@@ -318,6 +318,21 @@ def test_a_loss_that_gives_no_loss_is_named(digits: DataSet, loss: str, message:
         trainer_on(digits, loss, epochs=1).run_epoch(lambda: None)
 
 
+# --- batches of one sample
+
+
+def test_batch_normalisation_trains_where_the_last_sample_is_alone(digits: DataSet) -> None:
+    trainer = trainer_on(digits, model="cnn", widths=(8, 8, 8), batch_size=673, epochs=1)
+    assert len(trainer.batches) == 2
+    assert math.isfinite(trainer.run_epoch(lambda: None).train_loss)
+
+
+def test_batch_normalisation_of_single_samples_is_refused_in_a_line(digits: DataSet) -> None:
+    trainer = trainer_on(digits, model="cnn", widths=(8, 8, 8), batch_size=1, epochs=1)
+    with pytest.raises(UsageError, match=r"batch_size must be at least 2, 2 for each process, got 1, of 1347 training"):
+        trainer.run_epoch(lambda: None)
+
+
 # --- many classes
 
 

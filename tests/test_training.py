@@ -292,7 +292,7 @@ def test_losses_refuse(name: str, message: str) -> None:
 
 def indices(loader: Any, epoch: int | None = None) -> list[list[int]]:
     if epoch is not None:
-        loader.sampler.set_epoch(epoch)
+        loader.batch_sampler.sampler.set_epoch(epoch)
     return [batch.tolist() for _, batch in loader]
 
 
@@ -313,6 +313,31 @@ def test_processes_share_the_batches_of_one(samples: int, processes: int) -> Non
         for rank in range(processes)
     ]
     assert sorted(chain(*chain(*evaluated))) == list(range(5, samples))
+
+
+@pytest.mark.parametrize(
+    ("samples", "batch_size", "processes", "sizes"),
+    [
+        (25, 8, 1, [8, 8, 9]),
+        (26, 8, 1, [8, 8, 8, 2]),
+        (24, 8, 1, [8, 8, 8]),
+        (9, 8, 1, [9]),
+        (26, 8, 2, [4, 4, 5]),
+        (25, 8, 2, [4, 4, 5]),
+        (27, 8, 2, [4, 4, 4, 2]),
+        (1, 8, 1, [1]),
+        (3, 1, 1, [1, 1, 1]),
+    ],
+)
+def test_a_last_sample_alone_joins_the_batch_before(
+    samples: int, batch_size: int, processes: int, sizes: list[int]
+) -> None:
+    images = TensorImages(torch.arange(samples).float())
+    loaders = [training_loader(images, batch_size, 0, 0, World(rank, processes, CPU)) for rank in range(processes)]
+    batches = [indices(loader, epoch=1) for loader in loaders]
+    assert [[len(batch) for batch in part] for part in batches] == [sizes] * processes
+    assert [len(loader) for loader in loaders] == [len(sizes)] * processes
+    assert set(chain(*chain(*batches))) == set(range(samples))
 
 
 def test_batches_follow_the_seed_and_the_epoch() -> None:

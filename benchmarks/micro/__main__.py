@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.micro.cases import DTYPES, SIZES, TINY, parse_size
 from benchmarks.micro.results import BenchmarkError
 from benchmarks.micro.run import check_packages, measure
-from benchmarks.micro.tables import document
+from benchmarks.micro.tables import busy, document
 
 OUT = Path("bench-output")
 
@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     data.write_text(json.dumps(results.document), encoding="utf-8")
     report.write_text(document(results), encoding="utf-8")
     files = [report, *save_figures(results, arguments.out), data]
+    if warning := busy(results):
+        print(warning)
     print(f"Done in {time.perf_counter() - start:.0f} s. Written: {', '.join(map(str, files))}")
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,9 +70,15 @@ def _panels(dtypes: Sequence[str], size: tuple[float, float], **options: Any) ->
     return figure, list(axes.flat)
 
 
-def _legend(figure: Any, axis: Any, columns: int) -> None:
+def _legend(figure: Any, axis: Any) -> None:
+    """Above the panels, in as few lines as the figure is wide enough for: what is wider would be cut off."""
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False)
+    for lines in range(1, len(labels) + 1):
+        columns = math.ceil(len(labels) / lines)
+        legend = figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False)
+        if legend.get_window_extent().width <= figure.bbox.width or columns == 1:
+            return
+        legend.remove()
 
 
 def _times(results: Results) -> Any:
@@ -95,7 +102,7 @@ def _times(results: Results) -> Any:
         axis.set(xscale="log", yscale="log", xlabel="N·C, elements of the logits")
         axis.yaxis.set_major_formatter(mpl.ticker.EngFormatter("s"))
     axes[0].set_ylabel("forward + backward, warm")
-    _legend(figure, axes[0], 4)
+    _legend(figure, axes[0])
     return figure
 
 
@@ -141,7 +148,7 @@ def _ratios(results: Results) -> Any:
         axis.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g×"))
         axis.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
         axis.set_ylabel(f"time of a step ÷ {OURS}")
-    _legend(figure, axes[0], 5)
+    _legend(figure, axes[0])
     return figure
 
 
@@ -159,7 +166,7 @@ def _memory(results: Results) -> Any:
         }
         _bars(axis, [_shape(*size) for size in mine], series, _colours(names))
     axes[0].set_ylabel("peak of a step ÷ size of the logits")
-    _legend(figure, axes[0], 4)
+    _legend(figure, axes[0])
     return figure
 
 
@@ -176,6 +183,6 @@ def _counts() -> Any:
     for axis, value in zip(axes, (lambda s: s.instructions, lambda s: s.reads + s.writes), strict=True):
         _bars(axis, groups, {n: [_exactly(value(s)) for s in of] for n, of in by_backend.items()}, BACKENDS)
     axes[1].axhline(2, color="#333333", linewidth=1.2, linestyle="--", label="least: read once, gradient written once")
-    _legend(figure, axes[1], 3)
+    _legend(figure, axes[1])
     figure.supxlabel("Forward + backward. Counts under an executor of compiled code, NOT times.", fontsize=10)
     return figure

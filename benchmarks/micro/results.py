@@ -23,6 +23,11 @@ class Spread:
     low: float
     high: float
 
+    @property
+    def width(self) -> float:
+        """Distance of the quantiles, over the median: above 1 the figure says no more than its order of magnitude."""
+        return (self.high - self.low) / self.median
+
     @classmethod
     def of(cls, values: Iterable[float] | torch.Tensor) -> Spread:
         low, median, high = torch.as_tensor(values, dtype=torch.float64).quantile(

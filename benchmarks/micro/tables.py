@@ -11,7 +11,7 @@ from benchmarks.micro.contenders import COPY, OURS, REFILL, RULERS
 from benchmarks.micro.instruments import GRAPH_CALLS
 from benchmarks.micro.results import Cell, Results, Spread
 
-__all__ = ["document", "ratios", "times"]
+__all__ = ["busy", "document", "ratios", "times"]
 
 TITLES = {"step": "forward + backward", "forward": "forward of a step", "no-grad": "forward without gradient"}
 
@@ -48,6 +48,24 @@ def ratios(results: Results, method: str, mode: str) -> str:
         others = [_factor(results.ratio(cell, name)) if name in measured else "–" for name in rivals]
         rows.append([_size(cell), cell.dtype, times(results.time(cell, OURS)), *shares, *others])
     return _table(rows, headers)
+
+
+def busy(results: Results) -> str | None:
+    """What to say where figures spread by more than they are; None where none does."""
+    found = [
+        (spread, f"{_size(cell)}, {cell.dtype}, {TITLES[cell.mode]}, {cell.method}: {name}")
+        for cell, measured in results.samples.items()
+        for name in measured
+        for spread in ([results.time(cell, name)] if name == OURS else [results.ratio(cell, name)])
+    ]
+    wide = [(spread, of) for spread, of in found if spread.width > 1]
+    if not wide:
+        return None
+    spread, of = max(wide, key=lambda one: one[0].width)
+    return (
+        f"This machine is busy: {len(wide)} of {len(found)} figures spread by more than they are (quantiles at 20 and "
+        f"80 %), most of all by {spread.width:.1f} times ({of}). Measure again when nothing else runs."
+    )
 
 
 def _size(cell: Cell) -> str:
@@ -116,8 +134,10 @@ def _counts() -> str:
 
 def document(results: Results) -> str:
     """The whole report."""
+    warning = busy(results)
     sections = [
         f"# Speed on {results.machine['gpu'] or results.machine['processor']}",
+        *([f"**{warning}**"] if warning else []),
         _machine(results),
         f"""## How to read this
 

@@ -1,12 +1,12 @@
 """Hugging Face Trainer. The criterion, and the two lines in the Trainer:
 
-    criterion = DynamicsAwareLoss(total_steps=args.num_train_epochs, reduction="sum")
+    criterion = DynamicsAwareLoss(total_steps=1, reduction="sum")
 
     compute_loss_func=lambda outputs, labels, num_items_in_batch: criterion(outputs.logits, labels) / num_items_in_batch
     callbacks=[StepSchedule(criterion)]
 
 The Trainer leaves the division to this function: ``num_items_in_batch`` counts the labels other than -100 in all the
-batches of one optimiser step, on all processes. Evaluation calls it too. Run with transformers 5.23, torch 2.13.
+batches of one optimiser step, on all processes. Evaluation calls it too. Run with transformers 5.24, torch 2.13.
 
 Read the log when you resume: a model whose weights transformers saves under other names than it trains them under (ViT
 in this release) goes on with fresh ones, and only a warning of missing keys says so.
@@ -34,7 +34,11 @@ from dal_kernels import DynamicsAwareLoss
 
 
 class StepSchedule(TrainerCallback):
-    """Sets a loss's schedule to the epoch, with its fraction, that the Trainer counts and restores when it resumes."""
+    """Sets a loss's schedule to the share of the training that the Trainer has done, which it restores on resuming.
+
+    By its count of optimiser steps, and of them in all: those are right with ``max_steps``, which ends a training
+    whatever its number of epochs, and with gradient accumulation, where ``state.epoch`` counts micro-batches.
+    """
 
     def __init__(self, criterion: DynamicsAwareLoss) -> None:
         self.criterion = criterion
@@ -42,17 +46,17 @@ class StepSchedule(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.criterion.step(state.epoch)
+        self.criterion.step(state.global_step / state.max_steps)
 
 
 def make_trainer(args: TrainingArguments) -> Trainer:
-    """A small convolutional network on digits; the schedule spans ``args.num_train_epochs``."""
+    """A small convolutional network on digits; the schedule spans the whole training, however ``args`` gives it."""
     set_seed(args.seed)
     train_set, test_set = noisy_digits()
     config = ConvNextConfig(
         num_channels=1, patch_size=2, num_stages=2, hidden_sizes=[32, 64], depths=[1, 1], num_labels=10
     )
-    criterion = DynamicsAwareLoss(total_steps=args.num_train_epochs, reduction="sum")
+    criterion = DynamicsAwareLoss(total_steps=1, reduction="sum")
     return Trainer(
         ConvNextForImageClassification(config),
         args,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler
 
 from benchmarks.training.data.base import Images
 from benchmarks.training.errors import UsageError
@@ -41,15 +42,40 @@ class _ByBatch(Dataset[Batch]):
         return self.images.batch(indices, self.train), torch.tensor(indices)
 
 
+class _TrainingBatches(BatchSampler):
+    """Batches of one process, of which the last takes in a sample that would be a batch alone.
+
+    Batch normalisation cannot train on one sample, and a step by the gradient of one is as long as by that of a batch.
+    """
+
+    sampler: DistributedSampler[Batch]
+
+    def __init__(self, sampler: DistributedSampler[Batch], batch_size: int) -> None:
+        super().__init__(sampler, batch_size, drop_last=False)
+
+    def _starts(self) -> list[int]:
+        samples = len(self.sampler)
+        starts = list(range(0, samples, self.batch_size))
+        return starts[:-1] if samples > self.batch_size > 1 and samples % self.batch_size == 1 else starts
+
+    def __len__(self) -> int:
+        return len(self._starts())
+
+    def __iter__(self) -> Iterator[list[int]]:
+        indices = list(self.sampler)
+        yield from (indices[start:end] for start, end in pairwise([*self._starts(), len(indices)]))
+
+
 def _as_it_is(batch: Batch) -> Batch:
     return batch
 
 
 def training_loader(images: Images, batch_size: int, seed: int, workers: int, world: World) -> DataLoader[Batch]:
-    """This process's share of each batch; its sampler is to be told the epoch.
+    """This process's share of each batch; ``batch_sampler.sampler`` is to be told the epoch.
 
-    Together the processes see the same batches as one process would. Where the samples do not divide by the processes,
-    the last batch has some twice.
+    Together the processes see the same batches as one process would, but for a last batch that would have one sample
+    a process: that joins the one before it. Where the samples do not divide by the processes, the last batch has some
+    twice.
 
     Raises:
         UsageError: the batch does not divide by the processes.
@@ -58,26 +84,22 @@ def training_loader(images: Images, batch_size: int, seed: int, workers: int, wo
         raise UsageError(f"batch_size must be a multiple of the {world.size} processes, got {batch_size}")
     data = _ByBatch(images, train=True)
     sampler = DistributedSampler(data, world.size, world.rank, seed=stream("batches", seed))
-    return _loader(data, batch_size // world.size, sampler, workers, world)
+    return _loader(data, _TrainingBatches(sampler, batch_size // world.size), workers, world)
 
 
 def evaluation_loader(
     images: Images, indices: Tensor, batch_size: int, workers: int, world: World
 ) -> DataLoader[Batch]:
     """This process's share of the samples ``indices`` (N,), each once."""
-    return _loader(
-        _ByBatch(images, train=False), batch_size, indices[world.rank :: world.size].tolist(), workers, world
-    )
+    mine: list[int] = indices[world.rank :: world.size].tolist()
+    return _loader(_ByBatch(images, train=False), BatchSampler(mine, batch_size, drop_last=False), workers, world)
 
 
-def _loader(
-    data: _ByBatch, batch_size: int, sampler: DistributedSampler[Batch] | Sequence[int], workers: int, world: World
-) -> DataLoader[Batch]:
+def _loader(data: _ByBatch, batches: BatchSampler, workers: int, world: World) -> DataLoader[Batch]:
     # Workers that live on to the next epoch would carry random numbers over, which no checkpoint could bring back.
     return DataLoader(
         data,
-        batch_size,
-        sampler=sampler,
+        batch_sampler=batches,
         num_workers=workers,
         collate_fn=_as_it_is,
         pin_memory=world.device.type == "cuda",

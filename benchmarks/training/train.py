@@ -123,7 +123,7 @@ class Trainer:
     def _train(self, epoch: int, tick: Callable[[], object]) -> tuple[float, float, float]:
         """One pass; sums of loss and p_y over the samples, and how many they were, over all processes."""
         self.model.train()
-        self.batches.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        self.batches.batch_sampler.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
         torch.manual_seed(stream("epoch", self.seed, epoch, self.world.rank))  # augmentation, dropout
         sums = torch.zeros(3, dtype=torch.float64, device=self.world.device)  # there: no synchronisation per batch
         for inputs, indices in self.batches:
@@ -139,8 +139,7 @@ class Trainer:
     def _train_step(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """One step of the optimiser; the loss () and p_y of the labels (B,), NaN if the loss does not tell."""
         start = self.clock.now()
-        with self._autocast():
-            logits = self.model(inputs)
+        logits = self._forward(inputs)
         if not isinstance(logits, Tensor):
             raise UsageError(f"model {self.recipe.model} must give logits, got {type(logits).__name__}")
         # The gradient by the logits is made apart from the rest, so that its time can be told apart.
@@ -160,6 +159,19 @@ class Trainer:
         self.clock.add(start, loss_start, loss_end)
         unknown = torch.full_like(loss, math.nan)
         return loss.detach(), self.loss.target_prob if isinstance(self.loss, KernelLoss) else unknown
+
+    def _forward(self, inputs: Tensor) -> Tensor:
+        try:
+            with self._autocast():
+                return self.model(inputs)
+        except ValueError as error:
+            if len(inputs) > 1:
+                raise
+            raise UsageError(  # batch normalisation: all other layers take one sample
+                f"model {self.recipe.model} cannot train on a batch of one sample ({error}): batch_size must be at "
+                f"least {2 * self.world.size}, 2 for each process, got {self.recipe.batch_size}, of "
+                f"{len(self.data.train)} training samples"
+            ) from error
 
     def _checked_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -41,7 +42,8 @@ def read_class_folders(
 
     The classes are the folders in train/, numbered in the order of their names; names that are all integers are in the
     order of those, for 10 sorts before 2 as a word. A class may have no test image. Files that are no images by their
-    names are passed over.
+    names are passed over, and at any depth so are files and folders whose names begin with a dot: Jupyter keeps copies
+    in .ipynb_checkpoints, and macOS writes "._" files that are no images.
 
     Raises:
         UsageError: train/ or val/ and test/ is missing or empty, there are fewer than 2 classes, a class has no
@@ -63,22 +65,26 @@ def read_class_folders(
     return classes, *_part(folder / "train", train, transform), *_part(test_folder, test, transform)
 
 
+def _hidden(name: str) -> bool:
+    return name.startswith(".")
+
+
 def _class_names(part: Path) -> list[str]:
-    names = sorted(path.name for path in part.iterdir() if path.is_dir())
+    names = sorted(path.name for path in part.iterdir() if path.is_dir() and not _hidden(path.name))
     return sorted(names, key=int) if all(name.isascii() and name.isdecimal() for name in names) else names
 
 
 def _scan(part: Path, classes: list[str]) -> dict[str, list[str]]:
     """The images of each class at any depth, as paths below ``part``."""
-    return {
-        name: sorted(
-            os.path.relpath(os.path.join(below, file), part)
-            for below, _, files in os.walk(part / name, followlinks=True)
-            for file in files
-            if file.lower().endswith(SUFFIXES)
+    return {name: sorted(os.path.relpath(path, part) for path in _images(part / name)) for name in classes}
+
+
+def _images(folder: Path) -> Iterator[str]:
+    for below, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not _hidden(name)]  # os.walk goes into those that are left
+        yield from (
+            os.path.join(below, file) for file in files if file.lower().endswith(SUFFIXES) and not _hidden(file)
         )
-        for name in classes
-    }
 
 
 def _part(part: Path, files: dict[str, list[str]], transform: ImageTransform) -> tuple[FileImages, Tensor]:
