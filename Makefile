@@ -3,21 +3,28 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-BUILT_FROM := setup.py pyproject.toml requirements-dev.txt $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
+BUILT_FROM := setup.py pyproject.toml requirements-dev.txt $(wildcard build_support/*.py csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 HAS_TORCH := import sys, torch; sys.exit(tuple(map(int, torch.__version__.split("+")[0].split(".")[:2])) < (2, 10))
+INSTALL := $(BIN)/pip install --quiet --no-build-isolation --editable '.[demo]'
+TESTABLE := $(VENV)/.testable
+PINNED_TORCH := import sys, torch; sys.exit(f"torch=={torch.__version__.split('+')[0]}\n" not in open("requirements-dev.txt"))
 
 .PHONY: demo test lint bench clean
 
 demo: $(READY)
 	$(BIN)/python -m benchmarks.demo $(ARGS)
 
-test: $(READY)
+# Without a GPU the tests run the CUDA kernels in an executor, for which any one architecture does; nothing else needs
+# them then.
+test: export TORCH_CUDA_ARCH_LIST ?= $(if $(shell nvidia-smi -L 2>/dev/null),,9.0)
+test: $(TESTABLE)
 	$(BIN)/python -m pytest $(ARGS)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.micro $(ARGS)
 
 lint: $(READY)
+	@$(BIN)/pip install --quiet 'dal_kernels[lint]'
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -31,13 +38,23 @@ $(READY): $(BUILT_FROM)
 		echo "making $(VENV)"; $(PYTHON) -m venv $$shared $(VENV); \
 	fi
 	@$(BIN)/python -c '$(HAS_TORCH)' 2>/dev/null || \
-		{ echo "installing torch (once; this takes a while)"; $(BIN)/pip install --quiet -r requirements-dev.txt; }
-	@echo "installing dal_kernels and what its tests and demo need"
-	@grep -v '^torch\|^triton' requirements-dev.txt | $(BIN)/pip install --quiet -r /dev/stdin
-	@rm -f dal_kernels/_native*.so dal_kernels/_cuda*.so
-	@$(BIN)/pip install --quiet --no-build-isolation --editable '.[demo,test,lint]'
+		{ echo "installing torch (once; this takes a while)"; \
+		  grep '^torch' requirements-dev.txt | $(BIN)/pip install --quiet -r /dev/stdin; }
+	@echo "installing dal_kernels and what its demo needs"
+	@grep '^setuptools' requirements-dev.txt | $(BIN)/pip install --quiet -r /dev/stdin
+	@$(INSTALL)
 	@$(BIN)/python -c 'import dal_kernels; [print("backend", n + ":", r) for n, r in dal_kernels.available_backends().items()]'
 	@touch $@
 
+# Built again where "make demo" came first and left out the CUDA kernels.
+$(TESTABLE): $(READY)
+	@echo "installing what the tests need"
+	@if $(BIN)/python -c '$(PINNED_TORCH)'; then \
+		grep '^triton' requirements-dev.txt | $(BIN)/pip install --quiet -r /dev/stdin; \
+	fi
+	@$(BIN)/pip install --quiet 'dal_kernels[test]'
+	@if command -v nvcc >/dev/null && [ -z "$$(ls dal_kernels/_cuda*.so 2>/dev/null)" ]; then $(INSTALL); fi
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info dal_kernels/_native*.so dal_kernels/_cuda*.so demo-output bench-output
+	rm -rf $(VENV) build dist *.egg-info dal_kernels/_native*.so dal_kernels/_cuda*.so dal_kernels/_build.json demo-output bench-output

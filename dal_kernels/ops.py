@@ -18,8 +18,8 @@ N over the true divisor, is left for the backward. On a CPU there is none.
 
 from __future__ import annotations
 
-import importlib
 import math
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
+from dal_kernels import extensions
 from dal_kernels.backends import cuda as _cuda
 from dal_kernels.fields import FIELDS, GRADIENT_FIELDS, loss_dtype
 
@@ -142,26 +143,36 @@ def _overwrite_cpu(logits: Tensor, *arguments: Any) -> Tensor:
 
 
 try:
-    _native = importlib.import_module("dal_kernels._native")  # importing it defines the operators
+    native_module = extensions.load("_native")  # loading it defines the operators
 except ImportError as error:
     native_error = str(error)
 else:
-    native_instruction_set = _native.instruction_set
+    native_instruction_set = native_module.instruction_set
     _register("cpu", _CPU_FAKES, None, lambda logits: True, _overwrite_cpu, log_base=lambda dtype: 1.0)
 
 try:
-    cuda_module = importlib.import_module("dal_kernels._cuda")
+    cuda_module = extensions.load("_cuda")
 except ImportError as error:
     cuda_error = str(error)
 else:
     # Its kernel reads the special classes once the row is written: out of place.
     _register("cuda", _GPU_FAKES, _cuda.rescale, _cuda.writes_gradient, overwrite=None, log_base=_cuda.log_base)
 
+
+def _why_no_triton(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name == "triton":
+        return "Triton is not installed; it comes with torch's CUDA and ROCm builds for Linux (pip install triton)"
+    version = (
+        f" {triton.__version__}" if (triton := sys.modules.get("triton")) and hasattr(triton, "__version__") else ""
+    )
+    return f"Triton{version} is installed, but cannot be used: {type(error).__name__}: {error}"
+
+
 _library = torch.library.Library("dal_kernels", "FRAGMENT")
 try:
     from dal_kernels.backends.triton import launch as _launch
 except Exception as error:  # also a Triton that is broken or too old must not take the package with it
-    triton_error = str(error)
+    triton_error = _why_no_triton(error)
 else:
     for _name, _schema in _TRITON_SCHEMAS.items():
         _library.define(f"{_name}_triton{_schema}")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from dal_kernels import ops, reference
+from dal_kernels import extensions, ops, reference
 from dal_kernels.arguments import BACKENDS, Rows, RowStats, check_choice, raise_for_labels
 from dal_kernels.autograd import fused_loss
 from dal_kernels.surroundings import transforms_active
@@ -39,9 +41,19 @@ def _run_cuda(rows: Rows) -> tuple[Tensor, RowStats | None]:
 RUN: dict[str, Run] = {"triton": _run_triton, "cuda": _run_cuda, "cpu": _run_cpu, "eager": _run_eager}
 
 
+def _where(extension: ModuleType) -> str:
+    """Nothing where an extension lies in this package, else in which other installation of it."""
+    folder = Path(str(extension.__file__)).parent
+    return (
+        ""
+        if folder.resolve() == extensions.PACKAGE.resolve()
+        else f", from the dal_kernels installed in {folder.parent}"
+    )
+
+
 def _triton_reason() -> str:
     if ops.triton_error is not None:
-        return f"not available: Triton cannot be imported ({ops.triton_error}); install triton"
+        return f"not available: {ops.triton_error}"
     from triton import knobs
     from triton.runtime import driver
 
@@ -58,23 +70,20 @@ def _triton_reason() -> str:
 
 def _cuda_reason() -> str:
     if ops.cuda_error is not None:
-        return (
-            f"not available: the compiled CUDA extension is missing ({ops.cuda_error}); "
-            "install dal_kernels again with nvcc at hand"
-        )
+        return f"not available: the compiled CUDA extension is missing: {ops.cuda_error}"
     if ops.cuda_module.emulates():
         return "available: CUDA C++ kernels for CPU tensors through an emulator"
     if torch.version.cuda is None or not torch.cuda.is_available():
         return "not available: the CUDA C++ kernels are built, but torch finds no CUDA device"
-    return "available: CUDA C++ kernels for CUDA tensors"
+    return f"available: CUDA C++ kernels for CUDA tensors{_where(ops.cuda_module)}"
 
 
 def _cpu_reason() -> str:
-    if ops.native_error is None:
-        return f"available: compiled kernels for CPU tensors, using {ops.native_instruction_set} instructions"
+    if ops.native_error is not None:
+        return f"not available: the compiled extension is missing: {ops.native_error}"
     return (
-        f"not available: the compiled extension is missing ({ops.native_error}); "
-        "install dal_kernels again with a C++17 compiler (GCC or Clang) at hand"
+        f"available: compiled kernels for CPU tensors, using {ops.native_instruction_set} instructions"
+        f"{_where(ops.native_module)}"
     )
 
 

@@ -1,0 +1,92 @@
+"""Loading the compiled extensions, and saying why one is not there, as the build left it in a record beside them.
+
+setup.py runs this file by itself, without the package and without torch: it writes the record that is read here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.machinery
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+RECORD = "_build.json"
+PACKAGE = Path(__file__).parent
+
+
+def digest(sources: Path) -> str:
+    """Of the names and contents of all files below a folder of sources."""
+    content = hashlib.sha256()
+    for file in sorted(path for path in sources.rglob("*") if path.suffix in (".h", ".cuh", ".cpp", ".cu")):
+        content.update(repr((file.relative_to(sources).as_posix(), file.read_bytes())).encode())
+    return content.hexdigest()
+
+
+def write_record(folder: Path, sources: Path, reasons: dict[str, str | None]) -> Path:
+    """Leaves, beside the extensions, why each is missing (None: it is there) and from what sources they were made."""
+    file = folder / RECORD
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"sources": digest(sources), "missing": reasons}, indent=1) + "\n", encoding="utf-8")
+    return file
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _installed(name: str) -> Iterator[tuple[Path, importlib.machinery.ModuleSpec]]:
+    """The other folders of this package on Python's path that have the extension."""
+    for folder in dict.fromkeys(Path(entry, PACKAGE.name).resolve() for entry in sys.path):
+        spec = importlib.machinery.PathFinder.find_spec(f"{PACKAGE.name}.{name}", [str(folder)])
+        if folder != PACKAGE.resolve() and spec is not None and spec.loader is not None:
+            yield folder, spec
+
+
+def load(name: str) -> ModuleType:
+    """The extension of that name. Importing it defines its operators.
+
+    In a source tree in which nothing is built, that of an installed dal_kernels is taken if it was made from the very
+    sources that lie in the tree: the tree hides the installation whenever Python is started in it.
+
+    Raises:
+        ImportError: a sentence that says why it is not there, and what to do.
+    """
+    full = f"{PACKAGE.name}.{name}"
+    try:
+        return importlib.import_module(full)
+    except ModuleNotFoundError as error:
+        if error.name != full:
+            raise
+    except ImportError as error:
+        raise ImportError(f"it was built, but cannot be loaded: {error}") from error
+    reason = read_record(PACKAGE).get("missing", {}).get(name)
+    why = (
+        f"it was not built when dal_kernels was installed: {reason}"
+        if reason
+        else f"{PACKAGE} has neither it nor a record of why; install dal_kernels again"
+    )
+    sources = PACKAGE.parent / "csrc"
+    if sources.is_dir() and not reason:
+        why = (
+            f"Python imports dal_kernels from the source tree {PACKAGE.parent}, where it was not built; "
+            "build it there with: pip install --no-build-isolation -e ."
+        )
+    for folder, spec in _installed(name) if sources.is_dir() else ():
+        if read_record(folder).get("sources") == digest(sources):
+            module = importlib.util.module_from_spec(spec)
+            assert spec.loader is not None
+            sys.modules[full] = module
+            spec.loader.exec_module(module)
+            return module
+        why += f". The dal_kernels installed in {folder.parent} has it, but was built from other sources"
+    raise ImportError(why)
