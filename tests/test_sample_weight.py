@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dal_kernels import DynamicsAwareLoss, dynamics_aware_loss, reference
+from dal_kernels import DynamicsAwareLoss, dynamics_aware_loss, linear_dynamics_aware_loss, reference
 
 ROWS, CLASSES = 6, 5
 COUNTS = torch.tensor([1, 3, 2, 0, 1, 4])
@@ -88,6 +88,24 @@ def test_an_ignored_row_hides_its_weight_and_no_other_row_does(backend: str) -> 
 def test_a_weight_that_is_none_is_one_clear_error(weight: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=f"^sample_weight must be .*{message}"):
         dynamics_aware_loss(logits(ROWS, CLASSES), TARGET, 0.7, sample_weight=weight)
+
+
+@reductions
+def test_the_layer_form_weighs_rows_alike(backend: str, reduction: str) -> None:
+    features, layer = logits(ROWS, 3), torch.nn.Linear(3, CLASSES)
+    options = {
+        "sample_weight": COUNTS.float(),
+        "reduction": reduction,
+        "backend": backend,
+        "weight": torch.rand(CLASSES),
+    }
+    wanted = (features, layer.weight, layer.bias)
+    fused = linear_dynamics_aware_loss(
+        features, layer.weight, TARGET, 1.2, 0.4, bias=layer.bias, chunk_bytes=2 * 4 * CLASSES, **options
+    )
+    plain = dynamics_aware_loss(layer(features), TARGET, 1.2, 0.4, **options)
+    torch.testing.assert_close(fused, plain)
+    torch.testing.assert_close(torch.autograd.grad(fused.sum(), wanted), torch.autograd.grad(plain.sum(), wanted))
 
 
 def test_the_module_passes_it_on() -> None:
