@@ -11,8 +11,9 @@ HAS_TORCH := import sys, torch; sys.exit(tuple(map(int, torch.__version__.split(
 demo: $(READY)
 	$(BIN)/python -m benchmarks.demo $(ARGS)
 
+# A process a core; ARGS="-n 0" runs all tests in one, ARGS="-p randomly" in random order.
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadgroup $(ARGS)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.micro $(ARGS)
