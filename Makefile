@@ -14,11 +14,11 @@ PINNED_TORCH := import sys, torch; sys.exit(f"torch=={torch.__version__.split('+
 demo: $(READY)
 	$(BIN)/python -m benchmarks.demo $(ARGS)
 
-# Without a GPU the tests run the CUDA kernels in an executor, for which any one architecture does; nothing else needs
-# them then.
+# A process a core; ARGS="-n 0" runs all tests in one, ARGS="-p randomly" in random order. Without a GPU the tests run the
+# CUDA kernels in an executor, for which any one architecture does; nothing else needs them then.
 test: export TORCH_CUDA_ARCH_LIST ?= $(if $(shell nvidia-smi -L 2>/dev/null),,9.0)
 test: $(TESTABLE)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadgroup $(ARGS)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.micro $(ARGS)

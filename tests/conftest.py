@@ -1,4 +1,6 @@
-"""What every test shares: one thread setting, and which backends can read CPU tensors here."""
+"""What every test shares: random numbers that do not depend on the order of tests, its part of the cores, and which
+backends can read CPU tensors here.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +20,21 @@ sys.path.append(str(Path(__file__).parent.parent.parent / "shared"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    """Under pytest-xdist the workers share the cores, and so do the processes that they start."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+        os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    """Again, because a fixture that a test shares with others may have been made for an earlier one."""
     torch.manual_seed(0)
 
 
@@ -72,6 +89,21 @@ def cuda_on_cpu() -> Iterator[None]:
 
     with cuda_emulator.installed(CUDA_ORDER):
         yield
+
+
+@pytest.fixture(scope="session")
+def ptx(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The CUDA C++ kernels' PTX, compiled once for all processes of this run."""
+    from children import made_once
+
+    from benchmarks import cuda_emulator
+
+    if "DAL_TEST_PTX" in os.environ or cuda_emulator.missing() is not None:
+        yield
+        return
+    os.environ["DAL_TEST_PTX"] = str(made_once(request, "ptx", cuda_emulator.compile_ptx))
+    yield
+    del os.environ["DAL_TEST_PTX"]
 
 
 def _usable(request: pytest.FixtureRequest) -> str:

@@ -27,6 +27,7 @@ def test_every_case_is_counted_with_and_without_gradient() -> None:
 
 @needs_executor
 @needs_emulator
+@pytest.mark.usefixtures("ptx")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("gradient", [True, False])
 def test_the_committed_counts_are_of_these_kernels(backend: str, gradient: bool) -> None:

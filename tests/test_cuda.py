@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
+from children import run_pytest
 from counting import hold_step
 from marks import needs_emulator
 from truth import check, make_case, random_upstream, run
@@ -25,22 +22,10 @@ from benchmarks import cuda_emulator
 from benchmarks.cuda_resources import cuda_binaries, cuobjdump
 from dal_kernels import available_backends, dynamics_aware_loss, ops
 
-HERE = Path(__file__).parent
-
 built = pytest.mark.skipif(ops.cuda_error is not None, reason=f"the CUDA extension is not built: {ops.cuda_error}")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def ptx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Compiled once for this process and those that it starts."""
-    if "DAL_TEST_PTX" in os.environ or needs_emulator.args[0]:
-        yield
-        return
-    folder = tmp_path_factory.mktemp("ptx")
-    cuda_emulator.compile_ptx(folder)
-    os.environ["DAL_TEST_PTX"] = str(folder)
-    yield
-    del os.environ["DAL_TEST_PTX"]
+pytestmark = pytest.mark.usefixtures("ptx")
 
 
 # ---- what is built
@@ -74,15 +59,8 @@ def test_without_a_gpu_it_says_so() -> None:
 def test_the_compiled_code_passes_the_shared_tests(order: str, sample: int) -> None:
     """With checks for races, accesses out of bounds and misaligned ones, in both orders of warps."""
     names = ("numerics", "autograd", "compile", "fuzz")
-    environment = {"DAL_TEST_CUDA": order, "DAL_TEST_SAMPLE": os.environ.get("DAL_TEST_SAMPLE", str(sample))}
-    files = [f"tests/test_{name}.py" for name in names]
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--show-capture=no", *files],
-        cwd=HERE.parent,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-    )
+    variables = {"DAL_TEST_CUDA": order, "DAL_TEST_SAMPLE": os.environ.get("DAL_TEST_SAMPLE", str(sample))}
+    result = run_pytest("-q", "--show-capture=no", *(f"tests/test_{name}.py" for name in names), **variables)
     assert result.returncode == 0, result.stdout[-5000:]
     assert re.search(r"\d\d passed", result.stdout)
     assert " skipped" not in result.stdout

@@ -407,6 +407,7 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return folder, request.param
 
 
+@pytest.mark.xdist_group("ranks")
 @pytest.mark.parametrize("name", CHECKS)
 def test_every_rank(finished: tuple[Path, int], name: str) -> None:
     folder, world = finished

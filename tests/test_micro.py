@@ -332,6 +332,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.xdist_group("report")
 def test_one_command_writes_a_report_with_its_figures(report: Path) -> None:
     text = (report / "report.md").read_text(encoding="utf-8")
     for title in ("Forward + backward, warm", "Forward of a step, warm", "Forward without gradient, warm"):
@@ -347,6 +348,7 @@ def test_one_command_writes_a_report_with_its_figures(report: Path) -> None:
     assert all((report / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
 
 
+@pytest.mark.xdist_group("report")
 def test_contenders_take_turns(report: Path) -> None:
     document = json.loads((report / "benchmark.json").read_text(encoding="utf-8"))
     of = [b["params"] for b in document["benchmarks"] if b["params"]["size"] == "8x3"]

@@ -6,17 +6,16 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 
 import pytest
 import torch
+from children import ROOT, made_once, run_pytest
 from marks import needs_emulator, needs_executor
 
 from benchmarks import cuda_emulator
 
-ROOT = Path(__file__).parent.parent
 NUMERICS = "tests/test_numerics.py"
 COMPILER = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
 FLAGS = ["-std=c++17", "-O1", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-Wno-psabi"]
@@ -170,10 +169,7 @@ def compile_object(source: Path, target: Path) -> None:
     subprocess.run([str(COMPILER), *FLAGS, *include, *defines, "-c", str(source), "-o", str(target)], check=True)
 
 
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of package, sources and tests, with everything compiled that no mutant touches."""
-    copy = tmp_path_factory.mktemp("mutants")
+def make_tree(copy: Path) -> None:
     for folder in ("csrc", "dal_kernels"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     (copy / "tests").mkdir()
@@ -183,23 +179,22 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (copy / "csrc/cpu" / f"isa_{name}.cpp").write_text(STUB.format(name=name, kernels=kernels))
     for name in ("bindings", "select", *(f"isa_{name}" for name in STUBS)):
         compile_object(copy / "csrc/cpu" / f"{name}.cpp", copy / f"{name}.o")
-    return copy
+
+
+@pytest.fixture
+def tree(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A copy of package, sources and tests, with everything compiled that no mutant touches."""
+    return shutil.copytree(made_once(request, "mutants", make_tree), tmp_path / "tree")
 
 
 def run_tests(tree: Path) -> subprocess.CompletedProcess[str]:
+    """Compiled as it is now, the numerical tests of the backend "cpu" up to the first that fails."""
     compile_object(tree / "csrc/cpu/isa_baseline.cpp", tree / "isa_baseline.o")
     library = tree / "dal_kernels/_native.abi3.so"
-    library.unlink(missing_ok=True)
     objects = [str(path) for path in tree.glob("*.o")]
     libraries = [f"-L{TORCH / 'lib'}", "-ltorch_cpu"]
     subprocess.run([str(COMPILER), "-shared", *objects, "-o", str(library), *libraries], check=True)
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "cpu", "tests"],
-        cwd=tree,
-        env={**os.environ, "ATEN_CPU_CAPABILITY": "default", "PYTHONPATH": str(tree)},
-        capture_output=True,
-        text=True,
-    )
+    return run_pytest("-q", "-x", "-k", "cpu", "tests", cwd=tree, ATEN_CPU_CAPABILITY="default", PYTHONPATH=str(tree))
 
 
 @needs_compiler
@@ -217,10 +212,7 @@ def test_the_suite_catches(tree: Path, name: str) -> None:
     text = source.read_text()
     assert text.count(old) == 1, f"the source of the mutant moved: {old}"
     source.write_text(text.replace(old, new))
-    try:
-        result = run_tests(tree)
-    finally:
-        source.write_text(text)
+    result = run_tests(tree)
     assert result.returncode == 1, result.stdout[-3000:] + result.stderr[-2000:]
     assert "1 failed" in result.stdout
 
@@ -232,25 +224,8 @@ def run_triton_tests(source: str | None, selection: str, folder: Path) -> subpro
         (folder / "dal_kernels/backends/triton/kernels.py").write_text(source)
     # The copy lies elsewhere: the executor is found from here.
     paths = [str(folder), str(ROOT.parent / "shared")]
-    return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-x",
-            "-p",
-            "no:cacheprovider",
-            "-k",
-            selection,
-            "tests/test_numerics.py",
-            "tests/test_linear.py",
-        ],
-        cwd=folder,
-        env={**os.environ, "DAL_TEST_TRITON": "executor asc", "PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
-        text=True,
-    )
+    variables = {"DAL_TEST_TRITON": "executor asc", "PYTHONPATH": os.pathsep.join(paths)}
+    return run_pytest("-q", "-x", "-k", selection, NUMERICS, "tests/test_linear.py", cwd=folder, **variables)
 
 
 KERNELS = ROOT / "dal_kernels/backends/triton/kernels.py"
@@ -286,18 +261,8 @@ def run_cuda_tests(mutants: list[tuple[str, str, str]], selection: str, folder: 
         path.write_text(text.replace(old, new))
     cuda_emulator.compile_ptx(folder, folder / "csrc/cuda", "kernels_f32.cu")
     paths = [str(ROOT), str(ROOT.parent / "shared")]
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", selection, NUMERICS],
-        cwd=folder,
-        env={
-            **os.environ,
-            "DAL_TEST_CUDA": "asc",
-            "DAL_TEST_PTX": str(folder),
-            "PYTHONPATH": os.pathsep.join(paths),
-        },
-        capture_output=True,
-        text=True,
-    )
+    variables = {"DAL_TEST_CUDA": "asc", "DAL_TEST_PTX": str(folder), "PYTHONPATH": os.pathsep.join(paths)}
+    result = run_pytest("-q", "-x", "-k", selection, NUMERICS, cwd=folder, **variables)
     return result.stdout[-3000:] + result.stderr[-2000:]
 
 

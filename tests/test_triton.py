@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from children import run_pytest
 from counting import hold_step
 from marks import needs_executor
 from truth import check, gradient_bound, make_case, relative_error, true_outcome
@@ -22,23 +20,15 @@ from truth import check, gradient_bound, make_case, relative_error, true_outcome
 from dal_kernels import dynamics_aware_loss
 from dal_kernels.backends.triton.plan import LaunchPlan, plan_backward, plan_forward
 
-HERE = Path(__file__).parent
-
 
 def run_sample(mode: str, sample: int, *selection: str) -> None:
-    environment = {
+    variables = {
         "DAL_TEST_TRITON": mode,
         "DAL_TEST_SAMPLE": os.environ.get("DAL_TEST_SAMPLE", str(sample)),
     }
     if mode == "interpreter":
-        environment["TRITON_INTERPRET"] = "1"
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--show-capture=no", *selection],
-        cwd=HERE.parent,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-    )
+        variables["TRITON_INTERPRET"] = "1"
+    result = run_pytest("-q", "--show-capture=no", *selection, **variables)
     assert result.returncode == 0, result.stdout[-5000:]
     assert re.search(r"\d\d passed", result.stdout)
     assert " skipped" not in result.stdout

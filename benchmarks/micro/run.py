@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from typing import Any
 from benchmarks.micro.cases import DTYPES, LARGE, Size
 from benchmarks.micro.results import BenchmarkError, Results
 
-__all__ = ["check_packages", "measure"]
+__all__ = ["check_packages", "environment", "measure"]
 
 ROOT = Path(__file__).parent.parent.parent
 BENCHMARK = Path(__file__).with_name("bench_loss.py")
@@ -41,6 +42,15 @@ def check_packages(*modules: str) -> None:
     for module in modules:
         if importlib.util.find_spec(module) is None:
             raise BenchmarkError(f"{module.replace('_', '-')} is missing: install the extra dal_kernels[bench]")
+
+
+def environment() -> dict[str, str]:
+    """The environment of a pytest that another one starts.
+
+    Without the variables that tell the other one's plugins and options: as a worker of pytest-xdist it would measure
+    nothing, and of PYTEST_ADDOPTS it would run a selection that was made for other tests.
+    """
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
 
 
 def measure(
@@ -80,7 +90,7 @@ def _measure(size: Size, dtypes: Sequence[str], options: Sequence[str]) -> list[
         file = Path(folder) / "benchmark.json"
         selection = [f"--size={size}", *(f"--dtype={dtype}" for dtype in dtypes), f"--benchmark-json={file}"]
         command = [sys.executable, "-m", "pytest", str(BENCHMARK), *OPTIONS, *selection, *options]
-        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        run = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
         if run.returncode == NOTHING_SELECTED:
             return []
         if run.returncode == USAGE_ERROR:
