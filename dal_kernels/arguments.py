@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -23,6 +24,16 @@ _LABELS = frozenset(
 )
 _REDUCTIONS = ("none", "mean", "sum")
 _BOOTSTRAPS = ("soft", "hard")
+_PLAIN = (Tensor, Parameter)
+# What refuse_dtensor says.
+_BESIDE_PLAIN = (
+    " beside a plain input: make input one too, or pass its full_tensor() or, of this rank's rows, to_local()"
+)
+OF_LAYER = (
+    "; for classes split over ranks see dal_kernels.distributed, and where fully_shard has split the parameters, "
+    "apply it to a module that calls this loss in its forward (LinearDynamicsAwareLoss or one around it), not to the "
+    "classifier"
+)
 
 
 class RowStats(NamedTuple):
@@ -86,6 +97,7 @@ def _schedule_value(name: str, value: float | Tensor, input: Tensor, shape: torc
     if isinstance(value, Tensor):
         if value.dtype not in _LOGITS:
             raise TypeError(f"{name} must be a number or a floating-point tensor, got {value.dtype}")
+        refuse_dtensor(name, value)
         _no_gradient(name, value)
         if value.dtype in HALVES:
             value = value.float()
@@ -115,6 +127,7 @@ def _class_weight(weight: Tensor, input: Tensor, classes: int) -> Tensor:
         raise TypeError(f"weight must be a tensor of shape ({classes},) or None, got {type(weight).__name__}")
     if weight.dtype not in _LOGITS:
         raise TypeError(f"weight must be floating-point, got {weight.dtype}")
+    refuse_dtensor("weight", weight)
     _no_gradient("weight", weight)
     if weight.dim() != 1 or weight.shape[0] != classes:
         raise ValueError(f"weight must have one value a class, shape ({classes},), got shape {_shape(weight)}")
@@ -128,6 +141,7 @@ def _check_input(input: Tensor, target: Tensor) -> None:
         raise TypeError(f"input must be a tensor, got {type(input).__name__}")
     if not isinstance(target, Tensor):
         raise TypeError(f"target must be a tensor, got {type(target).__name__}")
+    refuse_dtensor("target", target)
     if input.dtype not in _LOGITS:
         raise TypeError(f"input must be float16, bfloat16, float32 or float64 logits, got {input.dtype}")
     if target.dtype not in _LABELS:
@@ -207,11 +221,22 @@ def check(
 
 
 def is_dtensor(tensor: Any) -> TypeGuard[DTensor]:
-    """Whether it is a DTensor, without importing torch.distributed.tensor. Not while tracing."""
-    if type(tensor) is Tensor or torch.compiler.is_compiling():
+    """Whether it is a DTensor, without importing torch.distributed.tensor."""
+    if type(tensor) in _PLAIN:
         return False
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
+
+
+def refuse_dtensor(name: str, tensor: Tensor, instead: str = _BESIDE_PLAIN) -> None:
+    """Raise TypeError for a DTensor, saying what to do instead."""
+    if is_dtensor(tensor):
+        raise TypeError(f"{name} must be a plain tensor, got a DTensor{instead}")
+
+
+def check_budget(chunk_bytes: int | None) -> None:
+    if chunk_bytes is not None and (type(chunk_bytes) is not int or chunk_bytes < 1):
+        raise ValueError(f"chunk_bytes must be an int >= 1 or None, got {chunk_bytes!r}")
 
 
 def check_layer(
@@ -224,8 +249,7 @@ def check_layer(
     for name, tensor in named.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-        if is_dtensor(tensor):
-            raise TypeError(f"{name} must be a plain tensor, got a DTensor: see dal_kernels.distributed for slices")
+        refuse_dtensor(name, tensor, "; pass its to_local()" if name == "input" else OF_LAYER)
         if tensor.dtype not in _LOGITS:
             raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
         if tensor.device != input.device:
@@ -240,8 +264,7 @@ def check_layer(
         )
     if bias is not None and bias.shape != classifier_weight.shape[:1]:
         raise ValueError(f"bias must have shape ({classifier_weight.shape[0]},) or be None, got shape {_shape(bias)}")
-    if chunk_bytes is not None and (type(chunk_bytes) is not int or chunk_bytes < 1):
-        raise ValueError(f"chunk_bytes must be an int >= 1 or None, got {chunk_bytes!r}")
+    check_budget(chunk_bytes)
     kind = input.device.type
     # autocast leaves float64 alone
     casts = torch.is_autocast_enabled(kind) and all(tensor.dtype != torch.float64 for tensor in named.values())
