@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dal_kernels.arguments import Rows, RowStats, check, raise_for_labels
+from dal_kernels.arguments import Rows, RowStats, check, raise_for_labels, refuse_dtensor
 from dal_kernels.autograd import DifferentiableOnce
 from dal_kernels.backends.choose import choose
 from dal_kernels.exchange import Group, Slice, exchange, slice_of
@@ -26,8 +26,11 @@ from dal_kernels.slices import IGNORED, Statistics, fields_of, finish, gradient,
 
 __all__ = ["class_parallel_dynamics_aware_loss", "class_parallel_linear_dynamics_aware_loss"]
 
+# torch.compile gives it as the reason of an error where fullgraph=True.
+_NO_GRAPH = "a loss whose classes are split over ranks breaks the graph: compile without fullgraph=True"
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+
+@torch.compiler.disable(reason=_NO_GRAPH)  # type: ignore[untyped-decorator]
 def class_parallel_dynamics_aware_loss(
     local_logits: Tensor,
     target: Tensor,
@@ -68,6 +71,7 @@ def class_parallel_dynamics_aware_loss(
     """
     if not isinstance(local_logits, Tensor):
         raise TypeError(f"local_logits must be a tensor, got {type(local_logits).__name__}")
+    refuse_dtensor("local_logits", local_logits, ": dal_kernels.dynamics_aware_loss takes it; or pass its to_local()")
     if local_logits.dim() == 0:
         raise ValueError("local_logits must have shape (C,), (N, C) or (N, C, d1, ...), got a 0-d tensor")
     place = int(local_logits.dim() > 1)
@@ -87,7 +91,7 @@ def class_parallel_dynamics_aware_loss(
     return rows.shaped(loss, stats)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@torch.compiler.disable(reason=_NO_GRAPH)  # type: ignore[untyped-decorator]
 def class_parallel_linear_dynamics_aware_loss(
     input: Tensor,
     local_classifier_weight: Tensor,

@@ -8,7 +8,8 @@ What :func:`dal_kernels.dynamics_aware_loss` takes, for each dimension of the me
 
 The result is a plain tensor: "mean" and "sum" are of all rows and the same on every rank; "none" and statistics are of
 this rank's rows. The gradient is a DTensor with the placements of the logits. A target (or a q or bootstrap_weight of
-one value a row) may be a DTensor too, or plain: this rank's rows of it. Not under torch.compile.
+one value a row) may be a DTensor too, or plain: this rank's rows of it. torch.compile takes rows split or replicated
+into one graph; where the classes are split it breaks its graph, as in dal_kernels.distributed.
 """
 
 from __future__ import annotations
