@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, TypeGuard
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from dal_kernels.fields import REDUCTIONS, Reduction
 from dal_kernels.surroundings import is_recording, transforms_active
@@ -22,6 +23,16 @@ HALVES = (torch.float16, torch.bfloat16)
 _LOGITS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 _LABELS = frozenset(
     {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64}
+)
+_PLAIN = (Tensor, Parameter)
+# What refuse_dtensor says.
+_BESIDE_PLAIN = (
+    " beside a plain input: make input one too, or pass its full_tensor() or, of this rank's rows, to_local()"
+)
+OF_LAYER = (
+    "; for classes split over ranks see dal_kernels.distributed, and where fully_shard has split the parameters, "
+    "apply it to a module that calls this loss in its forward (LinearDynamicsAwareLoss or one around it), not to the "
+    "classifier"
 )
 
 Bootstrap = Literal["soft", "hard"]
@@ -107,7 +118,7 @@ def _no_gradient(name: str, tensor: Tensor) -> None:
         raise ValueError(f"{name} must not require grad, got a tensor that does: the loss has no gradient for it")
 
 
-def _of_rows(name: str, value: Tensor, input: Tensor, shape: torch.Size, accepted: str) -> Tensor:
+def of_rows(name: str, value: Tensor, input: Tensor, shape: torch.Size, accepted: str) -> Tensor:
     """A value a row, shaped like the target or like its first dimension, as (N,)."""
     if value.device != input.device:
         raise ValueError(f"{name} must be on the device of input, {input.device}, got {value.device}")
@@ -123,6 +134,7 @@ def _schedule_value(name: str, value: float | Tensor, input: Tensor, shape: torc
     if isinstance(value, Tensor):
         if value.dtype not in _LOGITS:
             raise TypeError(f"{name} must be a number or a floating-point tensor, got {value.dtype}")
+        refuse_dtensor(name, value)
         _no_gradient(name, value)
         if value.dtype in HALVES:
             value = value.float()
@@ -130,7 +142,7 @@ def _schedule_value(name: str, value: float | Tensor, input: Tensor, shape: torc
             value = value.reshape(())
             here = (value.is_cpu and input.is_cpu) or value.device == input.device
             return value if here else value.to(input.device, non_blocking=True)
-        return _of_rows(name, value, input, shape, "a number, a 0-d tensor or one value a row")
+        return of_rows(name, value, input, shape, "a number, a 0-d tensor or one value a row")
     if not isinstance(value, Real):
         raise TypeError(f"{name} must be a number or a floating-point tensor, got {type(value).__name__}")
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
@@ -147,6 +159,7 @@ def check_class_weight(weight: Tensor, classes: int | None) -> None:
         raise TypeError(f"weight must be a tensor of shape {wanted} or None, got {type(weight).__name__}")
     if weight.dtype not in _LOGITS:
         raise TypeError(f"weight must be floating-point, got {weight.dtype}")
+    refuse_dtensor("weight", weight)
     _no_gradient("weight", weight)
     if weight.dim() != 1 or (classes is not None and weight.shape[0] != classes):
         raise ValueError(f"weight must have one value a class, shape {wanted}, got shape {_shape(weight)}")
@@ -166,7 +179,8 @@ def _sample_weight(weight: Tensor, input: Tensor, shape: torch.Size) -> Tensor:
         raise TypeError(f"sample_weight must be {accepted}, a tensor, got {type(weight).__name__}")
     if weight.dtype not in _LOGITS:
         raise TypeError(f"sample_weight must be floating-point, got {weight.dtype}")
-    weight = _of_rows("sample_weight", weight, input, shape, accepted)
+    refuse_dtensor("sample_weight", weight)
+    weight = of_rows("sample_weight", weight, input, shape, accepted)
     return weight.to(torch.float64 if input.dtype == torch.float64 else torch.float32)
 
 
@@ -195,6 +209,7 @@ def _check_input(input: Tensor, target: Tensor) -> None:
         raise TypeError(f"input must be a tensor, got {type(input).__name__}")
     if not isinstance(target, Tensor):
         raise TypeError(f"target must be a tensor, got {type(target).__name__}")
+    refuse_dtensor("target", target)
     if input.dtype not in _LOGITS:
         raise TypeError(f"input must be float16, bfloat16, float32 or float64 logits, got {input.dtype}")
     if target.dtype not in _LABELS:
@@ -267,11 +282,22 @@ def check(
 
 
 def is_dtensor(tensor: Any) -> TypeGuard[DTensor]:
-    """Whether it is a DTensor, without importing torch.distributed.tensor. Not while tracing."""
-    if type(tensor) is Tensor or torch.compiler.is_compiling():
+    """Whether it is a DTensor, without importing torch.distributed.tensor."""
+    if type(tensor) in _PLAIN:
         return False
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
+
+
+def refuse_dtensor(name: str, tensor: Tensor, instead: str = _BESIDE_PLAIN) -> None:
+    """Raise TypeError for a DTensor, saying what to do instead."""
+    if is_dtensor(tensor):
+        raise TypeError(f"{name} must be a plain tensor, got a DTensor{instead}")
+
+
+def check_budget(chunk_bytes: int | None) -> None:
+    if chunk_bytes is not None and (type(chunk_bytes) is not int or chunk_bytes < 1):
+        raise ValueError(f"chunk_bytes must be an int >= 1 or None, got {chunk_bytes!r}")
 
 
 def check_layer(
@@ -284,8 +310,7 @@ def check_layer(
     for name, tensor in named.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-        if is_dtensor(tensor):
-            raise TypeError(f"{name} must be a plain tensor, got a DTensor: see dal_kernels.distributed for slices")
+        refuse_dtensor(name, tensor, "; pass its to_local()" if name == "input" else OF_LAYER)
         if tensor.dtype not in _LOGITS:
             raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
         if tensor.device != input.device:
@@ -300,8 +325,7 @@ def check_layer(
         )
     if bias is not None and bias.shape != classifier_weight.shape[:1]:
         raise ValueError(f"bias must have shape ({classifier_weight.shape[0]},) or be None, got shape {_shape(bias)}")
-    if chunk_bytes is not None and (type(chunk_bytes) is not int or chunk_bytes < 1):
-        raise ValueError(f"chunk_bytes must be an int >= 1 or None, got {chunk_bytes!r}")
+    check_budget(chunk_bytes)
     kind = input.device.type
     # autocast leaves float64 alone
     casts = torch.is_autocast_enabled(kind) and all(tensor.dtype != torch.float64 for tensor in named.values())

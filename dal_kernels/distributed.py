@@ -10,24 +10,88 @@ Works on whatever backend the group has: gloo on a CPU, NCCL on GPUs. torch.comp
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dal_kernels.arguments import Rows, RowStats, check, raise_for_labels
+from dal_kernels.arguments import (
+    Backend,
+    Bootstrap,
+    OptionsOfKernels,
+    Rows,
+    RowStats,
+    check,
+    raise_for_labels,
+    refuse_dtensor,
+)
 from dal_kernels.backends.choose import choose
 from dal_kernels.exchange import Group, Slice, exchange, slice_of
+from dal_kernels.fields import Reduction
 from dal_kernels.linear import Layer, anchors_of, layer_of
 from dal_kernels.linear_ops import LayerInChunks, finished, linear_gradient
 from dal_kernels.once import DifferentiableOnce
+from dal_kernels.reference import run_weighted
 from dal_kernels.slices import IGNORED, Statistics, fields_of, finish, gradient, statistics
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["class_parallel_dynamics_aware_loss", "class_parallel_linear_dynamics_aware_loss"]
 
+# torch.compile gives it as the reason of an error where fullgraph=True.
+_NO_GRAPH = "a loss whose classes are split over ranks breaks the graph: compile without fullgraph=True"
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+
+class OptionsOfSlices(OptionsOfKernels, total=False):
+    """And what those take that are given a slice of the classes."""
+
+    class_offset: int | None
+    num_classes: int | None
+    group: Group
+
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _breaks_graph(function: _F) -> _F:
+    """:func:`torch.compiler.disable`, which would forget the types."""
+    return cast(_F, torch.compiler.disable(function, reason=_NO_GRAPH))
+
+
+@overload
+def class_parallel_dynamics_aware_loss(
+    local_logits: Tensor,
+    target: Tensor,
+    q: float | Tensor,
+    bootstrap_weight: float | Tensor = ...,
+    *,
+    return_stats: Literal[False] = ...,
+    **options: Unpack[OptionsOfSlices],
+) -> Tensor: ...
+@overload
+def class_parallel_dynamics_aware_loss(
+    local_logits: Tensor,
+    target: Tensor,
+    q: float | Tensor,
+    bootstrap_weight: float | Tensor = ...,
+    *,
+    return_stats: Literal[True],
+    **options: Unpack[OptionsOfSlices],
+) -> tuple[Tensor, RowStats]: ...
+@overload
+def class_parallel_dynamics_aware_loss(
+    local_logits: Tensor,
+    target: Tensor,
+    q: float | Tensor,
+    bootstrap_weight: float | Tensor = ...,
+    *,
+    return_stats: bool,
+    **options: Unpack[OptionsOfSlices],
+) -> Tensor | tuple[Tensor, RowStats]: ...
+@_breaks_graph
 def class_parallel_dynamics_aware_loss(
     local_logits: Tensor,
     target: Tensor,
@@ -39,11 +103,12 @@ def class_parallel_dynamics_aware_loss(
     group: Group = None,
     weight: Tensor | None = None,
     ignore_index: int = -100,
-    reduction: str = "mean",
-    bootstrap: str = "soft",
+    reduction: Reduction = "mean",
+    bootstrap: Bootstrap = "soft",
     return_stats: bool = False,
-    backend: str = "auto",
-) -> Any:
+    sample_weight: Tensor | None = None,
+    backend: Backend = "auto",
+) -> Tensor | tuple[Tensor, RowStats]:
     """``dynamics_aware_loss`` of logits whose classes are split over the ranks of a group.
 
     Args:
@@ -53,7 +118,7 @@ def class_parallel_dynamics_aware_loss(
         class_offset, num_classes: the first class of this slice, and the number of all classes. Without them a second,
             small all-gather finds them and checks that the ranks agree, on a GPU at the cost of a synchronisation.
         group: the group, or None for the default one.
-        q, bootstrap_weight, weight, ignore_index, reduction, bootstrap, return_stats, backend: as in
+        q, bootstrap_weight, weight, ignore_index, reduction, bootstrap, return_stats, sample_weight, backend: as in
             :func:`dal_kernels.dynamics_aware_loss`, the same on every rank; ``weight`` is (num_classes,).
 
     Returns:
@@ -68,26 +133,71 @@ def class_parallel_dynamics_aware_loss(
     """
     if not isinstance(local_logits, Tensor):
         raise TypeError(f"local_logits must be a tensor, got {type(local_logits).__name__}")
+    refuse_dtensor("local_logits", local_logits, ": dal_kernels.dynamics_aware_loss takes it; or pass its to_local()")
     if local_logits.dim() == 0:
         raise ValueError("local_logits must have shape (C,), (N, C) or (N, C, d1, ...), got a 0-d tensor")
     place = int(local_logits.dim() > 1)
     mine = slice_of(local_logits.shape[place], target, local_logits.device, class_offset, num_classes, group)
     shape = (*local_logits.shape[:place], mine.classes, *local_logits.shape[place + 1 :])
     whole = local_logits.new_empty(()).expand(shape)
-    rows = check(whole, target, q, bootstrap_weight, weight, ignore_index, reduction, bootstrap, return_stats)
-    raise_for_labels(rows)
+    call = check(
+        whole, target, q, bootstrap_weight, weight, ignore_index, reduction, bootstrap, return_stats, sample_weight
+    )
+    raise_for_labels(call)
     name = choose(backend, local_logits)
     logits = local_logits.movedim(1, -1).flatten(0, -2) if place else local_logits.unsqueeze(0)
     wanted = torch.is_grad_enabled() and local_logits.requires_grad
-    with torch.no_grad():
-        target_logit = _target_logit(logits, rows.target, mine)
-        loss, stats, kept = _finish(rows, statistics(logits, name), target_logit, mine, name, wanted)
-    if kept is not None:
-        loss = _SliceLoss.apply(logits, loss, *kept, name)
-    return rows.shaped(loss, stats)
+
+    def run(rows: Rows) -> tuple[Tensor, RowStats | None]:
+        with torch.no_grad():
+            target_logit = _target_logit(logits, rows.target, mine)
+            loss, stats, kept = _finish(rows, statistics(logits, name), target_logit, mine, name, wanted)
+        return loss if kept is None else _SliceLoss.apply(logits, loss, *kept, name), stats
+
+    shaped: Tensor | tuple[Tensor, RowStats] = call.shaped(*run_weighted(run, call))
+    return shaped
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@overload
+def class_parallel_linear_dynamics_aware_loss(
+    input: Tensor,
+    local_classifier_weight: Tensor,
+    target: Tensor,
+    q: float | Tensor,
+    bootstrap_weight: float | Tensor = ...,
+    *,
+    bias: Tensor | None = ...,
+    chunk_bytes: int | None = ...,
+    return_stats: Literal[False] = ...,
+    **options: Unpack[OptionsOfSlices],
+) -> Tensor: ...
+@overload
+def class_parallel_linear_dynamics_aware_loss(
+    input: Tensor,
+    local_classifier_weight: Tensor,
+    target: Tensor,
+    q: float | Tensor,
+    bootstrap_weight: float | Tensor = ...,
+    *,
+    bias: Tensor | None = ...,
+    chunk_bytes: int | None = ...,
+    return_stats: Literal[True],
+    **options: Unpack[OptionsOfSlices],
+) -> tuple[Tensor, RowStats]: ...
+@overload
+def class_parallel_linear_dynamics_aware_loss(
+    input: Tensor,
+    local_classifier_weight: Tensor,
+    target: Tensor,
+    q: float | Tensor,
+    bootstrap_weight: float | Tensor = ...,
+    *,
+    bias: Tensor | None = ...,
+    chunk_bytes: int | None = ...,
+    return_stats: bool,
+    **options: Unpack[OptionsOfSlices],
+) -> Tensor | tuple[Tensor, RowStats]: ...
+@_breaks_graph
 def class_parallel_linear_dynamics_aware_loss(
     input: Tensor,
     local_classifier_weight: Tensor,
@@ -101,12 +211,13 @@ def class_parallel_linear_dynamics_aware_loss(
     group: Group = None,
     weight: Tensor | None = None,
     ignore_index: int = -100,
-    reduction: str = "mean",
-    bootstrap: str = "soft",
+    reduction: Reduction = "mean",
+    bootstrap: Bootstrap = "soft",
     return_stats: bool = False,
-    backend: str = "auto",
+    sample_weight: Tensor | None = None,
+    backend: Backend = "auto",
     chunk_bytes: int | None = None,
-) -> Any:
+) -> Tensor | tuple[Tensor, RowStats]:
     """``linear_dynamics_aware_loss`` with the rows of the classifier split over the ranks of a group.
 
     The logits of a chunk are made twice, in the forward for their statistics and in the backward for their gradient.
@@ -125,25 +236,32 @@ def class_parallel_linear_dynamics_aware_loss(
     place = int(input.dim() > 1)
     mine = slice_of(local.shape[place], target, input.device, class_offset, num_classes, group)
     whole = local.new_empty(()).expand((*local.shape[:place], mine.classes, *local.shape[place + 1 :]))
-    rows = check(whole, target, q, bootstrap_weight, weight, ignore_index, reduction, bootstrap, return_stats)
-    raise_for_labels(rows)
+    call = check(
+        whole, target, q, bootstrap_weight, weight, ignore_index, reduction, bootstrap, return_stats, sample_weight
+    )
+    raise_for_labels(call)
     name = choose(backend, input)
     wanted = [torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in layer[:3]]
-    with torch.no_grad(), torch.autocast(input.device.type, enabled=False):
-        found, target_logits = [], []
-        in_chunks = LayerInChunks(*layer[:3], layer.dtype, layer.chunk, [False] * 3)
-        for of, _, logits in in_chunks.chunks():
-            found.append(statistics(logits, name))
-            target_logits.append(_target_logit(logits, rows.target[of], mine))
-        if not found:
-            found, target_logits = [statistics(local[:0].reshape(0, mine.size), name)], [local.new_empty(0)]
-        of_rows = Statistics(*map(torch.cat, zip(*found, strict=True)))
-        loss, stats, kept = _finish(rows, of_rows, torch.cat(target_logits), mine, name, any(wanted))
-    if kept is not None:
-        loss = _SliceLinearLoss.apply(
-            *layer[:3], loss, *kept, layer, name, wanted, group, anchors_of(layer[:3], wanted)
-        )
-    return rows.shaped(loss, stats)
+
+    def run(rows: Rows) -> tuple[Tensor, RowStats | None]:
+        with torch.no_grad(), torch.autocast(input.device.type, enabled=False):
+            found, target_logits = [], []
+            in_chunks = LayerInChunks(*layer[:3], layer.dtype, layer.chunk, [False] * 3)
+            for of, _, logits in in_chunks.chunks():
+                found.append(statistics(logits, name))
+                target_logits.append(_target_logit(logits, rows.target[of], mine))
+            if not found:
+                found, target_logits = [statistics(local[:0].reshape(0, mine.size), name)], [local.new_empty(0)]
+            of_rows = Statistics(*map(torch.cat, zip(*found, strict=True)))
+            loss, stats, kept = _finish(rows, of_rows, torch.cat(target_logits), mine, name, any(wanted))
+        if kept is not None:
+            loss = _SliceLinearLoss.apply(
+                *layer[:3], loss, *kept, layer, name, wanted, group, anchors_of(layer[:3], wanted)
+            )
+        return loss, stats
+
+    shaped: Tensor | tuple[Tensor, RowStats] = call.shaped(*run_weighted(run, call))
+    return shaped
 
 
 def _target_logit(logits: Tensor, target: Tensor, mine: Slice) -> Tensor:

@@ -8,7 +8,8 @@ What :func:`dal_kernels.dynamics_aware_loss` takes, for each dimension of the me
 
 The result is a plain tensor: "mean" and "sum" are of all rows and the same on every rank; "none" and statistics are of
 this rank's rows. The gradient is a DTensor with the placements of the logits. A target (or a q or bootstrap_weight of
-one value a row) may be a DTensor too, or plain: this rank's rows of it. Not under torch.compile.
+one value a row) may be a DTensor too, or plain: this rank's rows of it. torch.compile takes rows split or replicated
+into one graph; where the classes are split it breaks its graph, as in dal_kernels.distributed.
 """
 
 from __future__ import annotations
@@ -20,20 +21,22 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
-from dal_kernels.arguments import RowStats
+from dal_kernels.arguments import RowStats, of_rows
 from dal_kernels.distributed import class_parallel_dynamics_aware_loss
 from dal_kernels.functional import dynamics_aware_loss
 from dal_kernels.reference import row_factors
 
 
-def dtensor_loss(input: DTensor, target: Tensor, q: Any, bootstrap_weight: Any, **options: Any) -> Any:
+def dtensor_loss(input: Tensor, target: Tensor, q: Any, bootstrap_weight: Any, **options: Any) -> Any:
     """The loss of DTensor logits; arguments as of :func:`dal_kernels.dynamics_aware_loss`.
 
     Raises:
-        ValueError: a placement that is none of the above, or an argument on another mesh.
+        ValueError: a placement that is none of the above, an argument on another mesh, or a sample_weight that requires
+            grad where rows are split: what it does to other ranks' rows is not told them.
     """
+    assert isinstance(input, DTensor)
     by_class, by_row = _split(input)
-    of_rows: list[Placement] = [Shard(0) if dim in by_row else Replicate() for dim in range(input.device_mesh.ndim)]
+    split_rows: list[Placement] = [Shard(0) if dim in by_row else Replicate() for dim in range(input.device_mesh.ndim)]
     whole: list[Placement] = [Replicate()] * input.device_mesh.ndim
 
     def local_of(name: str, value: Any) -> Any:
@@ -41,13 +44,15 @@ def dtensor_loss(input: DTensor, target: Tensor, q: Any, bootstrap_weight: Any, 
             return value
         if value.device_mesh != input.device_mesh:
             raise ValueError(f"{name} must be on the mesh of input, {input.device_mesh}, got {value.device_mesh}")
-        placements = of_rows if value.dim() and name != "weight" else whole
+        placements = split_rows if value.dim() and name != "weight" else whole
         return value.redistribute(placements=placements).to_local()
 
     target, q, bootstrap_weight = (
         local_of(name, value) for name, value in (("target", target), ("q", q), ("bootstrap_weight", bootstrap_weight))
     )
-    weight = options["weight"] = local_of("weight", options["weight"])
+    for name in ("weight", "sample_weight"):
+        options[name] = local_of(name, options[name])
+    weight, sample_weight = options["weight"], options["sample_weight"]
     reduction, ignore_index = options["reduction"], options["ignore_index"]
     logits = input.to_local(grad_placements=input.placements)
     place = int(input.dim() > 1)
@@ -55,12 +60,14 @@ def dtensor_loss(input: DTensor, target: Tensor, q: Any, bootstrap_weight: Any, 
     joined = bool(by_row) and reduction != "none"
     if joined:
         options["reduction"] = "sum"
+        if sample_weight is not None and sample_weight.requires_grad:
+            raise ValueError("sample_weight must not require grad where a DTensor's rows are split, got one that does")
     if by_class is None:
         result: Any = dynamics_aware_loss(logits, target, q, bootstrap_weight, **options)
     else:
         # What Shard gives each rank is what torch.chunk would.
         most = -(-classes // input.device_mesh.size(by_class))
-        told = {
+        told: dict[str, Any] = {
             "class_offset": min(classes, most * input.device_mesh.get_local_rank(by_class)),
             "num_classes": classes,
             "group": input.device_mesh.get_group(by_class),
@@ -70,7 +77,11 @@ def dtensor_loss(input: DTensor, target: Tensor, q: Any, bootstrap_weight: Any, 
         return result
     loss, stats = result if options["return_stats"] else (result, None)
     with torch.no_grad():
-        counted = row_factors(target.reshape(-1), classes, weight, ignore_index, torch.float64).sum()
+        counts = row_factors(target.reshape(-1), classes, weight, ignore_index, torch.float64)
+        if sample_weight is not None:
+            weights = of_rows("sample_weight", sample_weight, logits, target.shape, "one value a row")
+            counts = torch.where(counts == 0, 0.0, counts * weights)
+        counted = counts.sum()
         sums = torch.stack([loss.detach().double(), counted])
         for dim in by_row:
             dist.all_reduce(sums, group=input.device_mesh.get_group(dim))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from dal_kernels.arguments import Backend, Bootstrap, OptionsOfKernels, RowStats, check, is_dtensor
 from dal_kernels.backends.choose import RUN, choose
 from dal_kernels.fields import Reduction
 from dal_kernels.reference import run_weighted
+from dal_kernels.surroundings import hand_over, wants_the_call
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -106,26 +106,22 @@ def dynamics_aware_loss(
             "eager" has them); under torch.compile, a bad label.
     """
     tensors = (input, target, q, bootstrap_weight, weight, sample_weight)
-    if has_torch_function_variadic(*tensors):
-        # A proxy of torch.fx, which records the call, or a tensor subclass that wants to see it first.
-        return handle_torch_function(
-            dynamics_aware_loss,
-            tensors,
-            *tensors[:4],
-            weight=weight,
-            ignore_index=ignore_index,
-            reduction=reduction,
-            bootstrap=bootstrap,
-            return_stats=return_stats,
-            sample_weight=sample_weight,
-            backend=backend,
-        )
-    if is_dtensor(input):
+    if (handed_over := wants_the_call(*tensors)) or is_dtensor(input):
+        options: dict[str, Any] = {
+            "weight": weight,
+            "ignore_index": ignore_index,
+            "reduction": reduction,
+            "bootstrap": bootstrap,
+            "return_stats": return_stats,
+            "sample_weight": sample_weight,
+            "backend": backend,
+        }
+        if handed_over:
+            return hand_over(dynamics_aware_loss, tensors, input, target, q, bootstrap_weight, **options)
         # Imported late: torch.distributed.tensor is not everyone's.
         from dal_kernels.dtensor import dtensor_loss
 
-        options = {"weight": weight, "ignore_index": ignore_index, "reduction": reduction, "bootstrap": bootstrap}
-        return dtensor_loss(input, target, q, bootstrap_weight, **options, return_stats=return_stats, backend=backend)
+        return dtensor_loss(input, target, q, bootstrap_weight, **options)
     rows = check(
         input, target, q, bootstrap_weight, weight, ignore_index, reduction, bootstrap, return_stats, sample_weight
     )

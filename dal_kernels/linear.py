@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import handle_torch_function, has_torch_function_variadic
 from torch.utils.checkpoint import checkpoint
 
 from dal_kernels import reference
@@ -26,7 +25,14 @@ from dal_kernels.backends.choose import choose
 from dal_kernels.fields import ENTROPY, REDUCTION, TARGET_PROB, Reduction
 from dal_kernels.linear_ops import chunk_row_bytes, finished, linear_gradient, linear_loss, loss_dtype_of
 from dal_kernels.once import anchor_of
-from dal_kernels.surroundings import graph_is_kept, has_no_value, is_recording, transforms_active
+from dal_kernels.surroundings import (
+    graph_is_kept,
+    hand_over,
+    has_no_value,
+    is_recording,
+    transforms_active,
+    wants_the_call,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -157,8 +163,8 @@ def linear_dynamics_aware_loss(
             devices of input, classifier_weight and bias do not fit, or chunk_bytes is not a positive int.
     """
     tensors = (input, classifier_weight, target, q, bootstrap_weight, bias, weight, sample_weight)
-    if has_torch_function_variadic(*tensors):  # as in dynamics_aware_loss
-        return handle_torch_function(
+    if wants_the_call(*tensors):
+        return hand_over(
             linear_dynamics_aware_loss,
             tensors,
             *tensors[:5],

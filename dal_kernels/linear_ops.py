@@ -28,6 +28,9 @@ from dal_kernels.slices import IGNORED, gradient
 
 _MEAN = REDUCTIONS.index("mean")
 
+# Of a copy of some of the classifier's rows in float32: stays in a cache, and is large enough for a matmul.
+_WIDENED_BYTES = 4 << 20
+
 
 def loss_dtype_of(dtype: torch.dtype) -> torch.dtype:
     """Of a loss from logits of ``dtype``, and of all that is summed on the way."""
@@ -45,6 +48,20 @@ def _adds_up_halves(device: torch.device) -> bool:
     return device.type == "cuda" and torch.version.hip is None
 
 
+def _multiplies_halves(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether torch has a fast matmul of a half type there: on a CPU, whether oneDNN takes it.
+
+    Without the instructions that oneDNN asks for, torch multiplies halves in loops that take up to a hundred times as
+    long as a float32 matmul.
+    """
+    if device.type != "cpu":
+        return True
+    name = "_is_mkldnn_bf16_supported" if dtype == torch.bfloat16 else "_is_mkldnn_fp16_supported"
+    # Private, and absent where torch was built without oneDNN.
+    supported = getattr(torch.ops.mkldnn, name, None)
+    return bool(torch.backends.mkldnn.enabled and supported is not None and supported())
+
+
 class LayerInChunks:
     """The classifier in the dtype of the logits, and its gradients as they add up."""
 
@@ -59,8 +76,13 @@ class LayerInChunks:
     ) -> None:
         self.features = features
         self.classifier, self.bias = classifier.to(dtype), None if bias is None else bias.to(dtype)
-        self.dtype, self.chunk, self.wanted = dtype, chunk, wanted
+        self.dtype, self.chunk, self.wanted = dtype, min(chunk, len(features)), wanted
         self.sums = loss_dtype_of(dtype)
+        self.widened = dtype in HALVES and not _multiplies_halves(dtype, features.device)
+        # In which matmuls are made that do not add to anything.
+        self.factors = self.sums if self.widened else dtype
+        # The logits of a chunk, then their gradient, in float32 where that is not their own dtype.
+        self.wide = features.new_empty((self.chunk if self.widened else 0, len(classifier)), dtype=self.sums)
         self.gradients = _empty_gradients(features, classifier, wanted, self.sums)
         if len(features) == 0:
             for made in self.gradients:
@@ -68,38 +90,53 @@ class LayerInChunks:
 
     def chunks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """(rows, their features, their logits) by turns; all logits are in the same memory."""
-        count, classes = len(self.features), len(self.classifier)
-        room = self.features.new_empty((min(self.chunk, count), classes), dtype=self.dtype)
-        for begin in range(0, count, self.chunk):
+        count = len(self.features)
+        room = self.features.new_empty((self.chunk, len(self.classifier)), dtype=self.dtype)
+        bias = None if self.bias is None else self.bias.to(self.factors)
+        for begin in range(0, count, max(1, self.chunk)):
             features = self.features[begin : begin + self.chunk].to(self.dtype)
             logits = room[: len(features)]
-            if self.bias is None:
-                torch.mm(features, self.classifier.t(), out=logits)
-            else:
-                torch.addmm(self.bias, features, self.classifier.t(), out=logits)
+            products = self.wide[: len(features)] if self.widened else logits
+            for classes, part in self._parts():
+                if bias is None:
+                    torch.mm(features.to(self.factors), part.t(), out=products[:, classes])
+                else:
+                    torch.addmm(bias[classes], features.to(self.factors), part.t(), out=products[:, classes])
+            if self.widened:
+                logits.copy_(products)
             yield slice(begin, begin + len(features)), features, logits
 
     def add(self, rows: slice, features: Tensor, gradient: Tensor) -> None:
         """What the gradient (n, C) of the logits of some rows adds."""
         of_features, of_classifier, of_bias = self.gradients
-        native = gradient.dtype == self.sums
-        direct = not native and _adds_up_halves(gradient.device)
+        halves = self.factors != self.sums
+        direct = halves and _adds_up_halves(gradient.device)
+        factors = self.wide[: len(gradient)].copy_(gradient) if self.widened else gradient
         if self.wanted[0]:
             if direct:
                 of_features[rows] = torch.mm(gradient, self.classifier, out_dtype=self.sums)
-            elif native:
-                torch.mm(gradient, self.classifier, out=of_features[rows])
-            else:
+            elif halves:
                 of_features[rows] = gradient @ self.classifier
+            else:
+                for classes, part in self._parts():
+                    of_features[rows].addmm_(factors[:, classes], part, beta=min(1, classes.start))
         if self.wanted[1]:
             if direct:  # not addmm, which in some versions of torch wants the sum in half precision too
                 product = torch.mm(gradient.t(), features, out_dtype=self.sums)
                 of_classifier.copy_(product) if rows.start == 0 else of_classifier.add_(product)
             else:
-                of_classifier.addmm_(gradient.t().to(self.sums), features.to(self.sums), beta=min(1, rows.start))
+                of_classifier.addmm_(factors.t().to(self.sums), features.to(self.sums), beta=min(1, rows.start))
         if self.wanted[2]:
             column_sums = gradient.sum(0, dtype=self.sums)
             of_bias.copy_(column_sums) if rows.start == 0 else of_bias.add_(column_sums)
+
+    def _parts(self) -> Iterator[tuple[slice, Tensor]]:
+        """(classes, their rows of the classifier) as matmuls take them: all at once, or widened a few at a time."""
+        classes, width = self.classifier.shape
+        size = max(1, _WIDENED_BYTES // (4 * max(1, width))) if self.widened else classes
+        for begin in range(0, max(1, classes), max(1, size)):  # once where there is no class: sums must become 0
+            part = self.classifier[begin : begin + size]
+            yield slice(begin, begin + len(part)), part.to(self.factors)
 
 
 def _empty_gradients(

@@ -6,10 +6,13 @@ Some of it torch tells only through private hooks. Each of them stands here, wit
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 # Where it is absent, a torch.func transform meets the fused kernels and torch refuses it.
 _functorch_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
@@ -25,6 +28,12 @@ _jit_is_tracing = getattr(torch._C, "_is_tracing", lambda: False)
 
 # Where it is absent, every graph counts as kept, which costs a copy of the gradient.
 graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+
+
+# Whether one of the arguments of a call wants to see it first: a proxy of torch.fx, which records it, or a tensor
+# subclass with a __torch_function__. Then the call is handed over.
+wants_the_call: Callable[..., bool] = has_torch_function_variadic
+hand_over: Callable[..., Any] = handle_torch_function
 
 
 def transforms_active() -> bool:

@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,11 +14,9 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import C, Collectives, N, case, close, names_of, raises, report, run, upstream_of
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from dal_kernels import distributed, dynamics_aware_loss, exchange, linear_dynamics_aware_loss
 from dal_kernels.distributed import (
@@ -29,39 +26,12 @@ from dal_kernels.distributed import (
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without torch.distributed")
 
-N, D, C = 24, 12, 31
+D = 12
 # Classes of each rank: even, uneven, and with empty slices at both ends or all but one.
 SLICES = {
     2: [(16, 15), (30, 1), (0, 31), (31, 0)],
     4: [(8, 8, 8, 7), (1, 20, 3, 7), (0, 13, 0, 18), (0, 0, 31, 0)],
 }
-TOLERANCE = 2e-6
-
-
-class Collectives(TorchDispatchMode):
-    """Names of the collectives that run, and the bytes that each sends."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[tuple[str, int]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace in ("c10d", "_c10d_functional"):
-            sent = min(leaf.nbytes for leaf in tree_leaves(args) if isinstance(leaf, Tensor))
-            self.seen.append((func._schema.name.split("::")[1], sent))
-        return func(*args, **(kwargs or {}))
-
-
-def close(got: Any, expected: Any, tolerance: float = TOLERANCE) -> None:
-    torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
-
-
-def case(seed: int = 0, dtype: torch.dtype = torch.float32, classes: int = C) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    logits = (3 * torch.randn(N, classes, generator=generator, dtype=torch.float64)).to(dtype)
-    target = torch.randint(classes, (N,), generator=generator)
-    target[5::9] = -100
-    return logits, target
 
 
 class Place:
@@ -74,10 +44,6 @@ class Place:
 
     def of(self, tensor: Tensor, dim: int) -> Tensor:
         return tensor.narrow(dim, self.offset, self.size).clone()
-
-
-def upstream_of(loss: Tensor) -> Tensor:
-    return torch.linspace(0.5, 2.0, loss.numel(), dtype=loss.dtype).reshape(loss.shape)
 
 
 def same_bits_everywhere(value: Tensor) -> None:
@@ -232,11 +198,6 @@ def check_linear(world: int) -> None:
     assert len(seen.seen) == 1
 
 
-def raises(message: str, call: Any, error: type[Exception] = ValueError) -> None:
-    with pytest.raises(error, match=message):
-        call()
-
-
 def check_errors(world: int) -> None:
     place = Place(SLICES[world][0])
     logits, target = case(7)
@@ -301,66 +262,6 @@ def check_where_looking_would_cost_a_synchronisation(world: int) -> None:
             assert lost_gradient[counted].all()
 
 
-def check_dtensors(world: int) -> None:
-    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor, init_device_mesh
-
-    line = init_device_mesh("cpu", (world,))
-    plane = init_device_mesh("cpu", (2, world // 2))
-    logits, target = case(9)
-    weight = torch.linspace(0.1, 2.0, C)
-    q = torch.linspace(0.5, 1.5, N)
-    placed = [(line, (Shard(1),)), (line, (Shard(-1),)), (line, (Shard(0),)), (line, (Replicate(),))]
-    placed += [(plane, (Shard(0), Shard(1))), (plane, (Shard(1), Shard(0))), (plane, (Replicate(), Shard(1)))]
-    placed += [(plane, (Shard(0), Shard(0)))]
-    for (mesh, placements), reduction in itertools.product(placed, ("mean", "sum", "none")):
-        of_rows = [p if p == Shard(0) else Replicate() for p in placements]
-
-        def mine(value: Tensor, mesh: Any = mesh, of_rows: Any = of_rows) -> Any:
-            return distribute_tensor(value, mesh, of_rows, src_data_rank=None)
-
-        for bootstrap, plain in (("soft", False), ("hard", True)):
-            whole = logits.clone().requires_grad_()
-            options: dict[str, Any] = {"weight": weight, "reduction": reduction, "bootstrap": bootstrap}
-            expected, true_stats = dynamics_aware_loss(whole, target, q, 0.6, return_stats=True, **options)
-            split = distribute_tensor(logits, mesh, placements, src_data_rank=None).requires_grad_()
-            labels, exponents = (mine(value).to_local() if plain else mine(value) for value in (target, q))
-            got, stats = dynamics_aware_loss(split, labels, exponents, 0.6, return_stats=True, **options)
-            assert type(got) is Tensor
-            close(got, mine(expected.detach()).to_local() if reduction == "none" else expected)
-            close(stats.target_prob, mine(true_stats.target_prob).to_local())
-            assert torch.equal(stats.prediction, mine(true_stats.prediction).to_local())
-            expected.backward(upstream_of(expected))
-            got.backward(mine(upstream_of(expected)).to_local() if reduction == "none" else None)
-            factor = 1.0 if reduction == "none" else upstream_of(expected).item()
-            assert isinstance(split.grad, DTensor)
-            assert split.grad.placements == split.placements
-            close(split.grad.full_tensor() * factor, whole.grad)
-    split = distribute_tensor(logits, line, (Shard(1),), src_data_rank=None)
-    with Collectives() as seen:
-        dynamics_aware_loss(split, target, 0.8)
-    assert len(seen.seen) == 1
-    ignored = torch.full_like(target, -100)
-    split = distribute_tensor(logits, line, (Shard(0),), src_data_rank=None).requires_grad_()
-    loss = dynamics_aware_loss(split, distribute_tensor(ignored, line, (Shard(0),), src_data_rank=None), 0.8)
-    loss.backward()
-    assert loss.isnan()
-    assert not split.grad.to_local().any()
-    single = distribute_tensor(logits[0], line, (Shard(0),), src_data_rank=None)
-    close(dynamics_aware_loss(single, target[0], 0.8), dynamics_aware_loss(logits[0], target[0], 0.8))
-    deep = distribute_tensor(logits.reshape(4, C, 6), line, (Shard(2),), src_data_rank=None)
-    raises(
-        r"input must be a DTensor with.*Shard\(dim=2\)", lambda: dynamics_aware_loss(deep, target.reshape(4, 6), 0.8)
-    )
-    partial = DTensor.from_local(logits, line, (Partial(),))
-    raises("input must be a DTensor with.*Partial", lambda: dynamics_aware_loss(partial, target, 0.8))
-    twice = distribute_tensor(logits, plane, (Shard(1), Shard(1)), src_data_rank=None)
-    raises("input must be a DTensor with", lambda: dynamics_aware_loss(twice, target, 0.8))
-    elsewhere = distribute_tensor(target, plane, (Replicate(), Replicate()), src_data_rank=None)
-    raises("target must be on the mesh of input", lambda: dynamics_aware_loss(split, elsewhere, 0.8))
-    message = "classifier_weight must be a plain tensor, got a DTensor"
-    raises(message, lambda: linear_dynamics_aware_loss(torch.ones(N, C), split, target, 0.8), TypeError)
-
-
 def check_training(world: int) -> None:
     """A classifier split over the ranks learns what one process learns, bit by bit of tolerance."""
     place = Place(SLICES[world][1])
@@ -379,43 +280,17 @@ def check_training(world: int) -> None:
     close(local.detach(), place.of(whole.detach(), 0), 1e-5)
 
 
-CHECKS = {name.removeprefix("check_"): check for name, check in list(globals().items()) if name.startswith("check_")}
-
-
-def run_rank(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-    for name, check in CHECKS.items():
-        try:
-            check(world)
-            failure = ""
-        except BaseException:
-            failure = traceback.format_exc()
-        Path(folder, f"{name}.{rank}").write_text(failure)
-        if failure:  # the other ranks may wait for this one for ever: nothing more can be said
-            break
-    dist.destroy_process_group()
-
-
 @pytest.fixture(scope="module", params=[2, 4], ids=lambda world: f"{world} ranks")
-def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
     folder = tmp_path_factory.mktemp("ranks")
-    context = mp.spawn(run_rank, args=(request.param, str(folder)), nprocs=request.param, join=False)
-    for process in context.processes:
-        process.join(120)
-        process.kill()
-    return folder, request.param
+    run(__name__, request.param, folder, seconds=120)
+    return request.param, folder
 
 
 @pytest.mark.xdist_group("ranks")
-@pytest.mark.parametrize("name", CHECKS)
-def test_every_rank(finished: tuple[Path, int], name: str) -> None:
-    folder, world = finished
-    for rank in range(world):
-        outcome = folder / f"{name}.{rank}"
-        assert outcome.exists(), f"rank {rank} did not get here: see the checks before"
-        if failure := outcome.read_text():
-            pytest.fail(f"rank {rank}: {failure}", pytrace=False)
+@pytest.mark.parametrize("name", names_of(__name__))
+def test_every_rank(finished: tuple[int, Path], name: str) -> None:
+    report(name, *finished)
 
 
 def test_without_a_group_there_is_nothing_to_split_over() -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from layers import C, D, N, fused_layer, gradients, layer, two_steps
+from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -15,46 +16,14 @@ from torch.utils._pytree import tree_leaves
 from truth import DTYPES, HALVES, SLACK, make_case, relative_error
 
 from benchmarks.layer import measure
-from dal_kernels import DynamicsAwareLoss, LinearDynamicsAwareLoss, dynamics_aware_loss, linear_dynamics_aware_loss
+from dal_kernels import dynamics_aware_loss, linear_dynamics_aware_loss
 from dal_kernels.fields import FIELDS, GRADIENT_FIELDS
-from dal_kernels.linear_ops import _linear_gradient, _linear_loss, chunk_row_bytes, linear_gradient, linear_loss
+from dal_kernels.linear_ops import _linear_gradient, _linear_loss, linear_gradient, linear_loss
 from dal_kernels.ops import KERNELS
 
-N, D, C = 45, 24, 150
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 reductions = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 bootstraps = pytest.mark.parametrize("bootstrap", ["soft", "hard"])
-
-
-def layer(dtype: torch.dtype = torch.float32, rows: int = N, classes: int = C, seed: int = 0) -> dict[str, Tensor]:
-    """Leaves of a layer, and labels of which some are ignored."""
-    generator = torch.Generator().manual_seed(seed)
-    make = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)  # noqa: E731
-    leaves = {"input": make(rows, D), "classifier_weight": make(classes, D) / 2, "bias": make(classes)}
-    leaves = {name: leaf.to(dtype).requires_grad_() for name, leaf in leaves.items()}
-    target = torch.randint(classes, (rows,), generator=generator)
-    target[::7] = -100
-    return {**leaves, "target": target}
-
-
-def fused_layer(given: dict[str, Any], rows_a_chunk: int = 8, **options: Any) -> Any:
-    dtype, classes = given["input"].dtype, len(given["classifier_weight"])
-    chunk_bytes = rows_a_chunk * chunk_row_bytes(classes, dtype, torch.device("cpu"))
-    call = {"q": 0.7, "bootstrap_weight": 0.4, "chunk_bytes": chunk_bytes, **given, **options}
-    return linear_dynamics_aware_loss(**call)
-
-
-def two_steps(given: dict[str, Any], **options: Any) -> Any:
-    """What the fused layer is held against."""
-    leaves = {name: given[name] for name in ("input", "target")}
-    logits = F.linear(leaves.pop("input"), given["classifier_weight"], given.get("bias"))
-    return dynamics_aware_loss(logits, **{"q": 0.7, "bootstrap_weight": 0.4, **leaves, **options})
-
-
-def gradients(loss: Tensor, given: dict[str, Any]) -> list[Tensor]:
-    leaves = [value for value in given.values() if isinstance(value, Tensor) and value.requires_grad]
-    upstream = torch.randn(loss.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return list(torch.autograd.grad(loss, leaves, upstream.to(loss.dtype)))
 
 
 @dtypes
@@ -413,26 +382,3 @@ def test_nan_is_not_hidden(backend: str) -> None:
 def test_bad_arguments_are_named(changes: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         linear_dynamics_aware_loss(**{**layer(), "q": 0.7, **changes})
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_module_is_a_linear_layer_and_the_loss(bias: bool) -> None:
-    options = {"total_steps": 10, "reduction": "sum", "bootstrap": "hard", "ignore_index": 3}
-    module = LinearDynamicsAwareLoss(D, C, bias=bias, chunk_bytes=10_000, **options)
-    plain = DynamicsAwareLoss(**options)
-    features, target = torch.randn(N, D, requires_grad=True), torch.randint(C, (N,))
-    parameters = [features, *module.parameters()]
-    for _ in range(3):
-        loss, expected = module(features, target), plain(module.classifier(features), target)
-        torch.testing.assert_close(loss, expected)
-        torch.testing.assert_close(torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters))
-        module.step(4.0 + module.schedule.position)
-        plain.step(4.0 + plain.schedule.position)
-    twin = LinearDynamicsAwareLoss(D, C, bias=bias, **options)
-    twin.load_state_dict(module.state_dict())
-    torch.testing.assert_close(twin(features, target), module(features, target))
-    half = module.bfloat16()
-    assert half.classifier.weight.dtype == torch.bfloat16
-    assert half.q.dtype == torch.float32
-    assert isinstance(half(features.bfloat16(), target), Tensor)
-    assert isinstance(module.classifier, nn.Linear)
