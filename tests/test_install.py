@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -14,6 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from dal_kernels import extensions
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -25,11 +28,16 @@ def source_tree(tmp_path: Path) -> Path:
     return copy
 
 
+# What the build listens to: a test says it, not the machine.
+BUILD_VARIABLES = ("CXX", "CC", "CUDA_HOME", "CUDA_PATH", "DAL_KERNELS_CUDA", "TORCH_CUDA_ARCH_LIST")
+
+
 def build(source: Path, *what: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    inherited = {name: value for name, value in os.environ.items() if name not in BUILD_VARIABLES}
     return subprocess.run(
         [sys.executable, "setup.py", "-q", *what],
         cwd=source,
-        env={**os.environ, **environment},
+        env={**inherited, **environment},
         capture_output=True,
         text=True,
         check=True,
@@ -40,8 +48,8 @@ def test_without_a_compiler_it_installs_and_says_what_is_lost(source_tree: Path,
     pytest.importorskip("setuptools")
     hidden = {"CXX": "no-such-compiler", "CC": "no-such-compiler", "CUDA_HOME": str(tmp_path)}
     result = build(source_tree, "bdist_wheel", "-d", str(tmp_path), **hidden)
-    assert "WITHOUT the compiled CPU kernels" in result.stderr
-    assert "no-such-compiler" in result.stderr
+    (said,) = (line for line in result.stderr.splitlines() if "WITHOUT the compiled CPU kernels" in line)
+    assert "no-such-compiler" in said
     assert f"without the CUDA C++ kernels: nvcc was not found in CUDA_HOME, {tmp_path}" in result.stderr
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.name.endswith("py3-none-any.whl")
@@ -53,7 +61,7 @@ sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(fi
 import torch, warnings, dal_kernels
 assert dal_kernels.__file__.startswith({site!r}), dal_kernels.__file__
 reason = dal_kernels.available_backends()["cpu"]
-assert reason.startswith("not available") and "compiler" in reason, reason
+assert reason.startswith("not available") and "CXX names, no-such-compiler, was not found" in reason, reason
 reason = dal_kernels.available_backends()["cuda"]
 assert reason.startswith("not available") and "nvcc" in reason, reason
 logits = torch.randn(4, 5, requires_grad=True)
@@ -62,10 +70,11 @@ with warnings.catch_warnings(record=True) as caught:
     for _ in range(2):
         dal_kernels.dynamics_aware_loss(logits, torch.arange(4), 0.7).backward()
 assert len(caught) == 1 and "exact but slower" in str(caught[0].message), caught
+assert "no-such-compiler" in str(caught[0].message), caught
 try:
     dal_kernels.dynamics_aware_loss(logits, torch.arange(4), 0.7, backend="cpu")
 except RuntimeError as error:
-    assert "compiler" in str(error)
+    assert "no-such-compiler" in str(error)
 else:
     raise SystemExit("no error")
 """
@@ -87,7 +96,7 @@ def test_cuda_that_is_asked_for_must_be_built(source_tree: Path, environment: di
     if "CUDA_HOME" not in environment and shutil.which("nvcc") is None:
         pytest.skip("needs nvcc")
     with pytest.raises(subprocess.CalledProcessError) as failure:
-        build(source_tree, "--name", DAL_KERNELS_CUDA="1", **environment)
+        build(source_tree, "build_ext", DAL_KERNELS_CUDA="1", CXX="no-such-compiler", **environment)
     assert f"DAL_KERNELS_CUDA=1, but the CUDA kernels cannot be built: {sentence}" in failure.value.stderr
 
 
@@ -106,7 +115,9 @@ def test_the_wheel_of_compiled_kernels_works_on_its_own(source_tree: Path, tmp_p
     assert "-cp310-abi3-" in wheel.name
     venv.create(tmp_path / "venv", with_pip=True)
     python = str(tmp_path / "venv" / "bin" / "python")
-    subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", str(wheel)], check=True)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", str(wheel)]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
     # torch, which is too large to install twice, from here; but not the finder of an editable installation.
     program = f"""
 import sys
@@ -122,20 +133,119 @@ again = torch.autograd.grad(
     dal_kernels.dynamics_aware_loss(logits, torch.arange(40), 0.6, backend="eager"), logits)[0]
 torch.testing.assert_close(logits.grad, again)
 """
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     subprocess.run([python, "-c", program], cwd=tmp_path, env=environment, check=True)
 
 
-def test_the_source_distribution_has_what_a_build_needs(source_tree: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("inplace", [False, True])
+def test_what_an_earlier_build_left_is_not_taken_for_this_one(source_tree: Path, inplace: bool) -> None:
+    """It may be of other sources, and the record says that there is none."""
     pytest.importorskip("setuptools")
-    build(source_tree, "sdist", "-d", str(tmp_path))
+    folders = [source_tree / "build/lib/dal_kernels", source_tree / "dal_kernels"]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("_native", "_cuda"):
+            (folder / f"{name}.abi3.so").write_bytes(b"old")
+    options = ["--inplace"] if inplace else []
+    build(source_tree, "build_ext", "--build-lib", "build/lib", *options, CXX="no-such-compiler", DAL_KERNELS_CUDA="0")
+    left = [folder for folder in folders if list(folder.glob("*.so"))]
+    assert left == ([] if inplace else folders[1:])
+    record = json.loads((folders[inplace] / "_build.json").read_text(encoding="utf-8"))
+    assert record["missing"]["_cuda"] == "DAL_KERNELS_CUDA=0 was set"
+    assert "no-such-compiler" in record["missing"]["_native"]
+
+
+def test_without_a_gpu_an_editable_installation_has_no_cuda_kernels(source_tree: Path, tmp_path: Path) -> None:
+    if shutil.which("nvcc") is None:
+        pytest.skip("needs nvcc")
+    no_gpu = tmp_path / "nvidia-smi"
+    no_gpu.write_text("#!/bin/sh\nexit 9\n")
+    no_gpu.chmod(0o755)
+    path = os.pathsep.join([str(tmp_path), os.environ["PATH"]])
+    result = build(source_tree, "build_ext", "--inplace", CXX="no-such-compiler", PATH=path)
+    assert "without the CUDA C++ kernels: this machine shows no NVIDIA GPU" in result.stderr
+
+
+IMPORT = """
+import sys
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+import torch, dal_kernels
+print(dal_kernels.__file__, dal_kernels.available_backends()["cpu"], sep="\\n")
+"""
+
+
+def imported_from(*path: Path) -> list[str]:
+    """Where the package comes from and the reason of its CPU backend, with these folders first on Python's path."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [*path, Path(torch.__file__).parent.parent]))}
+    command = [sys.executable, "-c", IMPORT]
+    result = subprocess.run(command, cwd=path[0], env=environment, capture_output=True, text=True, check=True)
+    return result.stdout.splitlines()
+
+
+@pytest.fixture
+def installed(source_tree: Path, tmp_path: Path) -> Path:
+    """A folder with an installed copy: this package, its compiled extension and the record of its sources."""
+    compiled = list((ROOT / "dal_kernels").glob("_native.abi3.so"))
+    if not compiled:
+        pytest.skip("needs the compiled CPU kernels")
+    site = tmp_path / "site"
+    shutil.copytree(source_tree / "dal_kernels", site / "dal_kernels")
+    shutil.copy(compiled[0], site / "dal_kernels")
+    extensions.write_record(site / "dal_kernels", ROOT / "csrc", {"_native": None, "_cuda": "no nvcc"})
+    return site
+
+
+def test_in_a_source_tree_the_installed_kernels_of_the_same_sources_are_taken(
+    source_tree: Path, installed: Path
+) -> None:
+    file, reason = imported_from(source_tree, installed)
+    assert file == str(source_tree / "dal_kernels" / "__init__.py")
+    assert reason.startswith("available")
+    assert reason.endswith(f"from the dal_kernels installed in {installed}")
+
+
+def test_in_a_source_tree_kernels_of_other_sources_are_not(source_tree: Path, installed: Path) -> None:
+    with (source_tree / "csrc" / "objective.h").open("a") as header:
+        header.write("// changed\n")
+    _, reason = imported_from(source_tree, installed)
+    assert reason.startswith("not available")
+    assert f"Python imports dal_kernels from the source tree {source_tree}, where it was not built" in reason
+    assert f"installed in {installed} has it, but was built from other sources" in reason
+    assert "compiler" not in reason
+
+
+def test_an_extension_that_cannot_be_loaded_is_not_called_missing(installed: Path) -> None:
+    (installed / "dal_kernels" / "_native.abi3.so").write_bytes(b"no library")
+    _, reason = imported_from(installed)
+    assert "it was built, but cannot be loaded: " in reason
+
+
+def test_an_installation_without_a_record_says_so(installed: Path) -> None:
+    (installed / "dal_kernels" / "_native.abi3.so").unlink()
+    (installed / "dal_kernels" / extensions.RECORD).unlink()
+    assert "has neither it nor a record of why" in imported_from(installed)[1]
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{}, {"DAL_KERNELS_CUDA": "0"}, {"CUDA_HOME": "/nowhere", "CXX": "no-such-compiler"}],
+    ids=["as here", "no CUDA", "no compilers"],
+)
+def test_the_source_distribution_has_what_a_build_needs(
+    source_tree: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """Whatever the machine has on which it is made."""
+    pytest.importorskip("setuptools")
+    build(source_tree, "sdist", "-d", str(tmp_path), **environment)
     (archive,) = tmp_path.glob("*.tar.gz")
     shutil.unpack_archive(archive, tmp_path / "unpacked")
     (unpacked,) = (tmp_path / "unpacked").iterdir()
-    needed = [path.relative_to(ROOT) for folder in ("csrc", "dal_kernels") for path in (ROOT / folder).rglob("*")]
+    folders = ("csrc", "dal_kernels", "build_support", "tests", "benchmarks")
+    needed = [path.relative_to(ROOT) for folder in folders for path in (ROOT / folder).rglob("*")]
     needed = [path for path in needed if path.suffix in (".h", ".cpp", ".cu", ".cuh", ".py", ".typed")]
-    missing = [str(path) for path in (*needed, Path("LICENSE"), Path("setup.py")) if not (unpacked / path).exists()]
+    others = ("LICENSE", "Makefile", "README.md", "requirements-dev.txt", "pyproject.toml", "setup.py")
+    missing = [str(path) for path in (*needed, *map(Path, others)) if not (unpacked / path).exists()]
     assert not missing
+    assert not [path for path in unpacked.rglob("*") if path.suffix in (".so", ".pyc") or path.name == "_build.json"]
 
 
 def test_the_example_of_the_readme_runs() -> None:
