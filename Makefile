@@ -28,6 +28,8 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --warn-unused-ignores tests/typical_use.py
+	$(BIN)/pyright --pythonpath $(BIN)/python tests/typical_use.py
 
 # A torch that the machine has already (2.10 or newer) is used; else requirements-dev.txt says which to install.
 $(READY): $(BUILT_FROM)

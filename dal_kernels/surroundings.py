@@ -18,7 +18,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 _functorch_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 # Where it is absent, a batched upstream gradient (vmap over a backward) is an error of torch's.
-_is_batched = getattr(getattr(torch._C, "_functorch", None), "is_legacy_batchedtensor", lambda tensor: False)
+_is_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda tensor: False)
 
 # Where it is absent, what make_fx and its like record has no gradient.
 _dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)

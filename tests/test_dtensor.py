@@ -135,7 +135,9 @@ def check_sample_weights(world: int) -> None:
             for given in (weights, weights.to_local()):
                 split.grad = None
                 loss = dynamics_aware_loss(split, labels, 0.7, 0.4, sample_weight=given, reduction=reduction)
-                mine = distribute_tensor(expected.detach(), mesh, of_rows).to_local() if reduction == "none" else expected
+                mine = (
+                    distribute_tensor(expected.detach(), mesh, of_rows).to_local() if reduction == "none" else expected
+                )
                 close(loss, mine)
                 loss.sum().backward()
                 close(split.grad.full_tensor(), whole.grad)

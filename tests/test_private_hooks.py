@@ -14,10 +14,11 @@ ROOT = Path(__file__).parent.parent
 
 # By the name that `getattr` takes: where it lies, and whether it is asked at each call (else once, at import).
 HOOKS = {
-    "_functorch": ("torch._C", False),
     "is_legacy_batchedtensor": ("torch._C._functorch", False),
     "_get_current_graph_task_keep_graph": ("torch._C._autograd", False),
     "_are_functorch_transforms_active": ("torch._C", False),
+    "_len_torch_dispatch_stack": ("torch._C", False),
+    "_is_tracing": ("torch._C", False),
     "_current_level": ("torch.autograd.forward_ad", True),
 }
 
@@ -86,7 +87,7 @@ def test_without_it_gradients_are_right_or_refused(name: str) -> None:
 def test_every_private_function_that_is_asked_has_a_case() -> None:
     """And none is used as if it were always there."""
     sources = {path: path.read_text(encoding="utf-8") for path in (ROOT / "dal_kernels").rglob("*.py")}
-    asked = re.compile(r'getattr\(\s*(?:torch\._C[\w.]*|_functorch|forward_ad),\s*"(\w+)",')
+    asked = re.compile(r'getattr\(\s*(?:torch\._C[\w.]*|forward_ad),\s*"(\w+)",')
     assert {name for text in sources.values() for name in asked.findall(text)} == set(HOOKS)
     unguarded = [
         f"{path.name}: {line.strip()}"

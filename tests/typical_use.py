@@ -1,0 +1,84 @@
+"""Code as users write it, for type checkers to read (make lint): every line must be accepted, and the marked refused.
+
+``assert_type`` says what a call is known to give. It is run too, by test_types.py: what is typed must also be true.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import assert_type
+
+from dal_kernels import (
+    DynamicsAwareLoss,
+    DynamicsAwareSchedule,
+    LinearDynamicsAwareLoss,
+    RowStats,
+    available_backends,
+    dynamics_aware_loss,
+    linear_dynamics_aware_loss,
+    reference,
+)
+from dal_kernels.distributed import class_parallel_dynamics_aware_loss, class_parallel_linear_dynamics_aware_loss
+
+
+def functions(logits: Tensor, target: Tensor, stats_too: bool) -> None:
+    q, class_weight = torch.tensor(0.7), torch.ones(logits.shape[1])
+    assert_type(dynamics_aware_loss(logits, target, 0.7), Tensor)
+    assert_type(dynamics_aware_loss(logits, target, q, 0.5, weight=class_weight, reduction="sum"), Tensor)
+    assert_type(dynamics_aware_loss(logits, target, q, return_stats=True), tuple[Tensor, RowStats])
+    assert_type(dynamics_aware_loss(logits, target, q, return_stats=stats_too), Tensor | tuple[Tensor, RowStats])
+    assert_type(dynamics_aware_loss(logits, target, 1, sample_weight=torch.ones(len(target)), bootstrap="hard"), Tensor)
+    assert_type(reference.dynamics_aware_loss(logits, target, 0.7, official=True), Tensor)
+    loss, stats = dynamics_aware_loss(logits, target, q, return_stats=True, backend="eager")
+    assert_type(loss, Tensor)
+    assert_type(stats.target_prob, Tensor)
+    assert_type(available_backends(), dict[str, str])
+
+
+def linear(features: Tensor, layer: nn.Linear, target: Tensor, stats_too: bool) -> None:
+    assert_type(linear_dynamics_aware_loss(features, layer.weight, target, 0.7, bias=layer.bias), Tensor)
+    call = linear_dynamics_aware_loss(features, layer.weight, target, 0.7, return_stats=True, chunk_bytes=1 << 20)
+    assert_type(call, tuple[Tensor, RowStats])
+    either = linear_dynamics_aware_loss(features, layer.weight, target, 0.7, return_stats=stats_too)
+    assert_type(either, Tensor | tuple[Tensor, RowStats])
+
+
+def class_parallel(local_logits: Tensor, features: Tensor, local_weight: Tensor, target: Tensor) -> None:
+    assert_type(class_parallel_dynamics_aware_loss(local_logits, target, 0.7), Tensor)
+    _, stats = class_parallel_dynamics_aware_loss(local_logits, target, 0.7, return_stats=True)
+    assert_type(stats, RowStats)
+    assert_type(class_parallel_linear_dynamics_aware_loss(features, local_weight, target, 0.7, 0.1), Tensor)
+
+
+def training(model: nn.Module, batches: list[tuple[Tensor, Tensor]], epochs: int) -> float:
+    criterion = DynamicsAwareLoss(total_steps=epochs, weight=None, reduction="mean")
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    loss = torch.zeros(())
+    for _ in range(epochs):
+        for images, labels in batches:
+            loss = criterion(model(images), labels)
+            loss.backward()
+            optimiser.step()
+        criterion.step()
+    assert_type(criterion.q, Tensor)
+    assert_type(criterion.schedule, DynamicsAwareSchedule)
+    assert_type(criterion.schedule.at(0.5), tuple[float, float])
+    return loss.item()
+
+
+def layer_form(features: Tensor, target: Tensor) -> Tensor:
+    criterion = LinearDynamicsAwareLoss(features.shape[1], 10, total_steps=5, reduction="none", bias=False)
+    assert_type(criterion.classifier, nn.Linear)
+    criterion(features, target).sum().backward()
+    return criterion.classifier(features)
+
+
+def mistakes(logits: Tensor, target: Tensor, anything: str) -> None:
+    """What a type checker must refuse, or it would be met in training."""
+    DynamicsAwareLoss()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    DynamicsAwareLoss(total_steps=9, reduction="avg")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    DynamicsAwareLoss(torch.ones(3), total_steps=9)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    DynamicsAwareLoss(total_steps=9, weight=[1.0])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    dynamics_aware_loss(logits, target, 0.7, backend=anything)  # type: ignore[call-overload]  # pyright: ignore
+    dynamics_aware_loss(logits, target, "0.7")  # type: ignore[call-overload]  # pyright: ignore
