@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.machine import machine, peak_memory
@@ -31,6 +31,10 @@ CONTENDERS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "F.linear + F.cross_entropy": lambda x, w, y: F.cross_entropy(F.linear(x, w), y),
     "F.linear + dal_kernels": lambda x, w, y: dynamics_aware_loss(F.linear(x, w), y, 0.7, 0.4),
 }
+if hasattr(F, "linear_cross_entropy"):  # torch 2.13 and newer; without options it makes all logits
+    CONTENDERS["F.linear_cross_entropy, in chunks"] = lambda x, w, y: F.linear_cross_entropy(
+        x, w, y, options=nn.LinearCrossEntropyOptions()
+    )
 
 
 def measure_here(name: str, rows: int, width: int, classes: int, dtype: str) -> tuple[int, float]:

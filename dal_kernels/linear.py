@@ -141,7 +141,8 @@ def linear_dynamics_aware_loss(
     of input, weight and bias, all in the forward ("none" does it in the backward, when the upstream gradient is known,
     at the cost of a second pass through the classifier). Above its arguments and their gradients a step takes one
     chunk. Gradients are summed in float32 (float64 for float64) whatever the dtype of the weight, and kept in it until
-    the backward; on a CPU and on ROCm half types multiply in float32 for it.
+    the backward; on a CPU and on ROCm half types multiply in float32 for it, and on a CPU without instructions for half
+    types all products are made in float32.
 
     Args:
         input: features of shape (D,), (N, D) or (N, D, d1, ..., dk), D standing where C stands in logits; float16,
