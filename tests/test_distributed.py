@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from children import PATIENCE
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -402,7 +403,7 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("ranks")
     context = mp.spawn(run_rank, args=(request.param, str(folder)), nprocs=request.param, join=False)
     for process in context.processes:
-        process.join(120)
+        process.join(PATIENCE)
         process.kill()
     return folder, request.param
 
@@ -431,7 +432,7 @@ def test_the_example_learns() -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
     found = re.search(r"2 processes, 101 classes: training accuracy ([\d.]+)%", result.stdout)
     assert found, result.stderr[-3000:]
