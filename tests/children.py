@@ -13,9 +13,10 @@ from filelock import FileLock
 
 from benchmarks.micro.run import environment
 
-__all__ = ["ROOT", "made_once", "run_pytest"]
+__all__ = ["PATIENCE", "ROOT", "made_once", "run_pytest"]
 
 ROOT = Path(__file__).parent.parent
+PATIENCE = 600  # seconds after which a process hangs, and is not slow
 
 
 def run_pytest(*arguments: str | Path, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -1,11 +1,15 @@
 """Digits with random noise on each training image, so that a run depends on the state of the random numbers.
 
-Run as a script it is the command line of the training benchmark, which then knows this data set.
+Run as a script it is the command line of the training benchmark, which then knows this data set; the first argument
+is the epoch, from 1, in the middle of which the process kills itself.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +20,8 @@ from benchmarks.training import main
 from benchmarks.training.data import DATA, DataSet
 from benchmarks.training.data.base import TensorImages
 from benchmarks.training.data.digits import digits
+from benchmarks.training.metrics import EpochMetrics
+from benchmarks.training.train import Trainer
 
 
 def jitter(batch: Tensor) -> Tensor:
@@ -28,6 +34,24 @@ def jittered(folder: Path | None = None) -> DataSet:
     return replace(data, name="jittered", train=replace(data.train, augment=jitter))
 
 
+def killing(epoch: int) -> Callable[[Trainer, Callable[[], object]], EpochMetrics]:
+    """Trainer.run_epoch, but in the middle of ``epoch`` the process is gone, as when its machine is switched off."""
+    run_epoch = Trainer.run_epoch
+
+    def killed(trainer: Trainer, tick: Callable[[], object]) -> EpochMetrics:
+        batches = iter(range(len(trainer.batches) // 2))
+
+        def count() -> None:
+            tick()
+            if next(batches, None) is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        return run_epoch(trainer, count if len(trainer.history) + 1 == epoch else tick)
+
+    return killed
+
+
 if __name__ == "__main__":
     DATA["jittered"] = jittered
+    Trainer.run_epoch = killing(int(sys.argv.pop(1)))  # type: ignore[method-assign]
     sys.exit(main())

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from children import PATIENCE
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -76,11 +77,11 @@ def _run(rank: int, world: int, module: str, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def run(module: str, world: int, folder: Path, seconds: float) -> None:
+def run(module: str, world: int, folder: Path) -> None:
     """Run the checks of a module in ``world`` processes; each writes what went wrong to a file a check."""
     context = mp.spawn(_run, args=(world, module, str(folder)), nprocs=world, join=False)
     for process in context.processes:
-        process.join(seconds)
+        process.join(PATIENCE)
         process.kill()
 
 

@@ -283,7 +283,7 @@ def check_training(world: int) -> None:
 @pytest.fixture(scope="module", params=[2, 4], ids=lambda world: f"{world} ranks")
 def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
     folder = tmp_path_factory.mktemp("ranks")
-    run(__name__, request.param, folder, seconds=120)
+    run(__name__, request.param, folder)
     return request.param, folder
 
 
@@ -306,7 +306,7 @@ def test_the_example_learns() -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
     found = re.search(r"2 processes, 101 classes: training accuracy ([\d.]+)%", result.stdout)
     assert found, result.stderr[-3000:]

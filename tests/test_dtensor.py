@@ -243,10 +243,11 @@ def check_fully_sharded(world: int) -> None:
 @pytest.fixture(scope="module", params=[2, 4], ids=lambda world: f"{world} ranks")
 def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
     folder = tmp_path_factory.mktemp("ranks")
-    run(__name__, request.param, folder, seconds=300)
+    run(__name__, request.param, folder)
     return request.param, folder
 
 
+@pytest.mark.xdist_group("ranks of dtensors")
 @pytest.mark.parametrize("name", names_of(__name__))
 def test_every_rank(finished: tuple[int, Path], name: str) -> None:
     report(name, *finished)

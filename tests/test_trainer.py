@@ -9,7 +9,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from children import PATIENCE, ROOT
 from jittered import jittered
 
 from benchmarks.training import StalledTrainingWarning, TrainingConfig, UsageError, main, run_training
@@ -32,8 +32,6 @@ from benchmarks.training.train import Trainer
 # The extra dal_kernels[demo].
 for module in ("matplotlib", "sklearn", "tabulate", "tqdm"):
     pytest.importorskip(module)
-
-ROOT = Path(__file__).parent.parent
 
 
 def saved(folder: Path) -> dict[str, Any]:
@@ -77,33 +75,28 @@ def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
 
 
 # --- killed and resumed
 
 
-@pytest.mark.parametrize(("workers", "epochs"), [(0, 24), (2, 8)])
+@pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_killed_and_resumed_ends_as_one_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, epochs: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
-    command = f"train --data jittered --preset digits --noise 0.4 --epochs {epochs} --momentum 0.9 --schedule cosine "
+    command = "train --data jittered --preset digits --noise 0.4 --epochs 4 --momentum 0.9 --schedule cosine "
     command += f"--loss-step iteration --workers {workers} --out"
     killed, left_alone = tmp_path / "killed", tmp_path / "left alone"
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "tests" / "jittered.py"), *command.split(), str(killed)],
+    process = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "jittered.py"), "3", *command.split(), str(killed)],
         env=environment(),
         stdout=subprocess.DEVNULL,
+        timeout=PATIENCE,
     )
-    deadline = time.monotonic() + 120
-    while not any(len(path.read_text().splitlines()) >= 2 for path in killed.glob("*/*/metrics.jsonl")):
-        assert process.poll() is None, "ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert 2 <= len(saved(killed)["history"]) < epochs
+    assert process.returncode == -signal.SIGKILL
+    assert len(saved(killed)["history"]) == 2
 
     monkeypatch.setitem(DATA, "jittered", jittered)
     torch.manual_seed(99)  # the global generator has no say
@@ -111,7 +104,7 @@ def test_a_run_killed_and_resumed_ends_as_one_left_alone(
     assert main([*command.split(), str(left_alone)]) == 0
     expected, found = saved(left_alone), saved(killed)
     assert_same(found, expected)
-    assert len(found["history"]) == epochs
+    assert len(found["history"]) == 4
 
 
 @pytest.mark.parametrize("change", ["--learning-rate 0.2", "--epochs 3", "--amp bf16"])
@@ -287,7 +280,7 @@ def test_the_loss_is_stepped_as_asked(digits: DataSet, loss: str, loss_step: str
 @pytest.mark.parametrize("loss", ["cross-entropy", "dal"])
 def test_the_loss_time_is_a_share(digits: DataSet, loss: str) -> None:
     metrics = trainer_on(digits, loss, epochs=1).run_epoch(lambda: None)
-    assert 0.01 < metrics.loss_time_share < 0.9
+    assert 0 < metrics.loss_time_share < 1
 
 
 def test_the_mean_probability_of_the_labels_is_that_of_the_loss(digits: DataSet) -> None:
