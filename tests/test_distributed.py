@@ -14,6 +14,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
+from children import PATIENCE
 from ranks import C, Collectives, N, case, close, names_of, raises, report, run, upstream_of
 from torch import Tensor
 from torch.nn import functional as F
