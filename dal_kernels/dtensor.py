@@ -99,12 +99,13 @@ def _split(input: DTensor) -> tuple[int | None, list[int]]:
     by_class: list[int] = []
     by_row: list[int] = []
     for dim, placement in enumerate(input.placements):
-        at = placement.dim % input.dim() if type(placement) is Shard else None
+        # Not by type(), which torch.compile of torch 2.10 gets wrong for placements.
+        at = placement.dim % input.dim() if isinstance(placement, Shard) else None
         if at == int(input.dim() > 1):
             by_class.append(dim)
         elif at == 0:
             by_row.append(dim)
-        elif type(placement) is not Replicate:
+        elif not isinstance(placement, Replicate):
             by_class = [-1, -1]
             break
     if len(by_class) > 1:
