@@ -142,7 +142,13 @@ def _linear_loss(
     logits = features.new_empty((), dtype=dtype).expand(len(features), len(classifier))
     # Here, because a kernel would name a bad label by its row in the chunk.
     raise_for_labels(Rows(logits, target, q, bootstrap_weight, weight, ignore_index, "none", hard, False, target.shape))
-    one = torch.ones((), dtype=loss.dtype, device=loss.device)
+    # Gradients are divided once they are summed, for a half type would lose them before. Where the divisor is 0 they
+    # are 0 / 0, but for those of ignored rows: 0.
+    upstream, factor = torch.ones((), dtype=loss.dtype, device=loss.device), None
+    if reduction == _MEAN:
+        divisor = row_factors(target, len(classifier), weight, ignore_index, loss.dtype).sum(dtype=torch.float64)
+        upstream = torch.where(divisor == 0, torch.nan, upstream)
+        factor = torch.where(divisor == 0, 1.0, 1 / divisor).to(loss.dtype)
     with torch.autocast(features.device.type, enabled=False):
         layer = LayerInChunks(features, classifier, bias, dtype, chunk, wanted)
         for rows, inputs, logits in layer.chunks():
@@ -155,15 +161,12 @@ def _linear_loss(
             if want_prediction:
                 prediction[rows] = argmax
             if any(wanted):
-                arguments = (target[rows], of_rows, argmax, one, ignore_index, *correction)
+                arguments = (target[rows], of_rows, argmax, upstream, ignore_index, *correction)
                 layer.add(rows, inputs, kernels.overwrite(logits, *arguments))
     if reduction:
         total = loss.sum(dtype=torch.float64)
-        if reduction == _MEAN:
-            divisor = row_factors(target, len(classifier), weight, ignore_index, loss.dtype).sum(dtype=torch.float64)
+        if factor is not None:
             total = total / divisor
-            # No row counted: the gradient is 0, not 0 / 0.
-            factor = torch.where(divisor == 0, 0.0, 1 / divisor).to(loss.dtype)
             for made in layer.gradients:
                 made.mul_(factor)
         loss = total.to(loss.dtype)

@@ -12,12 +12,19 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from truth import DTYPES, HALVES, SLACK, make_case, relative_error
+from truth import DTYPES, HALVES, NOTHING_TO_DIVIDE_BY, SLACK, make_case, make_mean_over_nothing, relative_error
 
 from benchmarks.layer import measure
 from dal_kernels import DynamicsAwareLoss, LinearDynamicsAwareLoss, dynamics_aware_loss, linear_dynamics_aware_loss
 from dal_kernels.fields import FIELDS, GRADIENT_FIELDS
-from dal_kernels.linear_ops import _linear_gradient, _linear_loss, chunk_row_bytes, linear_gradient, linear_loss
+from dal_kernels.linear_ops import (
+    _linear_gradient,
+    _linear_loss,
+    chunk_row_bytes,
+    linear_gradient,
+    linear_loss,
+    loss_dtype_of,
+)
 from dal_kernels.ops import KERNELS
 
 N, D, C = 45, 24, 150
@@ -55,6 +62,35 @@ def gradients(loss: Tensor, given: dict[str, Any]) -> list[Tensor]:
     leaves = [value for value in given.values() if isinstance(value, Tensor) and value.requires_grad]
     upstream = torch.randn(loss.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     return list(torch.autograd.grad(loss, leaves, upstream.to(loss.dtype)))
+
+
+@pytest.mark.parametrize("size", [4e9, -1e10, 1e30, torch.finfo(torch.float32).max, torch.finfo(torch.float32).min])
+@pytest.mark.parametrize("masked", [1, C // 2, C])
+@reductions
+def test_finite_logits_of_any_size(fused: str, size: float, masked: int, reduction: str) -> None:
+    """A bias that masks classes, or all of them, by a number: as the loss of the same logits in plain operations."""
+    given = layer()
+    with torch.no_grad():
+        given["bias"][:masked] = size
+    loss = fused_layer(given, backend=fused, reduction=reduction)
+    expected = two_steps(given, backend="eager", reduction=reduction)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+    for got, true in zip(gradients(loss, given), gradients(expected, given), strict=True):
+        assert relative_error(got, true.double()) <= 1e-5
+
+
+@pytest.mark.parametrize(("class_weight", "ignored"), NOTHING_TO_DIVIDE_BY)
+@dtypes
+def test_a_mean_over_nothing_is_that_of_cross_entropy(
+    fused: str, class_weight: float | None, ignored: str, dtype: torch.dtype
+) -> None:
+    case = make_mean_over_nothing(C, dtype, class_weight, ignored)
+    given = {**layer(dtype, rows=len(case.target)), "target": case.target}
+    logits = F.linear(given["input"], given["classifier_weight"], given["bias"]).to(loss_dtype_of(dtype))
+    expected = F.cross_entropy(logits, case.target, **case.options)
+    loss = fused_layer(given, backend=fused, **case.options)
+    (got, true) = (gradients(value, given) for value in (loss, expected))
+    torch.testing.assert_close((loss, *got), (expected, *true), rtol=0, atol=0, equal_nan=True)
 
 
 @dtypes
