@@ -31,23 +31,7 @@ DAL_HD float exponential(float x) { return __expf(x); }
 DAL_HD float logarithm(float x) { return __logf(x); }
 #endif
 
-// The base that powers are taken to: e on a CPU; 2 for floats on a GPU, which has an instruction for it.
-struct Natural {
-  template <class A>
-  static DAL_HD A power(A x) {
-    return exponential(x);
-  }
-};
-struct Binary {
-  template <class A>
-  static DAL_HD A power(A x) {
-    using std::exp2;
-    return exp2(x);
-  }
-};
-
 // m = max z,  S = sum e^(z-m),  W = sum e^(z-m) (z-m)      (dal_kernels/reference.py is the long form)
-// To base 2: m, z - m and W over ln 2. Any m near the maximum will do: it cancels in all that follows.
 template <class A>
 struct RowStats {
   A max = -std::numeric_limits<A>::infinity();
@@ -57,36 +41,33 @@ struct RowStats {
 
 // Moves (S, W) to a new maximum: with s = m_old - m_new,  W <- e^s (W + S s),  S <- e^s S.
 // A half in which every logit so far is -inf has S = 0 and stays as it is (-inf - -inf would be NaN).
-template <class Base = Natural, class A>
+template <class A>
 DAL_HD RowStats<A> rebase(const RowStats<A>& stats, A new_max) {
   if (stats.sum == A(0) || stats.max == new_max) return {new_max, stats.sum, stats.weighted};
   const A shift = stats.max - new_max;
-  const A ratio = Base::power(shift);
+  const A ratio = exponential(shift);
   // e^s underflows to 0 while s is finite or -inf: the half then contributes nothing, not 0 * inf.
   if (ratio == A(0)) return {new_max, stats.sum == stats.sum ? A(0) : stats.sum, A(0)};
   return {new_max, ratio * stats.sum, ratio * (stats.weighted + stats.sum * shift)};
 }
 
-template <class Base = Natural, class A>
+template <class A>
 DAL_HD RowStats<A> merge(const RowStats<A>& left, const RowStats<A>& right) {
   const A max = left.max > right.max ? left.max : right.max;
-  const RowStats<A> l = rebase<Base>(left, max), r = rebase<Base>(right, max);
+  const RowStats<A> l = rebase(left, max), r = rebase(right, max);
   return {max, l.sum + r.sum, l.weighted + r.weighted};
 }
 
-// ln p_j = z_j - m - ln S,   H = ln S - W / S
+// ln p_j = z_j - m - ln S,   of the largest -ln S,   H = ln S - W / S
 template <class A>
 struct RowSummary {
   A target_log_prob, max_log_prob, entropy;
 };
 
 template <class A>
-DAL_HD RowSummary<A> summarise(const RowStats<A>& stats, A target_logit, A max_logit) {
+DAL_HD RowSummary<A> summarise(const RowStats<A>& stats, A target_logit) {
   const A log_sum = logarithm(stats.sum);
-  return {
-      target_logit - stats.max - log_sum,
-      max_logit - stats.max - log_sum,
-      log_sum - stats.weighted / stats.sum};
+  return {target_logit - stats.max - log_sum, -log_sum, log_sum - stats.weighted / stats.sum};
 }
 
 }  // namespace dal

@@ -280,7 +280,7 @@ def _finish(
     done = finish(rows, whole, target_logit, wanted)
     if done.coefficients is None:
         return done.loss, done.stats, None
-    fields = fields_of(whole.peak, done.coefficients, backend, done.loss.dtype)
+    fields = fields_of(whole.peak, done.coefficients, done.loss.dtype)
 
     def within(classes: Tensor, elsewhere: int) -> Tensor:
         at = classes - mine.offset

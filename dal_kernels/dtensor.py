@@ -3,7 +3,7 @@
 What :func:`dal_kernels.dynamics_aware_loss` takes, for each dimension of the mesh (at most one may split the classes):
 
     Shard on classes  one all-gather of row statistics, as dal_kernels.distributed
-    Shard(0), rows    each rank its rows; "mean" and "sum" add up with one all-reduce of two numbers
+    Shard(0), rows    each rank its rows; "mean" and "sum" add up with one all-reduce of three numbers
     Replicate         nothing to join
 
 The result is a plain tensor: "mean" and "sum" are of all rows and the same on every rank; "none" and statistics are of
@@ -82,14 +82,15 @@ def dtensor_loss(input: Tensor, target: Tensor, q: Any, bootstrap_weight: Any, *
             weights = of_rows("sample_weight", sample_weight, logits, target.shape, "one value a row")
             counts = torch.where(counts == 0, 0.0, counts * weights)
         counted = counts.sum()
-        sums = torch.stack([loss.detach().double(), counted])
+        sums = torch.stack([loss.detach().double(), counted, (target != ignore_index).sum()])
         for dim in by_row:
             dist.all_reduce(sums, group=input.device_mesh.get_group(dim))
-        total, divisor = sums.to(loss.dtype)
+        total, divisor, rows = sums.to(loss.dtype)
         scale = torch.ones_like(total)
         if reduction == "mean":
             total = total / divisor
-            scale = torch.where(divisor == 0, 0.0, 1 / divisor)
+            # Where no row counted the gradient is 0; where their weights are all 0 it is 0 / 0.
+            scale = torch.where(divisor == 0, torch.where(rows == 0, 0.0, torch.nan), 1 / divisor)
     loss = _OfAllRows.apply(loss, total, scale)
     return (loss, RowStats(*stats)) if stats is not None else loss
 

@@ -159,11 +159,6 @@ def _divisor(target: Tensor, classes: int, weight: Tensor | None, ignore_index: 
     return row_factors(target, classes, weight, ignore_index, dtype).sum(dtype=torch.float64)
 
 
-def _mean_factor(divisor: Tensor) -> Tensor:
-    """What a mean multiplies gradients by. No row counted: they are 0, not 0 / 0."""
-    return torch.where(divisor == 0, 0.0, 1 / divisor)
-
-
 def _linear_loss(
     features: Tensor,
     classifier: Tensor,
@@ -189,7 +184,13 @@ def _linear_loss(
     logits = features.new_empty((), dtype=dtype).expand(len(features), len(classifier))
     # Here, because a kernel would name a bad label by its row in the chunk.
     raise_for_labels(Rows(logits, target, q, bootstrap_weight, weight, ignore_index, "none", hard, False, target.shape))
-    one = torch.ones((), dtype=loss.dtype, device=loss.device)
+    # Gradients are divided once they are summed, for a half type would lose them before. Where the divisor is 0 they
+    # are 0 / 0, but for those of ignored rows: 0.
+    upstream, factor = torch.ones((), dtype=loss.dtype, device=loss.device), None
+    if reduction == _MEAN:
+        divisor = _divisor(target, len(classifier), weight, ignore_index, loss.dtype)
+        upstream = torch.where(divisor == 0, torch.nan, upstream)
+        factor = torch.where(divisor == 0, 1.0, 1 / divisor).to(loss.dtype)
     with torch.autocast(features.device.type, enabled=False):
         layer = LayerInChunks(features, classifier, bias, dtype, chunk, wanted)
         for rows, inputs, logits in layer.chunks():
@@ -202,14 +203,12 @@ def _linear_loss(
             if want_prediction:
                 prediction[rows] = argmax
             if any(wanted):
-                arguments = (target[rows], of_rows, argmax, one, ignore_index, *correction)
+                arguments = (target[rows], of_rows, argmax, upstream, ignore_index, *correction)
                 layer.add(rows, inputs, kernels.overwrite(logits, *arguments))
     if reduction:
         total = loss.sum(dtype=torch.float64)
-        if reduction == _MEAN:
-            divisor = _divisor(target, len(classifier), weight, ignore_index, loss.dtype)
+        if factor is not None:
             total = total / divisor
-            factor = _mean_factor(divisor).to(loss.dtype)
             for made in layer.gradients:
                 made.mul_(factor)
         loss = total.to(loss.dtype)
@@ -300,7 +299,8 @@ def _differentiate(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, 
     ignore_index, reduction, backend, chunk, dtype = ctx.plan
     if reduction == _MEAN:
         divisor = _divisor(target, len(classifier), weight, ignore_index, upstream.dtype)
-        upstream = upstream * _mean_factor(divisor).to(upstream.dtype)
+        # Where it is 0 the gradient is 0 / 0, but for that of ignored rows: 0.
+        upstream = upstream * torch.where(divisor == 0, torch.nan, 1 / divisor).to(upstream.dtype)
     wanted = list(ctx.needs_input_grad[:3])
     gradients = linear_gradient(
         features, classifier, bias, target, fields, prediction, upstream, ignore_index, backend, chunk, dtype, wanted

@@ -18,7 +18,6 @@ N over the true divisor, is left for the backward. On a CPU there is none.
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -40,7 +39,6 @@ class Kernels(NamedTuple):
             is rounded), without looking at the upstream's value; None where looking is free.
         writes_gradient: whether the forward can write the gradient of such logits.
         overwrite: ``gradient`` of contiguous logits that nobody needs afterwards, in their place where it can.
-        log_base: ln of the base of the backend's powers, in which its fields max and slope are, by their dtype.
     """
 
     loss: OpOverload
@@ -49,7 +47,6 @@ class Kernels(NamedTuple):
     rescale: Callable[..., Tensor] | None
     writes_gradient: Callable[[Tensor], bool]
     overwrite: Callable[..., Tensor]
-    log_base: Callable[[torch.dtype], float]
 
 
 KERNELS: dict[str, Kernels] = {}
@@ -127,14 +124,11 @@ def _register(
     rescale: Callable[..., Tensor] | None,
     writes_gradient: Callable[[Tensor], bool],
     overwrite: Callable[..., Tensor] | None,
-    log_base: Callable[[torch.dtype], float],
 ) -> None:
     for name, fake in fakes.items():
         torch.library.register_fake(f"dal_kernels::{name}_{backend}", fake)
     loss, loss_and_fields, gradient = (getattr(torch.ops.dal_kernels, f"{name}_{backend}").default for name in fakes)
-    KERNELS[backend] = Kernels(
-        loss, loss_and_fields, gradient, rescale, writes_gradient, overwrite or gradient, log_base
-    )
+    KERNELS[backend] = Kernels(loss, loss_and_fields, gradient, rescale, writes_gradient, overwrite or gradient)
 
 
 def _overwrite_cpu(logits: Tensor, *arguments: Any) -> Tensor:
@@ -148,7 +142,7 @@ except ImportError as error:
     native_error = str(error)
 else:
     native_instruction_set = native_module.instruction_set
-    _register("cpu", _CPU_FAKES, None, lambda logits: True, _overwrite_cpu, log_base=lambda dtype: 1.0)
+    _register("cpu", _CPU_FAKES, None, lambda logits: True, _overwrite_cpu)
 
 try:
     cuda_module = extensions.load("_cuda")
@@ -156,7 +150,7 @@ except ImportError as error:
     cuda_error = str(error)
 else:
     # Its kernel reads the special classes once the row is written: out of place.
-    _register("cuda", _GPU_FAKES, _cuda.rescale, _cuda.writes_gradient, overwrite=None, log_base=_cuda.log_base)
+    _register("cuda", _GPU_FAKES, _cuda.rescale, _cuda.writes_gradient, overwrite=None)
 
 
 def _why_no_triton(error: Exception) -> str:
@@ -178,11 +172,4 @@ else:
         _library.define(f"{_name}_triton{_schema}")
         for _device in ("CPU", "CUDA"):  # CPU tensors: an interpreter or an emulator
             _library.impl(f"{_name}_triton", getattr(_launch, _name), _device)
-    _register(
-        "triton",
-        _GPU_FAKES,
-        _launch.rescale,
-        _launch.writes_gradient,
-        _launch.overwrite,
-        log_base=lambda dtype: math.log(2),
-    )
+    _register("triton", _GPU_FAKES, _launch.rescale, _launch.writes_gradient, _launch.overwrite)

@@ -1,7 +1,7 @@
 """A batch of rows whose classes lie in slices: statistics of a slice, merged, and the gradient of a slice from them.
 
-Statistics (m, S, W), m being the largest logit itself, are those of csrc/row_stats.h, in float64: a few numbers a row
-cost nothing. The objective is reference.py's, and the coefficients of its gradient are its derivatives.
+Statistics (m, S, W) are those of csrc/row_stats.h, in float64: a few numbers a row cost nothing. The objective is
+reference.py's, and the coefficients of its gradient are its derivatives.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from dal_kernels.reference import bootstrap_term, generalized_cross_entropy, row
 # In gradient(): a row that is ignored, and a class that lies in another slice.
 IGNORED = -1
 _SCALE, _ENTROPY = FIELDS.index("scale"), FIELDS.index("entropy")
+# As an exponent in the place of -inf (or of one that far down): its power is 0, and its product with that is 0 too.
+_LOWEST = -1e4
 
 
 class Statistics(NamedTuple):
@@ -44,7 +46,7 @@ def statistics(logits: Tensor, backend: str) -> Statistics:
         z = logits.float() if logits.dtype in HALVES else logits
         argmax = z.argmax(1)
         peak = z.gather(1, argmax.unsqueeze(1))
-        d = (z - torch.where(peak == -math.inf, 0.0, peak)).clamp_min(-1e4)  # -inf: e d = 0
+        d = (z - _origin(peak)).clamp_min(_LOWEST)
         e = d.exp()
         return Statistics(peak.squeeze(1).double(), e.sum(1).double(), (e * d).sum(1).double(), argmax)
     # Any loss will do: cross-entropy of the first class has the scale 1 / S.
@@ -56,24 +58,18 @@ def statistics(logits: Tensor, backend: str) -> Statistics:
     peak = logits.gather(1, argmax.unsqueeze(1)).squeeze(1).double()
     total = 1 / fields[_SCALE].double()
     weighted = total * (total.log() - fields[_ENTROPY].double())
-    rest = _rest(fields[0], peak, kernels.log_base(fields.dtype))
-    moved = _moved(Statistics(peak + rest, total, weighted, argmax), peak)
     empty = peak == -math.inf
-    return Statistics(peak, torch.where(empty, 0.0, moved.total), torch.where(empty, 0.0, moved.weighted), argmax)
+    return Statistics(peak, torch.where(empty, 0.0, total), torch.where(empty, 0.0, weighted), argmax)
 
 
-def _rest(shift: Tensor, peak: Tensor, log_base: float) -> Tensor:
-    """By how much the maximum that a kernel took powers relative to, rounded in its base, is above m.
-
-    The kernels multiply logits by 1 / log_base in their own dtype: with the exact one, logits of 10^4 would be off.
-    """
-    unit = torch.tensor(1 / log_base, dtype=shift.dtype).item()
-    return log_base * (shift.double() - peak * unit)
+def _origin(peak: Tensor) -> Tensor:
+    """What exponents of a row are relative to: m, or 0 in one of -inf alone, where -inf - -inf would be NaN."""
+    return torch.where(peak == -math.inf, 0.0, peak)
 
 
 def _moved(of: Statistics, peak: Tensor) -> Statistics:
-    """To another maximum: with s = m - peak, W <- e^s (W + S s), S <- e^s S. What has S = 0 has nothing to move."""
-    shift = torch.where(of.total == 0, 0.0, of.peak - peak)
+    """To a larger maximum: with s = m - peak, W <- e^s (W + S s), S <- e^s S. What has S = 0 has nothing to move."""
+    shift = torch.where(of.total == 0, 0.0, of.peak - peak).clamp_min(_LOWEST)
     ratio = shift.exp()
     return Statistics(peak, ratio * of.total, ratio * (of.weighted + of.total * shift), of.argmax)
 
@@ -136,15 +132,9 @@ def finish(rows: Rows, of: Statistics, target_logit: Tensor, want_gradient: bool
     return Finished(loss.to(sums), coefficients, stats)
 
 
-def fields_of(peak: Tensor, coefficients: tuple[Tensor, ...], backend: str, dtype: torch.dtype) -> Tensor:
-    """Coefficients relative to m as fields (5, N) of a backend, in its base: its rounded m is put right in them."""
-    a, b, t, u = coefficients
-    base = 1.0 if backend == "eager" else KERNELS[backend].log_base(dtype)
-    shift = (peak / base).to(dtype)
-    rest = _rest(shift, peak, base)
-    rest = torch.where(rest.isfinite(), rest, 0.0)
-    ratio = rest.exp()
-    return torch.stack([shift.double(), ratio * (a + b * rest), base * ratio * b, t, u]).to(dtype)
+def fields_of(peak: Tensor, coefficients: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
+    """m and coefficients as fields (5, N) of any backend."""
+    return torch.stack([_origin(peak), *coefficients]).to(dtype)
 
 
 def gradient(
@@ -171,7 +161,7 @@ def _eager_gradient(logits: Tensor, target: Tensor, fields: Tensor, prediction: 
     """e^(z - m) (A + B (z - m)) - t [j = y] - u [j = argmax z]."""
     classes = logits.shape[1]
     peak, a, b, t, u = fields.unsqueeze(2)
-    d = (logits.to(fields.dtype) - peak).clamp_min(-1e4)
+    d = (logits.to(fields.dtype) - peak).clamp_min(_LOWEST)
     result = d.exp() * (a + b * d)
     for at, term in ((target, t), (prediction, u)):
         if at.numel():

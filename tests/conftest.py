@@ -55,7 +55,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="no GPU: torch.cuda.is_available() is False")
         for item in items:
-            if "gpu" in item.keywords:
+            if item.get_closest_marker("gpu"):
                 item.add_marker(skip)
     for name in EMULATED:
         mine = [item for item in items if getattr(item, "callspec", None) and name in item.callspec.params.values()]

@@ -75,7 +75,7 @@ TRITON_MUTANTS = {
         "matches_truth and 100 and float32 and mean",
     ),
     "twice the exponential taken for it": (
-        "            a *= 0.5\n",
+        "            scale *= 0.5\n",
         "",
         "matches_truth and 20011 and float32 and soft-mean",
     ),
@@ -85,14 +85,24 @@ TRITON_MUTANTS = {
         "matches_truth and 20011 and float32 and soft-mean",
     ),
     "splits keep their own maximum": (
-        "totals, weights = rebase(totals, weights, shift_of(peaks), shift_of(peak)[:, None])",
+        "totals, weights = rebase(totals, weights, peaks, peak[:, None])",
         "totals, weights = totals, weights",
         "matches_truth and 33000 and float32 and soft-mean",
     ),
     "correction forgotten": (
-        "rows / tl.where(divisor == 0.0, 1.0, divisor)",
+        "count / tl.where(divisor == 0.0, 1.0, divisor)",
         "1.0",
         "ignored_rows and float32 and mean and False",
+    ),
+    "logits taken to base 2 before they are subtracted": (
+        "return (z - origin) * LOG2E",
+        "return tl.fma(z, tl.full(z.shape, LOG2E, z.dtype), -origin * LOG2E)",
+        "finite_logits_of_any_size and float32 and soft-0.5-300",
+    ),
+    "0 / 0 taken for 0": (
+        "                spoil_counted_rows(\n",
+        "                pass\n            if False:\n                spoil_counted_rows(\n",
+        "mean_over_nothing and float32 and 7-0.0",
     ),
     "no barrier before the gradient takes the place of its logits": (
         "        tl.debug_barrier()  # no warp",
@@ -142,9 +152,21 @@ CUDA_MUTANTS = {
     ),
     "correction forgotten": (
         "finish.cuh",
-        "divisor == 0 ? 0.0 : rows / divisor",
-        "divisor == 0 ? 0.0 : 1.0",
+        "divisor == 0 ? 1.0 : rows / divisor",
+        "divisor == 0 ? 1.0 : 1.0",
         "ignored_rows and float32 and mean and False",
+    ),
+    "logits taken to base 2 before they are subtracted": (
+        "finish.cuh",
+        "return (z - origin) * kToExponent<A>;",
+        "return fma(z, kToExponent<A>, -(origin * kToExponent<A>));",
+        "finite_logits_of_any_size and float32 and soft-0.5-300",
+    ),
+    "0 / 0 taken for 0": (
+        "finish.cuh",
+        "threadIdx.x == 0 && divisor == 0)",
+        "false)",
+        "mean_over_nothing and float32 and 7-0.0",
     ),
     "upstream gradient ignored": (
         "gradient.cuh",
@@ -154,7 +176,7 @@ CUDA_MUTANTS = {
     ),
     "splits keep their own maximum": (
         "../row_stats.h",
-        "const RowStats<A> l = rebase<Base>(left, max), r = rebase<Base>(right, max);",
+        "const RowStats<A> l = rebase(left, max), r = rebase(right, max);",
         "const RowStats<A> l = left, r = right;",
         "matches_truth and 33000 and float32 and soft-none",
     ),

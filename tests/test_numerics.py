@@ -8,7 +8,20 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from truth import CLASSES, DTYPES, Case, check, gradient_bound, make_case, random_upstream, relative_error, run
+from truth import (
+    CLASSES,
+    DTYPES,
+    NOTHING_TO_DIVIDE_BY,
+    Case,
+    check,
+    gradient_bound,
+    make_case,
+    make_huge_case,
+    make_mean_over_nothing,
+    random_upstream,
+    relative_error,
+    run,
+)
 
 from dal_kernels import dynamics_aware_loss
 
@@ -145,6 +158,63 @@ def test_extreme_logits(backend: str, bootstrap_weight: float, bootstrap: str, d
     case.target[3] = 5  # p_y = 1 exactly
     case.logits[4] = 0.0
     check(case, torch.ones(6, dtype=torch.float64), backend)
+
+
+@pytest.mark.parametrize("power", [0.2, 0.25, 0.8, 1.0])
+@pytest.mark.parametrize("classes", [5, 12, 300, 1030, 20011, 33000])
+@pytest.mark.parametrize(("bootstrap", "bootstrap_weight"), [("soft", 0.0), ("soft", 0.5), ("hard", 0.5)])
+@dtypes
+def test_finite_logits_of_any_size(
+    backend: str, classes: int, power: float, bootstrap: str, bootstrap_weight: float, dtype: torch.dtype
+) -> None:
+    case = make_huge_case(classes, dtype, power, bootstrap=bootstrap)
+    case.bootstrap_weight = bootstrap_weight
+    check(case, random_upstream(case), backend, cancelling=True)  # in rows of equal logits
+
+
+@pytest.mark.parametrize("power", [0.25, 1.0])
+@dtypes
+def test_cross_entropy_of_finite_logits_of_any_size(backend: str, power: float, dtype: torch.dtype) -> None:
+    """Up to where the loss itself leaves float32, and then infinite, as torch's."""
+    case = make_huge_case(11, dtype, power)
+    case.target[:] = torch.arange(8)
+    loss = dynamics_aware_loss(case.logits, case.target, 0.0, reduction="none", backend=backend)
+    expected = F.cross_entropy(case.logits.to(loss.dtype), case.target, reduction="none")
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
+
+
+@bootstraps
+def test_shares_of_masked_classes_beside_logits_far_below_zero(backend: str, bootstrap: str) -> None:
+    """However a row of many classes is shared out, a share of -inf alone has no maximum that others could move to."""
+    case = make_case(2, 300_000, bootstrap=bootstrap, reduction="none")
+    case.logits -= 500
+    case.logits[0, :150_000], case.logits[1, 150_000:] = -math.inf, -math.inf
+    case.target[0], case.target[1] = 299_999, 0
+    check(case, torch.ones(2, dtype=torch.float64), backend, cancelling=True)
+
+
+@pytest.mark.parametrize(("class_weight", "ignored"), NOTHING_TO_DIVIDE_BY)
+@pytest.mark.parametrize("classes", [7, 1100, 33000])
+@pytest.mark.parametrize("upstream", [1.0, 2.5])
+@dtypes
+def test_a_mean_over_nothing_is_that_of_cross_entropy(
+    backend: str, classes: int, class_weight: float | None, ignored: str, upstream: float, dtype: torch.dtype
+) -> None:
+    """NaN; and its gradient 0 / 0, but 0 in ignored rows."""
+    case = make_mean_over_nothing(classes, dtype, class_weight, ignored)
+    got = run(case, torch.tensor(upstream), backend)
+    leaf = case.logits.detach().to(got.loss.dtype).requires_grad_()
+    expected = F.cross_entropy(leaf, case.target, **case.options)
+    expected.backward(torch.full_like(expected, upstream))
+    assert leaf.grad is not None
+    found, true = (got.loss, got.gradient.to(leaf.dtype)), (expected.detach(), leaf.grad)
+    torch.testing.assert_close(found, true, rtol=0, atol=0, equal_nan=True)
+    # Nobody asks for statistics: other kernels.
+    leaf = case.logits.detach().clone().requires_grad_()
+    loss = dynamics_aware_loss(leaf, case.target, 0.7, 0.6, backend=backend, **case.options)
+    loss.backward(torch.full_like(loss, upstream))
+    assert leaf.grad is not None
+    torch.testing.assert_close((loss.detach(), leaf.grad.to(true[1].dtype)), true, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("classes", [1, 2, 10, 17, 1000, 9000])

@@ -7,13 +7,17 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from truth import (
     DTYPES,
     LOSS_SLACK,
+    NOTHING_TO_DIVIDE_BY,
     Case,
     entry_allowance,
     gradient_bound,
     make_case,
+    make_huge_case,
+    make_mean_over_nothing,
     random_upstream,
     relative_error,
     true_outcome,
@@ -38,7 +42,7 @@ def from_slices(case: Case, sizes: list[int], upstream: Tensor, backend: str) ->
     target = case.target.masked_fill(case.target == options["ignore_index"], 0)
     done = finish(rows, whole, case.logits.gather(1, target.unsqueeze(1)).squeeze(1).double(), True)
     assert done.coefficients is not None
-    fields = fields_of(whole.peak, done.coefficients, backend, done.loss.dtype)
+    fields = fields_of(whole.peak, done.coefficients, done.loss.dtype)
     gradients = []
     for part, first, size in zip(parts, firsts, sizes, strict=True):
         classes = []
@@ -49,7 +53,8 @@ def from_slices(case: Case, sizes: list[int], upstream: Tensor, backend: str) ->
         prediction = classes[1] if rows.hard else classes[1][:0]
         arguments_of = (local, fields, prediction, upstream.to(fields.dtype), backend)
         apart = gradient(part.contiguous(), *arguments_of, in_place=False)
-        assert torch.equal(gradient(part.clone(), *arguments_of, in_place=True), apart) or apart.isnan().any()
+        in_place = gradient(part.clone(), *arguments_of, in_place=True)
+        torch.testing.assert_close(in_place, apart, rtol=0, atol=0, equal_nan=True)
         gradients.append(apart)
     return done.loss, torch.cat(gradients, 1), whole.argmax
 
@@ -94,7 +99,7 @@ def test_matches_truth_along_the_schedule(backend: str, q: float, bootstrap_weig
 
 @bootstraps
 def test_slices_of_very_different_size_and_far_from_zero(backend: str, bootstrap: str) -> None:
-    """Maxima so large that their rounding in another base would move S by a percent; slices that vanish."""
+    """Maxima beside which a rounding in another base would move S by a percent; slices that vanish."""
     case = make_case(8, 60, bootstrap=bootstrap, reduction="none")
     case.logits[0] += 1e4
     case.logits[1] -= 1e4
@@ -105,6 +110,23 @@ def test_slices_of_very_different_size_and_far_from_zero(backend: str, bootstrap
     case.target[4], case.target[5] = 41, 3
     case.logits[6] = 0.0  # a tie over the slices
     check(case, [30, 30], backend)
+
+
+@pytest.mark.parametrize("power", [0.2, 0.25, 0.8, 1.0])
+@dtypes
+@bootstraps
+def test_finite_logits_of_any_size(backend: str, bootstrap: str, dtype: torch.dtype, power: float) -> None:
+    check(make_huge_case(60, dtype, power, bootstrap=bootstrap), [29, 0, 31], backend)
+
+
+@pytest.mark.parametrize(("class_weight", "ignored"), NOTHING_TO_DIVIDE_BY)
+def test_a_mean_over_nothing_is_that_of_cross_entropy(backend: str, class_weight: float | None, ignored: str) -> None:
+    case = make_mean_over_nothing(7, torch.float32, class_weight, ignored)
+    leaf = case.logits.clone().requires_grad_()
+    expected = F.cross_entropy(leaf, case.target, **case.options)
+    expected.backward()
+    loss, got, _ = from_slices(case, [3, 4], torch.ones(()), backend)
+    torch.testing.assert_close((loss, got), (expected.detach(), leaf.grad), rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf], ids=["nan", "inf", "all -inf"])

@@ -63,7 +63,7 @@ COUNTS = {
     (8, 32000, torch.bfloat16): (17, 1.05, 1.01),
     (8, 32000, torch.float32): (17, 1.05, 1.01),
     # Longer rows are read twice. The count varies by how often the maximum grows.
-    (4, 131072, torch.bfloat16): (24, 2.05, 1.01),
+    (4, 131072, torch.bfloat16): (26, 2.05, 1.01),
 }
 
 
@@ -157,19 +157,19 @@ def test_plans_are_sound_at_their_edges(classes: int, itemsize: int, warp_size: 
     assert forward.tiles == 1 or (forward.rows == 1 and not forward.long and not forward.lanes)
     assert forward.rows == 1 or not forward.long
     assert forward.splits == 1 or forward.splits * forward.block <= classes
-    # What a lane must hold, in 255 registers: exponents of its share of the tiles, and of one of them exponentials.
+    # What a lane must hold, in 255 registers: exponents of its share of the tiles, and of one or all exponentials.
     values = forward.block * forward.rows / (forward.warps * warp_size)
-    assert forward.long or (forward.tiles + 1) * values * max(1, itemsize // 4) <= 160
+    assert forward.long or forward.tiles * values * max(1, itemsize // 4) * (1 + forward.kept / 4) <= 160
 
 
 def test_the_plan_of_few_classes_gives_each_lane_a_row() -> None:
     assert plan_forward(4096, 10, 4) == LaunchPlan(block=16, rows=32, warps=1, lanes=True)
-    assert plan_forward(4096, 1000, 4) == LaunchPlan(block=1024, rows=1, warps=1)
+    assert plan_forward(4096, 1000, 4) == LaunchPlan(block=128, rows=1, warps=1, tiles=8)
 
 
 def test_a_row_of_32_k_classes_stays_in_registers_unless_float64() -> None:
-    assert plan_forward(8, 32_768, 2) == LaunchPlan(block=2048, rows=1, warps=8, tiles=16)
-    assert plan_forward(8, 17_000, 4) == LaunchPlan(block=2048, rows=1, warps=8, tiles=9)
+    assert plan_forward(8, 32_768, 2) == LaunchPlan(block=2048, rows=1, warps=8, tiles=16, kept=False)
+    assert plan_forward(8, 17_000, 4) == LaunchPlan(block=2048, rows=1, warps=8, tiles=9, kept=False)
     assert plan_forward(8, 32_769, 2).long
     assert plan_forward(8, 8193, 8).long
 

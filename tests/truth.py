@@ -50,6 +50,35 @@ def make_case(
     return Case(logits, target, options=options)
 
 
+def make_huge_case(classes: int, dtype: torch.dtype, power: float, **options: Any) -> Case:
+    """Rows of finite logits as large as ``torch.finfo(dtype).max ** power``, at least 200: masks, and what diverges."""
+    case = make_case(8, classes, dtype, reduction="none", **options)
+    size = max(200.0, torch.finfo(dtype).max ** power)
+    case.logits[0], case.logits[1] = size, -size
+    case.logits[2, ::2], case.logits[2, 1::2] = size, -size
+    case.logits[3, 1], case.logits[4, 1] = -size, size
+    case.logits[5, 2:] = -size
+    spread = 2 * torch.rand(classes, generator=torch.Generator().manual_seed(1), dtype=torch.float64) - 1
+    case.logits[6] = (spread * size).to(dtype)
+    case.logits[7, : classes // 2], case.logits[7, classes // 2 :] = -size, -size / 2
+    case.target[:] = torch.tensor([0, classes - 1, 0, 1, 1, 2, int(case.logits[6].argmax()), classes - 1])
+    return case
+
+
+# What a mean divides by is 0: the weight of all classes, or None, and which rows are ignored.
+NOTHING_TO_DIVIDE_BY = [(None, "all"), (1.0, "all"), (0.0, "none"), (0.0, "some"), (None, "no rows"), (0.0, "no rows")]
+
+
+def make_mean_over_nothing(classes: int, dtype: torch.dtype, class_weight: float | None, ignored: str) -> Case:
+    """One of :data:`NOTHING_TO_DIVIDE_BY`."""
+    case = make_case(0 if ignored == "no rows" else 6, classes, dtype, reduction="mean")
+    case.target[{"all": slice(None), "some": slice(1, 3)}.get(ignored, slice(0))] = -100
+    if class_weight is not None:
+        sums = torch.float64 if dtype == torch.float64 else torch.float32
+        case.options["weight"] = torch.full((classes,), class_weight, dtype=sums)
+    return case
+
+
 def random_upstream(case: Case, seed: int = 7) -> Tensor:
     """A random upstream gradient for the case's reduction, float64."""
     shape = tuple(case.target.shape) if case.options.get("reduction") == "none" else ()

@@ -212,7 +212,7 @@ RowGradient<Arithmetic<S>> finish_row(
   RowStats<A> stats = blocks[0];
   for (std::int64_t b = 1; b < blocks_of(classes); ++b) stats = merge(stats, blocks[b]);
   const A target_logit = ignored ? std::numeric_limits<A>::quiet_NaN() : load_one(z + target);
-  const RowSummary<A> summary = summarise(stats, target_logit, stats.max);
+  const RowSummary<A> summary = summarise(stats, target_logit);
 
   RowGradient<A> gradient{{}, target, -1};
   if (batch.prediction || batch.hard) gradient.argmax = argmax(z, classes, blocks, stats);
@@ -331,8 +331,10 @@ template <class S> void recompute(const BackwardBatch<S>& batch, std::int64_t be
   for (std::int64_t i = begin; i < end; ++i) {
     const std::int64_t row = i / count;
     const auto field = [&](Field f) { return batch.fields[f * rows + row]; };
-    const A up = batch.upstream[row * batch.upstream_stride];
-    const std::int64_t target = batch.target.ignored(row) ? -1 : batch.target.at(row);
+    // An ignored row has gradient 0 whatever the upstream one: not 0 * inf.
+    const bool counted = !batch.target.ignored(row);
+    const A up = counted ? batch.upstream[row * batch.upstream_stride] : A(0);
+    const std::int64_t target = counted ? batch.target.at(row) : -1;
     const RowGradient<A> gradient{
         {field(kMax), up * field(kScale), up * field(kSlope), up * field(kTargetTerm),
          batch.prediction ? up * field(kArgmaxTerm) : A(0)},

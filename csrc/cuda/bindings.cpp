@@ -146,7 +146,7 @@ Outputs run_loss(
     const bool split = plan.kernel == ForwardKernel::split_rows;
     const std::int64_t summed = plan.cluster ? rows : plan.blocks;
     const bool shared_work = rows > 0 && (split || (reduced && summed > 1));
-    const std::int64_t values = split ? 4 * plan.blocks : 2 * summed, places = split ? plan.blocks : 0;
+    const std::int64_t values = split ? 3 * plan.blocks : 2 * summed, places = split ? plan.blocks : 0;
     const std::int64_t bytes = 16 + values * std::int64_t(sizeof(A)) + places * 4;
     const Tensor workspace = empty<1>({shared_work ? bytes : 0}, aoti_torch_dtype_uint8(), place);
     if (shared_work) {

@@ -14,17 +14,15 @@ template <class S> constexpr int kWidth = 16 / static_cast<int>(sizeof(S));
 
 // Powers of 2 for float: one instruction. Of e for double, which has none, and which a change of base costs digits.
 template <class A> struct Base {
-  using type = Binary;
   static constexpr A exponent = A(1.44269504088896340736), ln = A(0.69314718055994530942);
 };
 template <> struct Base<double> {
-  using type = Natural;
   static constexpr double exponent = 1, ln = 1;
 };
-template <class A> using BaseOf = typename Base<A>::type;
-template <class A> constexpr A kToExponent = Base<A>::exponent;  // of the base, from a logit
-template <class A> constexpr A kLnBase = Base<A>::ln;
-// The power of this (and of -inf) is 0; as an exponent in its place it keeps a product with that at 0 too.
+template <class A> constexpr A kToExponent = Base<A>::exponent;  // of the base, from a difference of logits
+template <class A> constexpr A kLnBase = Base<A>::ln;            // back again
+// The power of this (and of -inf) is 0, to either base; as an exponent in its place it keeps a product with that at 0
+// too.
 template <class A> constexpr A kLowest = A(-1100);
 
 template <class A> DAL_D A negative_infinity();

@@ -43,8 +43,11 @@ template <class S> DAL_D bool needs_reading(const ForwardBatch<S>& batch, const 
   return in.live && (batch.prediction || !in.ignored);
 }
 
-// The shift that exponents are taken relative to, from the largest logit; a row of -inf alone takes 0.
-template <class A> DAL_D A shift_of(A peak) { return peak == negative_infinity<A>() ? A(0) : peak * kToExponent<A>; }
+// What a row's logits are taken relative to: the largest, or 0 in a row of -inf alone, where -inf - -inf would be NaN.
+template <class A> DAL_D A origin_of(A peak) { return peak == negative_infinity<A>() ? A(0) : peak; }
+// Of a power. The difference first: it is 0 at the largest logit whatever its size, and exact near it. A product with a
+// rounded one, subtracted in one fused multiply-add, would leave that rounding, which beyond 10^9 no power survives.
+template <class A> DAL_D A exponent(A z, A origin) { return (z - origin) * kToExponent<A>; }
 
 // A class as argmax orders them, the smallest being what it names: the first NaN, else the first maximum.
 constexpr unsigned kNowhere = 0xffffffffu, kMaximum = 0x80000000u;
@@ -58,11 +61,10 @@ template <class A> DAL_D unsigned first_place(unsigned later, A z, A peak, int j
 }
 DAL_D int class_at(unsigned place) { return static_cast<int>(place & 0x7fffffffu); }
 
-// dL/dz_j = e_j (A + B d_j) - t [j = y] - u [j = argmax],  e_j = 2^d_j,  d_j = z_j log2 e - shift.
-// That is objective.h's affine gradient to base 2, with a shift in the place of m. Double stays with base e.
-template <class A> DAL_D A affine_value(A z, A shift, A a, A b) {
-  const A d = fma(z, kToExponent<A>, -shift);
-  return power(d) * fma(b, larger(d, kLowest<A>), a);
+// objective.h's affine gradient without its last two terms, of one class: e^(z - m) (A + B (z - m)).
+template <class A> DAL_D A affine_value(A z, const AffineGradient<A>& affine) {
+  const A d = z - affine.max;
+  return power(d * kToExponent<A>) * fma(affine.B, larger(d, kLowest<A>), affine.A);
 }
 
 // The two classes that differ from the affine rule, over what stands there in a row of the gradient: cheaper than a
@@ -70,35 +72,29 @@ template <class A> DAL_D A affine_value(A z, A shift, A a, A b) {
 template <class S>
 DAL_D void correct_terms(
     S* out, const AffineGradient<Arithmetic<S>>& affine, std::int64_t target, Arithmetic<S> target_logit, int argmax,
-    Arithmetic<S> peak, int begin, int end) {
+    int begin, int end) {
   using A = Arithmetic<S>;
-  const auto at = [&](A z) { return affine_value(z, affine.max, affine.A, affine.B); };
-  if (argmax >= begin && argmax < end) narrow(at(peak) - affine.u, out[argmax]);
+  if (argmax >= begin && argmax < end) narrow(affine.A - affine.u, out[argmax]);  // z = m there
   if (target >= begin && target < end)
-    narrow(at(target_logit) - affine.t - (target == argmax ? affine.u : A(0)), out[target]);
+    narrow(affine_value(target_logit, affine) - affine.t - (target == argmax ? affine.u : A(0)), out[target]);
 }
 
 // Merged statistics -> loss of the row and coefficients of its gradient. `writes`: who stores the rest.
 template <class S>
 DAL_D AffineGradient<Arithmetic<S>> finish_row(
     const Forward<S>& args, std::int64_t row, const RowInput<Arithmetic<S>>& in,
-    const RowStats<Arithmetic<S>>& stats, Arithmetic<S> peak, unsigned place, bool writes, Arithmetic<S>& loss) {
+    const RowStats<Arithmetic<S>>& stats, unsigned place, bool writes, Arithmetic<S>& loss) {
   using A = Arithmetic<S>;
   const ForwardBatch<S>& batch = args.batch;
-  // Natural logarithms from here on, relative to the shift, of which the maximum is hardly off: a difference of logits,
-  // rounded once, keeps more digits of ln p_y than one of exponents would.
-  const RowStats<A> relative{A(0), stats.sum, kLnBase<A> * stats.weighted};
-  const A rest = kLnBase<A> * fma(peak, kToExponent<A>, -stats.max);
-  const RowSummary<A> summary = summarise(relative, in.target_logit - peak + rest, rest);
+  const RowSummary<A> summary = summarise(stats, in.target_logit);
   AffineGradient<A> gradient;
   loss = 0;
   if (!in.ignored) {
     const Objective<A> objective = dynamics_aware(summary, in.q, in.bootstrap_weight, batch.log_classes, batch.hard);
-    gradient = affine_gradient(relative, objective, in.weight * batch.gradient_scale);
+    gradient = affine_gradient(stats, objective, in.weight * batch.gradient_scale);
     loss = in.weight * objective.loss;
   }
-  gradient.max = stats.max;
-  gradient.B *= kLnBase<A>;
+  gradient.max = origin_of(stats.max);
   if (!writes) return gradient;
   if (args.reduction == kNone) batch.loss[row] = loss;
   if (batch.fields) {
@@ -165,14 +161,30 @@ template <class Op, class T> DAL_D T across_block(T x, T* scratch, T none) {
   return across_warp<Op>(lane < warps ? scratch[lane] : none);
 }
 
+// NaN for the gradient of each row that is not ignored, and for what it is made from again.
+template <class S> DAL_D void spoil_counted_rows(const ForwardBatch<S>& batch) {
+  using A = Arithmetic<S>;
+  const std::int64_t rows = batch.logits.rows, classes = batch.logits.classes;
+  for (std::int64_t row = threadIdx.x; row < rows; row += blockDim.x) {
+    if (batch.target.ignored(row)) continue;
+    if (batch.fields) batch.fields[kScale * rows + row] = not_a_number<A>();
+    if (batch.gradient)
+      for (std::int64_t j = 0; j < classes; ++j) narrow(not_a_number<A>(), batch.gradient[row * classes + j]);
+  }
+}
+
+// By all threads of a block, the values being those of the first. The gradient was divided by N so far. Where the true
+// divisor is 0 no row counted, and the gradient stays 0; or their weights are all 0, and it is 0 / 0.
 template <class S>
 DAL_D void write_loss(const Forward<S>& args, double loss, double divisor) {
   using A = Arithmetic<S>;
   const bool mean = args.reduction == kMean;
-  *args.batch.loss = static_cast<A>(mean ? loss / divisor : loss);
-  // The gradient was divided by N so far. No row counted: it is 0, not 0 * inf.
-  const double rows = static_cast<double>(args.batch.logits.rows);
-  *args.correction = static_cast<A>(!mean ? 1.0 : divisor == 0 ? 0.0 : rows / divisor);
+  if (threadIdx.x == 0) {
+    *args.batch.loss = static_cast<A>(mean ? loss / divisor : loss);
+    const double rows = static_cast<double>(args.batch.logits.rows);
+    *args.correction = static_cast<A>(!mean || divisor == 0 ? 1.0 : rows / divisor);
+  }
+  if (mean && args.batch.weight && __syncthreads_or(threadIdx.x == 0 && divisor == 0)) spoil_counted_rows(args.batch);
 }
 
 // Whether this block of `blocks` is the last to come here; what the others wrote before is then visible.
@@ -194,10 +206,7 @@ template <class S>
 DAL_D void reduce_losses(
     const Forward<S>& args, Arithmetic<S> loss, Arithmetic<S> weight, unsigned block, unsigned blocks) {
   if (args.reduction == kNone) return;
-  if (blocks == 1) {
-    if (threadIdx.x == 0) write_loss(args, loss, weight);
-    return;
-  }
+  if (blocks == 1) return write_loss(args, loss, weight);
   if (threadIdx.x == 0) {
     args.partial[block] = loss;
     args.partial[blocks + block] = weight;
@@ -211,7 +220,7 @@ DAL_D void reduce_losses(
   __shared__ double scratch[2][32];
   losses = across_block<Add>(losses, scratch[0], 0.0);
   weights = across_block<Add>(weights, scratch[1], 0.0);
-  if (threadIdx.x == 0) write_loss(args, losses, weights);
+  write_loss(args, losses, weights);
 }
 
 // The sum over `count` (at most 128) values that the threads left in `values`, for thread 0.

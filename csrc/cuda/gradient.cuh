@@ -39,7 +39,7 @@ template <class S> DAL_D void gradient_rows(const Backward<S>& args) {
     if (counted) {
       windows.in.load(z, k, g, A(0));
 #pragma unroll
-      for (int i = 0; i < V; ++i) g[i] = affine_value(g[i], affine.max, affine.A, affine.B);
+      for (int i = 0; i < V; ++i) g[i] = affine_value(g[i], affine);
     }
     windows.out.store(out, k, g);
   }
@@ -48,7 +48,7 @@ template <class S> DAL_D void gradient_rows(const Backward<S>& args) {
     const int begin = windows.out.begin_element(), end = windows.out.end_element();
     const int argmax = batch.prediction ? static_cast<int>(batch.prediction[row]) : -1;
     const auto logit = [&](std::int64_t j) { return j >= begin && j < end ? widen(z[j]) : A(0); };
-    correct_terms(out, affine, target, logit(target), argmax, logit(argmax), begin, end);
+    correct_terms(out, affine, target, logit(target), argmax, begin, end);
   }
 }
 

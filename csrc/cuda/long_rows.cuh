@@ -13,32 +13,30 @@ template <class S> constexpr int kBatch = sizeof(S) == 8 ? 2 : 4;
 template <class S> struct ThreadTotals {
   using A = Arithmetic<S>;
   static constexpr int V = kWidth<S>;
-  A peak = negative_infinity<A>(), shift = 0, sum[V] = {}, weighted[V] = {};
+  A peak = negative_infinity<A>(), origin = 0, sum[V] = {}, weighted[V] = {};
   unsigned place = kNowhere;
 
   DAL_D RowStats<A> stats() const {
-    RowStats<A> total{shift, sum[0], weighted[0]};
+    RowStats<A> total{peak, sum[0], weighted[0]};
 #pragma unroll
     for (int i = 1; i < V; ++i) total.sum += sum[i], total.weighted += weighted[i];
     return total;
   }
   DAL_D void grow(A top) {
-    const A next = shift_of(top);
 #pragma unroll
     for (int i = 0; i < V; ++i) {
-      const RowStats<A> moved = rebase<BaseOf<A>>(RowStats<A>{shift, sum[i], weighted[i]}, next);
+      const RowStats<A> moved = rebase(RowStats<A>{peak, sum[i], weighted[i]}, top);
       sum[i] = moved.sum;
       weighted[i] = moved.weighted;
     }
     if (place >= kMaximum) place = kNowhere;  // that of a NaN stays
-    peak = top;
-    shift = next;
+    peak = origin = top;
   }
   // Elements of classes j, j + 1, ... of which none is larger than `peak`.
   template <bool ENTROPIC> DAL_D void add(const A* z) {
 #pragma unroll
     for (int i = 0; i < V; ++i) {
-      const A d = fma(z[i], kToExponent<A>, -shift), e = power(d);
+      const A d = z[i] - origin, e = power(d * kToExponent<A>);
       sum[i] += e;
       if (ENTROPIC) weighted[i] = fma(e, larger(d, kLowest<A>), weighted[i]);
     }
@@ -78,10 +76,9 @@ template <class S> DAL_D RowTotals<Arithmetic<S>> totals_of_block(const ThreadTo
   using A = Arithmetic<S>;
   const WholeBlock block;
   const A peak = block.all<Larger>(own.peak, 0, negative_infinity<A>());
-  const RowStats<A> stats = rebase<BaseOf<A>>(own.stats(), shift_of(peak));
+  const RowStats<A> stats = rebase(own.stats(), peak);
   const bool counts = own.peak == peak || own.place < kMaximum;
-  return {{shift_of(peak), block.all<Add>(stats.sum, 1, A(0)), block.all<Add>(stats.weighted, 2, A(0))},
-          peak,
+  return {{peak, block.all<Add>(stats.sum, 1, A(0)), block.all<Add>(stats.weighted, 2, A(0))},
           block.all<Smaller>(counts ? own.place : kNowhere, 3, kNowhere)};
 }
 
@@ -107,7 +104,7 @@ template <class S> DAL_D void loss_long_rows(const Forward<S>& args) {
   const RowTotals<A> totals = read_row(args, in, windows.in, z);
   A loss;
   const AffineGradient<A> affine =
-      finish_row(args, row, in, totals.stats, totals.peak, totals.place, in.live && threadIdx.x == 0, loss);
+      finish_row(args, row, in, totals.stats, totals.place, in.live && threadIdx.x == 0, loss);
   if (out) {
     const int rounds = (windows.out.vectors + step - 1) / step;
 #pragma unroll(kBatch<S>)
@@ -117,13 +114,12 @@ template <class S> DAL_D void loss_long_rows(const Forward<S>& args) {
       windows.in.load(z, k, g, A(0));
 #pragma unroll
       for (int i = 0; i < V; ++i)
-        g[i] = in.ignored ? A(0) : affine_value(g[i], affine.max, affine.A, affine.B);
+        g[i] = in.ignored ? A(0) : affine_value(g[i], affine);
       windows.out.store(out, k, g);
     }
     __syncthreads();
     if (threadIdx.x == 0 && !in.ignored)
-      correct_terms(out, affine, in.target, in.target_logit, batch.hard ? class_at(totals.place) : -1, totals.peak, 0,
-                    classes);
+      correct_terms(out, affine, in.target, in.target_logit, batch.hard ? class_at(totals.place) : -1, 0, classes);
   }
   reduce_losses(args, loss, in.weight, blockIdx.x, gridDim.x);
 }
@@ -143,8 +139,8 @@ template <class S> DAL_D void loss_split_rows(const Forward<S>& args) {
     if (!needs_reading(batch, in)) windows.in.clip(0, 0);
     const RowTotals<A> totals = read_row(args, in, windows.in, z);
     if (threadIdx.x == 0) {
-      const A parts[4] = {totals.peak, totals.stats.max, totals.stats.sum, totals.stats.weighted};
-      for (int i = 0; i < 4; ++i) args.parts[i * std::int64_t(gridDim.x) + blockIdx.x] = parts[i];
+      const A parts[3] = {totals.stats.max, totals.stats.sum, totals.stats.weighted};
+      for (int i = 0; i < 3; ++i) args.parts[i * std::int64_t(gridDim.x) + blockIdx.x] = parts[i];
       args.places[blockIdx.x] = totals.place;
     }
   }
@@ -154,13 +150,13 @@ template <class S> DAL_D void loss_split_rows(const Forward<S>& args) {
     const auto part = [&](int split) {
       const std::int64_t at = row * args.splits + split, size = gridDim.x;
       const auto value = [&](int i) { return __ldcg(args.parts + i * size + at); };
-      return RowTotals<A>{{value(1), value(2), value(3)}, value(0), __ldcg(args.places + at)};
+      return RowTotals<A>{{value(0), value(1), value(2)}, __ldcg(args.places + at)};
     };
     RowTotals<A> totals = part(0);
     for (int split = 1; split < args.splits; ++split) totals = merge_totals(totals, part(split));
     const RowInput<A> in = row_input(batch, row);
     A own;
-    finish_row(args, row, in, totals.stats, totals.peak, totals.place, true, own);
+    finish_row(args, row, in, totals.stats, totals.place, true, own);
     loss += own;
     weight += in.weight;
   }
@@ -168,7 +164,7 @@ template <class S> DAL_D void loss_split_rows(const Forward<S>& args) {
   __shared__ A scratch[2][32];
   loss = across_block<Add>(loss, scratch[0], A(0));
   weight = across_block<Add>(weight, scratch[1], A(0));
-  if (threadIdx.x == 0) write_loss(args, loss, weight);
+  write_loss(args, loss, weight);
 }
 
 }  // namespace dal

@@ -8,8 +8,7 @@
 namespace dal {
 
 template <class A> struct RowTotals {
-  RowStats<A> stats;  // to BaseOf<A>, relative to a shift
-  A peak;
+  RowStats<A> stats;
   unsigned place;
 };
 
@@ -31,6 +30,7 @@ struct LanesOfWarp {
   template <class A> DAL_D void tell(AffineGradient<A>&) const {}
   template <class S> DAL_D void share(Windows<S>&) const {}
   template <class A> DAL_D void join(RowTotals<A>&) const {}
+  template <class A> DAL_D void rebase(AffineGradient<A>&, A, A) const {}
 };
 
 // A block of whole warps. `use` counts the reductions of a row, each with scratch of its own.
@@ -42,10 +42,10 @@ struct WholeBlock {
   // The first warp makes the coefficients, and tells the others what they need of them.
   DAL_D bool finishes() const { return threadIdx.x < 32; }
   template <class A> DAL_D void tell(AffineGradient<A>& affine) const {
-    __shared__ A told[3];
-    if (threadIdx.x == 0) told[0] = affine.max, told[1] = affine.A, told[2] = affine.B;
+    __shared__ A told[2];
+    if (threadIdx.x == 0) told[0] = affine.A, told[1] = affine.B;
     __syncthreads();
-    affine.max = told[0], affine.A = told[1], affine.B = told[2];
+    affine.A = told[0], affine.B = told[1];
   }
   template <class Op, class T> DAL_D T all(T x, int use, T none) const {
     __shared__ T scratch[4][32];
@@ -53,6 +53,7 @@ struct WholeBlock {
   }
   template <class S> DAL_D void share(Windows<S>&) const {}
   template <class A> DAL_D void join(RowTotals<A>&) const {}
+  template <class A> DAL_D void rebase(AffineGradient<A>&, A, A) const {}
 };
 
 // Share number `part` of `parts` of the vectors of a row.
@@ -64,9 +65,9 @@ template <class S> DAL_D void take_share(Windows<S>& windows, int part, int part
 template <class A> DAL_D RowTotals<A> merge_totals(const RowTotals<A>& l, const RowTotals<A>& r) {
   // A place counts only under the larger of two maxima; the place of a NaN under any.
   const auto place = [](const RowTotals<A>& own, const RowTotals<A>& other) {
-    return own.peak < other.peak && own.place >= kMaximum ? kNowhere : own.place;
+    return own.stats.max < other.stats.max && own.place >= kMaximum ? kNowhere : own.place;
   };
-  return {merge<BaseOf<A>>(l.stats, r.stats), larger(l.peak, r.peak), min(place(l, r), place(r, l))};
+  return {merge(l.stats, r.stats), min(place(l, r), place(r, l))};
 }
 
 // A cluster of blocks, each with a share of the row in its registers. They exchange totals through each other's shared
@@ -78,22 +79,29 @@ struct Cluster : WholeBlock {
   }
   template <class A> DAL_D void join(RowTotals<A>& totals) const {
 #if __CUDA_ARCH__ >= 900
-    __shared__ A mine[4];
+    __shared__ A mine[3];
     __shared__ unsigned my_place;
     const auto cluster = cooperative_groups::this_cluster();
     if (threadIdx.x == 0) {
-      mine[0] = totals.stats.max, mine[1] = totals.stats.sum, mine[2] = totals.stats.weighted, mine[3] = totals.peak;
+      mine[0] = totals.stats.max, mine[1] = totals.stats.sum, mine[2] = totals.stats.weighted;
       my_place = totals.place;
     }
     cluster.sync();
     const auto of = [&](unsigned rank) {
       const A* values = cluster.map_shared_rank(mine, rank);
-      return RowTotals<A>{{values[0], values[1], values[2]}, values[3], *cluster.map_shared_rank(&my_place, rank)};
+      return RowTotals<A>{{values[0], values[1], values[2]}, *cluster.map_shared_rank(&my_place, rank)};
     };
     totals = of(0);
     for (unsigned rank = 1; rank < cluster.num_blocks(); ++rank) totals = merge_totals(totals, of(rank));
     cluster.sync();  // nobody leaves while its memory may be read
 #endif
+  }
+  // From the maximum of the row to that of this block's share, which its exponents are relative to: with
+  // s = own - m,  B <- e^s B,  A <- e^s (A + B s). A share of -inf alone, or far below, has nothing but powers of 0.
+  template <class A> DAL_D void rebase(AffineGradient<A>& affine, A own, A max) const {
+    const A shift = larger(own - max, kLowest<A>), ratio = power(shift * kToExponent<A>);
+    affine.A = ratio * fma(affine.B, shift, affine.A);
+    affine.B *= ratio;
   }
 };
 
@@ -153,8 +161,8 @@ DAL_D void loss_row(
     place = group.template all<Smaller>(place, 3, kNowhere);
   }
 
-  // M = shift,  d = z log2 e - M,  e = 2^d,  S = sum e,  W = sum e d. From here on `value` is d.
-  const A shift = shift_of(peak);
+  // d = (z - m) log2 e,  e = 2^d,  S = sum e,  W = ln 2 sum e d. From here on `value` is d.
+  const A origin = origin_of(peak);
   const bool entropic = __any_sync(0xffffffffu, needs_entropy(batch, in));
   A sum = 0, weighted = 0, e[KEEP ? N : 1];
   const auto sum_up = [&](bool with_sum, bool with_weighted) {
@@ -165,7 +173,7 @@ DAL_D void loss_row(
       for (int i = v * V; i < v * V + V; ++i) {
         A e_i;
         if (with_sum) {
-          const A exact = fma(value[i], kToExponent<A>, -shift);
+          const A exact = exponent(value[i], origin);
           e_i = power(exact);
           value[i] = larger(exact, kLowest<A>);
           if (KEEP) e[i] = e_i;
@@ -175,20 +183,22 @@ DAL_D void loss_row(
         }
         if (with_weighted) weights = i == v * V ? e_i * value[i] : fma(e_i, value[i], weights);
       }
-      if (with_sum) sum += counts(v) ? sums : A(0);
-      if (with_weighted) weighted += counts(v) ? weights : A(0);
+      // One choice for both: a factor of 0 leaves no NaN that the row does not have anyway.
+      const A factor = counts(v) ? A(1) : A(0);
+      if (with_sum) sum = fma(sums, factor, sum);
+      if (with_weighted) weighted = fma(weights, factor, weighted);
     }
   };
   // Without an entropy term a loop less; where nothing is kept, that would be two kinds of the first one.
   sum_up(true, !KEEP);
   if (KEEP && entropic) sum_up(false, true);
   if (!KEEP || entropic) weighted = group.template all<Add>(weighted, 1, A(0));
-  RowTotals<A> totals{{shift, group.template all<Add>(sum, 2, A(0)), weighted}, peak, place};
+  RowTotals<A> totals{{peak, group.template all<Add>(sum, 2, A(0)), kLnBase<A> * weighted}, place};
   group.join(totals);
 
   AffineGradient<A> affine;
   if (group.finishes())
-    affine = finish_row(args, row, in, totals.stats, totals.peak, totals.place, writes && in.live, loss);
+    affine = finish_row(args, row, in, totals.stats, totals.place, writes && in.live, loss);
   weight = in.weight;
   if (!out) return;
   group.tell(affine);
@@ -211,17 +221,17 @@ DAL_D void loss_row(
         store_vector(to, g);
     }
   };
-  // To the shift of this group's exponents, if the row has another: with s = own - M,  B <- 2^s B,  A <- 2^s (A + B s).
-  const A own = shift - affine.max, ratio = power(own);
-  const A slope = ratio * affine.B, scale = ratio * fma(affine.B, own, affine.A);
+  AffineGradient<A> own = affine;
+  group.rebase(own, peak, totals.stats.max);
+  const A slope = kLnBase<A> * own.B;
   const auto power_at = [&](int i) { return KEEP ? e[KEEP ? i : 0] : power(value[i]); };
   if (!in.ignored)
-    store([&](int i) { return power_at(i) * fma(slope, value[i], scale); });
+    store([&](int i) { return power_at(i) * fma(slope, value[i], own.A); });
   else if (in.live)
     store([&](int) { return A(0); });
   group.sync();
   if (group.lane() == 0 && !in.ignored)
-    correct_terms(out, affine, in.target, in.target_logit, batch.hard ? class_at(totals.place) : -1, totals.peak,
+    correct_terms(out, affine, in.target, in.target_logit, batch.hard ? class_at(totals.place) : -1,
                   windows.out.begin_element(), windows.out.end_element());
 }
 
@@ -258,6 +268,7 @@ template <class S, int N, Rows ROWS> DAL_D void loss_row_of_cluster(const Forwar
   const bool first = cluster.block_rank() == 0;
   Arithmetic<S> loss, weight;
   loss_row<S, N, ROWS, false>(args, Cluster{}, row, first && threadIdx.x == 0, loss, weight);
+  if (args.batch.weight) cluster.sync();  // the last block may write over what all blocks of the cluster wrote
   if (first) reduce_losses(args, loss, weight, row, gridDim.x / cluster.num_blocks());
 #endif
 }

@@ -44,12 +44,12 @@ template <class S, int LEAST, int MOST> DAL_D void loss_short_rows(const Forward
   A peak = value[0];
 #pragma unroll
   for (int j = 1; j < MOST; ++j) peak = larger(peak, value[j]);
-  const A shift = shift_of(peak);
+  const A origin = origin_of(peak);
   A sum = 0, weighted = 0, e[MOST], d[MOST];
 #pragma unroll
   for (int j = 0; j < MOST; ++j) {
-    const A exact = fma(value[j], kToExponent<A>, -shift);
-    e[j] = power(exact);
+    const A exact = value[j] - origin;
+    e[j] = power(exact * kToExponent<A>);
     d[j] = kept_larger(exact, kLowest<A>);
     sum += e[j];
     weighted = fma(e[j], d[j], weighted);
@@ -61,7 +61,7 @@ template <class S, int LEAST, int MOST> DAL_D void loss_short_rows(const Forward
       if (j < LEAST || j < classes) place = min(place, place_of(value[j], peak, j));
   }
   A loss;
-  const AffineGradient<A> affine = finish_row(args, row, in, {shift, sum, weighted}, peak, place, in.live, loss);
+  const AffineGradient<A> affine = finish_row(args, row, in, {peak, sum, weighted}, place, in.live, loss);
   if (batch.gradient) {
     __syncthreads();  // threads without a row have read the first one
     if (in.live && in.ignored) {
@@ -70,7 +70,7 @@ template <class S, int LEAST, int MOST> DAL_D void loss_short_rows(const Forward
 #pragma unroll
       for (int j = 0; j < MOST; ++j)
         if (j < LEAST || j < classes) narrow(e[j] * fma(affine.B, d[j], affine.A), z[j]);
-      correct_terms(z, affine, in.target, in.target_logit, batch.hard ? class_at(place) : -1, peak, 0, classes);
+      correct_terms(z, affine, in.target, in.target_logit, batch.hard ? class_at(place) : -1, 0, classes);
     }
     __syncthreads();
     S* const to = batch.gradient + first * classes;

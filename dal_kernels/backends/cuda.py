@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -17,11 +16,6 @@ def writes_gradient(logits: Tensor) -> bool:
     """Whether the forward should write the gradient."""
     rows, classes = logits.shape
     return classes <= _LONG or rows >= _FEW
-
-
-def log_base(dtype: torch.dtype) -> float:
-    """ln of the base that powers are taken to, as csrc/cuda/element.cuh chooses it."""
-    return 1.0 if dtype == torch.float64 else math.log(2)
 
 
 def rescale(saved: tuple[Tensor, ...], upstream: Tensor, ignore_index: int, again: bool, _: Any) -> Tensor:

@@ -1,10 +1,9 @@
 """Device code. Three ideas, as everywhere: merge row statistics, turn them into an objective, write its gradient.
 
-All exponents are to base 2: with M = round(m log2 e) and d = z log2 e - M, one fused multiply-add an element, e = 2^d.
-M need not be m exactly: what it is off by multiplies every e of the row alike and cancels in e / S and in d - W / S.
+Of an element: d = (z - m) log2 e and e = 2^d, for base 2 has an instruction. Of a row, all is to base e:
 
-    S = sum e,   W = sum e d,   ln p_y = ln 2 d_y - ln S,   H = ln S - ln 2 W / S
-    dL/dz_j = e_j (A + B d_j) - t [j = y] - u [j = argmax z]
+    S = sum e,   W = ln 2 sum e d,   ln p_y = z_y - m - ln S,   H = ln S - W / S
+    dL/dz_j = e_j (A + B (z_j - m)) - t [j = y] - u [j = argmax z]
 
 dal_kernels/reference.py is the long form; csrc/objective.h the same in C++.
 """
@@ -16,37 +15,44 @@ import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
-# Below 2^-1000 (and for -inf) e is 0 in float32; a finite d keeps e d at 0 too.
+# Below 2^-1100 (and for -inf) e is 0; a finite d keeps e d at 0 too.
 LOWEST = tl.constexpr(-1100.0)
 # Fields of one row, field-major (len(FIELDS), N), in the order of dal_kernels.ops.FIELDS.
-SHIFT, SCALE, SLOPE, TARGET_TERM, ARGMAX_TERM, TARGET_PROB, ENTROPY = (tl.constexpr(i) for i in range(7))
+MAX, SCALE, SLOPE, TARGET_TERM, ARGMAX_TERM, TARGET_PROB, ENTROPY = (tl.constexpr(i) for i in range(7))
 
 
 # ---- row statistics
 
 
 @triton.jit
-def shift_of(peak):
-    """M for a maximum. A row (so far) of -inf alone takes 0: its exponentials are 0, not 2^(-inf + inf)."""
-    return tl.where(peak == -float("inf"), 0.0, peak * LOG2E)
+def origin_of(peak):
+    """m of a maximum. A row (so far) of -inf alone takes 0: its exponentials are 0, not 2^(-inf + inf)."""
+    return tl.where(peak == -float("inf"), 0.0, peak)
 
 
 @triton.jit
-def exponent(z, shift):
-    """d = z log2 e - M."""
-    return tl.fma(z, tl.full(z.shape, LOG2E, z.dtype), -shift)
+def exponent(z, origin):
+    """d = (z - m) log2 e, the difference first: it is 0 at the largest logit whatever its size, and exact near it.
+
+    A product with a rounded one, subtracted in one fused multiply-add, would leave that rounding: 2^it is 0 or infinite
+    for logits beyond 10^9.
+    """
+    return (z - origin) * LOG2E
 
 
 @triton.jit
-def rebase(total, weighted, shift, new):
-    """Statistics moved from one shift to another: with s = shift - new, W <- 2^s (W + S s), S <- 2^s S."""
-    ratio = tl.exp2(shift - new)
-    step = tl.maximum(shift - new, LOWEST)
+def rebase(total, weighted, peak, new):
+    """S and sum e d moved to a larger maximum: with s = (peak - new) log2 e, W <- 2^s (W + S s), S <- 2^s S.
+
+    Of -inf alone, S = 0: s is whatever keeps that 0, for both maxima may be -inf.
+    """
+    step = tl.maximum(tl.minimum(exponent(peak, new), 0.0), LOWEST)
+    ratio = tl.exp2(step)
     return ratio * total, ratio * (weighted + total * step)
 
 
-# ---- objectives, to base 2 as well: l = log2 p_y, M = W / S, h = H / ln 2 = log2 S - M.
-# Each is a loss and coefficients (a, b, t, u) of  p_j (a + b (log2 p_j + h)) - t [j = y] - u [j = argmax z].
+# ---- objectives
+# Each is a loss and coefficients (a, b, t, u) of  p_j (a + b (ln p_j + H)) - t [j = y] - u [j = argmax z].
 
 
 @triton.jit
@@ -61,58 +67,57 @@ def expm1_nonpositive(x, power):
 
 @triton.jit
 def schedule(q, bootstrap_weight, LOG_CLASSES: tl.constexpr):
-    """1 / q (1 where q = 0, which is cross-entropy) and n ln 2 with n = lambda / (q ln C); 0 for a single class."""
+    """1 / q (1 where q = 0, which is cross-entropy) and n = lambda / (q ln C); 0 for a single class."""
     inverse = 1.0 / tl.where(q == 0.0, 1.0, q)
     if LOG_CLASSES > 0:
-        return inverse, bootstrap_weight * inverse * (LN2 / LOG_CLASSES)
+        return inverse, bootstrap_weight * inverse * (1.0 / LOG_CLASSES)
     else:
         return inverse, bootstrap_weight * 0.0
 
 
 @triton.jit
-def dynamics_aware(log_prob, log_max_prob, mean, entropy, q, inverse, n, HARD: tl.constexpr):
-    """(1 - p_y^q) / q + lambda / (q ln C) B(p): arXiv 2303.11562. B = H, or with HARD -ln p_argmax.
+def dynamics_aware(log_prob, log_sum, mean, entropy, q, inverse, n, HARD: tl.constexpr):
+    """(1 - p_y^q) / q + lambda / (q ln C) B(p): arXiv 2303.11562. B = H, or with HARD -ln p_argmax = ln S.
 
-    Returns the loss and (a - b M, b, t, u).
+    Returns the loss and (a - b W / S, b, t, u).
     """
     exponent = tl.where(q == 0.0, 0.0, q * log_prob)
-    power = tl.exp2(exponent)
-    loss = tl.where(q == 0.0, log_prob * -LN2, -inverse * expm1_nonpositive(exponent * LN2, power))
+    power = tl.exp2(exponent * LOG2E)
+    loss = tl.where(q == 0.0, -log_prob, -inverse * expm1_nonpositive(exponent, power))
     if HARD:
-        u = n * (1.0 / LN2) + power * 0.0
-        return loss - tl.where(n == 0.0, 0.0, n * log_max_prob), power + u, power * 0.0, power, u
+        u = n + power * 0.0
+        return loss + tl.where(n == 0.0, 0.0, n * log_sum), power + u, power * 0.0, power, u
     else:
         return loss + tl.where(n == 0.0, 0.0, n * entropy), power + n * mean, -n + power * 0.0, power, power * 0.0
 
 
 @triton.jit
-def finish(peak_d, total, weighted, target_d, ignored, q, inverse, n, row_weight, HARD: tl.constexpr):
-    """Statistics of rows -> loss, the coefficients of e_j (A + B d_j) - t - u, and l. A bad label came with NaN.
+def finish(total, weighted, target_difference, ignored, q, inverse, n, row_weight, HARD: tl.constexpr):
+    """Statistics of rows -> loss, coefficients of the gradient, and ln p_y. A bad label came with z_y - m = NaN.
 
     An ignored row goes through as one of a single class, with weight 0: nothing of it is left.
     """
     total = tl.where(ignored, 1.0, total)
     weighted = tl.where(ignored, 0.0, weighted)
     scaled = 1.0 / total
-    log_sum = tl.log2(total)
+    log_sum = tl.log2(total) * LN2
     mean = weighted * scaled
-    log_prob = tl.where(ignored, 0.0, target_d - log_sum)
-    log_max_prob = tl.where(ignored, 0.0, peak_d - log_sum)
-    loss, a, b, t, u = dynamics_aware(log_prob, log_max_prob, mean, log_sum - mean, q, inverse, n, HARD)
+    log_prob = tl.where(ignored, 0.0, target_difference - log_sum)
+    loss, a, b, t, u = dynamics_aware(log_prob, log_sum, mean, log_sum - mean, q, inverse, n, HARD)
     scaled *= row_weight
     return loss, scaled * a, scaled * b, row_weight * t, row_weight * u, log_prob
 
 
 @triton.jit
-def affine_at(d, a, b):
-    """e (A + B d) of single classes."""
-    return tl.exp2(d) * (a + b * tl.maximum(d, LOWEST))
+def affine_at(difference, a, b):
+    """e (A + B (z - m)) of single classes."""
+    return tl.exp2(difference * LOG2E) * (a + b * tl.maximum(difference, LOWEST))
 
 
 @triton.jit
-def store_fields(fields_ptr, row, count, live, shift, a, b, t):
+def store_fields(fields_ptr, row, count, live, origin, a, b, t):
     """What the gradient of a row is made from again, but for the argmax term."""
-    tl.store(fields_ptr + SHIFT * count + row, shift, mask=live)
+    tl.store(fields_ptr + MAX * count + row, origin, mask=live)
     tl.store(fields_ptr + SCALE * count + row, a, mask=live)
     tl.store(fields_ptr + SLOPE * count + row, b, mask=live)
     tl.store(fields_ptr + TARGET_TERM * count + row, t, mask=live)
@@ -123,8 +128,9 @@ def store_statistics(fields_ptr, prediction_ptr, row, count, live, u, log_prob, 
     """What the user learns of a row, and the argmax term."""
     tl.store(fields_ptr + ARGMAX_TERM * count + row, u, mask=live)
     tl.store(prediction_ptr + row, argmax, mask=live)
-    tl.store(fields_ptr + TARGET_PROB * count + row, tl.where(ignored, float("nan"), tl.exp2(log_prob)), mask=live)
-    tl.store(fields_ptr + ENTROPY * count + row, (tl.log2(total) - weighted / total) * LN2, mask=live)
+    prob = tl.exp2(log_prob * LOG2E)
+    tl.store(fields_ptr + TARGET_PROB * count + row, tl.where(ignored, float("nan"), prob), mask=live)
+    tl.store(fields_ptr + ENTROPY * count + row, tl.log2(total) * LN2 - weighted / total, mask=live)
 
 
 @triton.jit
@@ -136,29 +142,58 @@ def store_sums(partial_ptr, loss, weight):
 
 @triton.jit
 def correct_terms(
-    gradient_ptr, at_target, at_argmax, target, argmax, t, u, has_target, has_argmax, HARD: tl.constexpr
+    gradient_ptr, at_target, a, target, argmax, t, u, has_target, has_argmax, HARD: tl.constexpr
 ):  # fmt: skip
     """The two classes of a row that differ from the affine rule, stored over it once the row is written.
 
-    Cheaper than a comparison for each element. ``at_*``: the affine value there; ``has_*``: whether it is to be stored.
+    Cheaper than a comparison for each element. ``at_target``: the affine value there, as A is where z = m; ``has_*``:
+    whether it is to be stored.
     """
     tl.debug_barrier()
     same = target == argmax
     if HARD:
-        tl.store(gradient_ptr + argmax, at_argmax - u - tl.where(same, t, 0.0), mask=has_argmax)
+        tl.store(gradient_ptr + argmax, a - u - tl.where(same, t, 0.0), mask=has_argmax)
         tl.store(gradient_ptr + target, at_target - t, mask=has_target & ~same)
     else:
         tl.store(gradient_ptr + target, at_target - t, mask=has_target)
 
 
 @triton.jit
-def store_loss(loss_ptr, correction_ptr, total, divisor, rows, MEAN: tl.constexpr):
-    """The reduced loss. A mean's gradient was divided by N so far: N / divisor is left for the backward."""
+def spoil_counted_rows(
+    target_ptr, target_stride, gradient_ptr, fields_ptr, count, ignore_index, CLASSES: tl.constexpr,
+    GRADIENT: tl.constexpr, FIELDS: tl.constexpr,
+):  # fmt: skip
+    """NaN for the gradient of each row that is not ignored, and for what it is made from again."""
+    tl.debug_barrier()
+    for first in range(0, count, 128):
+        row = first + tl.arange(0, 128).to(tl.int64)
+        target = tl.load(target_ptr + row * target_stride, mask=row < count, other=ignore_index)
+        counted = target != ignore_index
+        if FIELDS:
+            tl.store(fields_ptr + SCALE * count + row, float("nan"), mask=counted)
+        if GRADIENT:
+            for column in range(0, CLASSES):
+                tl.store(gradient_ptr + row * CLASSES + column, float("nan"), mask=counted)
+
+
+@triton.jit
+def store_loss(
+    loss_ptr, correction_ptr, total, divisor, weight_ptr, target_ptr, target_stride, gradient_ptr, fields_ptr, count,
+    ignore_index, CLASSES: tl.constexpr, MEAN: tl.constexpr, GRADIENT: tl.constexpr, FIELDS: tl.constexpr,
+):  # fmt: skip
+    """The reduced loss. A mean's gradient was divided by N so far: N / divisor is left for the backward.
+
+    Where the true divisor is 0 no row counted, and the gradient stays 0; or their weights are all 0, and it is 0 / 0.
+    """
     if MEAN:
         tl.store(loss_ptr, (total / divisor).to(loss_ptr.dtype.element_ty))
-        # No row counted: the gradient is 0, not 0 * inf.
-        correction = tl.where(divisor == 0.0, 0.0, rows / tl.where(divisor == 0.0, 1.0, divisor))
+        correction = tl.where(divisor == 0.0, 1.0, count / tl.where(divisor == 0.0, 1.0, divisor))
         tl.store(correction_ptr, correction.to(correction_ptr.dtype.element_ty))
+        if weight_ptr is not None:
+            if divisor == 0.0:
+                spoil_counted_rows(
+                    target_ptr, target_stride, gradient_ptr, fields_ptr, count, ignore_index, CLASSES, GRADIENT, FIELDS
+                )  # fmt: skip
     else:
         tl.store(loss_ptr, total.to(loss_ptr.dtype.element_ty))
         tl.store(correction_ptr, 1.0)
@@ -197,14 +232,15 @@ def read_weight(weight_ptr, target, ignored, counted, ACC: tl.constexpr):
 
 # AXIS 1: the classes of a row lie over the lanes of a warp. AXIS 0, for very few classes: a row is one lane's, so that
 # no lane idles on masked classes, nothing is shuffled, and the objective is computed once a row.
-# TILES > 1, for the longest rows: of each element only d fits the registers, and e is made again for the gradient.
+# TILES: a longer row, one a program, comes in blocks that only the last of which needs a mask.
+# Not KEPT, for the longest rows: of each element only d fits the registers, and e is made again for the gradient.
 @triton.jit(do_not_specialize=["class_stride"])
 def loss_rows(
     logits_ptr, row_stride, class_stride, target_ptr, target_stride, q_ptr, q_stride, lam_ptr, lam_stride, weight_ptr,
     gradient_ptr, loss_ptr, partial_ptr, fields_ptr, prediction_ptr, count, ignore_index,
     CLASSES: tl.constexpr, LOG_CLASSES: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, AXIS: tl.constexpr,
-    TILES: tl.constexpr, PACKED: tl.constexpr, PER_ROW: tl.constexpr, HARD: tl.constexpr, MEAN: tl.constexpr,
-    REDUCED: tl.constexpr, GRADIENT: tl.constexpr, FIELDS: tl.constexpr, PREDICTION: tl.constexpr,
+    TILES: tl.constexpr, KEPT: tl.constexpr, PACKED: tl.constexpr, PER_ROW: tl.constexpr, HARD: tl.constexpr,
+    MEAN: tl.constexpr, REDUCED: tl.constexpr, GRADIENT: tl.constexpr, FIELDS: tl.constexpr, PREDICTION: tl.constexpr,
 ):  # fmt: skip
     ACC: tl.constexpr = tl.float64 if logits_ptr.dtype.element_ty == tl.float64 else tl.float32
     # 64-bit arithmetic once a program; offsets within it fit 32 bits unless rows lie far apart.
@@ -222,9 +258,31 @@ def loss_rows(
     target, ignored, counted = read_target(
         target_ptr + first * target_stride, target_stride, row, live, ignore_index, CLASSES
     )  # fmt: skip
-    # An ignored row is not read unless its statistics are wanted: as -inf it has e = 0 and gradient 0.
-    wanted = live if PREDICTION else live & ~ignored
     across = tl.expand_dims(columns, 1 - AXIS)
+    # An ignored row is not read unless its statistics are wanted. Among others it is -inf: e = 0 and gradient 0. Alone
+    # in its program it is done here, so that the tiles of other rows are loaded without a mask, which would cost a move
+    # an element.
+    if ROWS == 1:
+        live = tl.full((ROWS,), True, tl.int1)
+        wanted = live
+        if not PREDICTION:
+            if tl.load(target_ptr + first * target_stride) == ignore_index:
+                zero = tl.zeros((ROWS,), ACC)
+                if FIELDS:
+                    store_fields(fields_ptr, first + row, count, live, zero, zero, zero, zero)
+                if GRADIENT:
+                    for tile in tl.static_range(TILES):
+                        column = columns + tile * BLOCK
+                        place = gradient_ptr + first * CLASSES + column
+                        tl.store(place, tl.zeros((BLOCK,), ACC), mask=column < CLASSES)
+                if REDUCED:
+                    store_sums(partial_ptr, 0.0, 0.0)
+                else:
+                    tl.store(loss_ptr + first + row, zero)
+                return
+            ignored = ~live
+    else:
+        wanted = live if PREDICTION else live & ~ignored
     if AXIS == 0:
         # class_stride is 1, which the compiler must not know: it would lay the classes of a row over lanes again.
         offsets = tl.expand_dims(offset, AXIS) + across * class_stride
@@ -232,18 +290,21 @@ def loss_rows(
         offsets = tl.expand_dims(offset, AXIS) + across
     tiles = ()
     for tile in tl.static_range(TILES):
-        inside = tl.expand_dims(wanted, AXIS) & (across + tile * BLOCK < CLASSES)
-        tiles += (tl.load(start + (offsets + tile * BLOCK), mask=inside, other=-float("inf")).to(ACC),)
+        at = start + (offsets + tile * BLOCK)
+        if ROWS == 1 and (tile + 1) * BLOCK <= CLASSES:
+            tiles += (tl.load(at).to(ACC),)
+        else:
+            inside = tl.expand_dims(wanted, AXIS) & (across + tile * BLOCK < CLASSES)
+            tiles += (tl.load(at, mask=inside, other=-float("inf")).to(ACC),)
     target_z = tl.load(start + offset + target, mask=counted, other=float("nan")).to(ACC)
     q, lam = read_schedule(q_ptr, q_stride, lam_ptr, lam_stride, first + row, live, PER_ROW, ACC)
     largest = tl.max(lam, 0) if PER_ROW else lam
     inverse, n = schedule(q, lam, LOG_CLASSES)
-    # Nothing asks for W without an entropy term: one branch for the whole program. Every e would wait for it in a
-    # register: none with TILES > 1.
-    if TILES > 1:
-        entropic = PREDICTION or not HARD
-    else:
+    # Nothing asks for W without an entropy term: one branch for the whole program. Every e waits for it in a register.
+    if KEPT:
         entropic = PREDICTION or (not HARD and largest != 0.0)
+    else:
+        entropic = PREDICTION or not HARD
 
     top = tiles[0]
     column = tl.broadcast_to(across, top.shape)
@@ -262,14 +323,17 @@ def loss_rows(
         found = tl.where(top == tl.expand_dims(peak, AXIS), column, column - CLASSES)
         argmax = tl.min(tl.where(top < tl.expand_dims(peak, AXIS), CLASSES, found), AXIS)
         argmax = tl.where(argmax < 0, argmax + CLASSES, argmax).to(tl.int64)
-    shift = shift_of(peak)
+    origin = origin_of(peak)
     exponents = ()
+    powers = ()
     for tile in tl.static_range(TILES):
         z = tiles[tile]
-        d = exponent(z, tl.expand_dims(shift, AXIS))
+        d = exponent(z, tl.expand_dims(origin, AXIS))
         e = tl.exp2(d)
         d = tl.maximum(d, LOWEST)
         exponents += (d,)
+        if KEPT:
+            powers += (e,)
         if tile == 0:
             sums = e
             products = e * d
@@ -279,12 +343,11 @@ def loss_rows(
     total = tl.sum(sums, AXIS)
     weighted = tl.zeros_like(total)
     if entropic:
-        weighted = tl.sum(products, AXIS)
-    target_d = exponent(target_z, shift)
-    peak_d = exponent(peak, shift)
+        weighted = tl.sum(products, AXIS) * LN2
+    target_difference = target_z - origin
     weight = read_weight(weight_ptr, target, ignored, counted, ACC)
     scaled = weight / count if MEAN else weight
-    loss, a, b, t, u, log_prob = finish(peak_d, total, weighted, target_d, ignored, q, inverse, n, scaled, HARD)
+    loss, a, b, t, u, log_prob = finish(total, weighted, target_difference, ignored, q, inverse, n, scaled, HARD)
 
     loss = loss * weight
     if PREDICTION:
@@ -296,36 +359,42 @@ def loss_rows(
     else:
         tl.store(loss_ptr + first + row, loss, mask=live)
     if FIELDS:
-        store_fields(fields_ptr, first + row, count, live, shift, a, b, t)
+        store_fields(fields_ptr, first + row, count, live, origin, a, b, t)
     if GRADIENT:
         out = gradient_ptr + first * CLASSES
         place = row * CLASSES
         to = out + (tl.expand_dims(place, AXIS) + across)
         element = gradient_ptr.dtype.element_ty
-        at_target = affine_at(target_d, a, b)
-        at_argmax = affine_at(peak_d, a, b)
-        if TILES > 1:
-            a *= 0.5
-            b *= 0.5
+        at_target = affine_at(target_difference, a, b)
+        scale = a
+        slope = b * LN2  # of d
+        if not KEPT:
+            scale *= 0.5
+            slope *= 0.5
         for tile in tl.static_range(TILES):
             d = exponents[tile]
-            if TILES > 1:
+            if KEPT:
+                e = powers[tile]
+            else:
                 # 2 e, and not e, which the compiler would know and keep beside d.
                 e = tl.exp2(d + 1.0)
-            inside = tl.expand_dims(live, AXIS) & (across + tile * BLOCK < CLASSES)
+            if ROWS == 1 and (tile + 1) * BLOCK <= CLASSES:
+                inside = None
+            else:
+                inside = tl.expand_dims(live, AXIS) & (across + tile * BLOCK < CLASSES)
             # Stored in each branch: a tensor that leaves a branch costs a move an element.
             if entropic and not HARD:
-                slope = tl.broadcast_to(tl.expand_dims(b, AXIS), d.shape)
-                g = e * tl.fma(slope, d, tl.broadcast_to(tl.expand_dims(a, AXIS), d.shape))
+                along = tl.broadcast_to(tl.expand_dims(slope, AXIS), d.shape)
+                g = e * tl.fma(along, d, tl.broadcast_to(tl.expand_dims(scale, AXIS), d.shape))
                 if PREDICTION:
                     g = tl.where(tl.expand_dims(ignored, AXIS), 0.0, g)
                 tl.store(to + tile * BLOCK, g.to(element), mask=inside)
             else:
-                g = e * tl.expand_dims(a, AXIS)
+                g = e * tl.expand_dims(scale, AXIS)
                 if PREDICTION:
                     g = tl.where(tl.expand_dims(ignored, AXIS), 0.0, g)
                 tl.store(to + tile * BLOCK, g.to(element), mask=inside)
-        correct_terms(out + place, at_target, at_argmax, target, argmax, t, u, counted, counted, HARD)
+        correct_terms(out + place, at_target, a, target, argmax, t, u, counted, counted, HARD)
 
 
 # ---- longer rows: statistics now, the gradient in the backward, for a second read comes either way
@@ -336,7 +405,7 @@ def read_blocks(
     start, first, last, bootstrapped,
     CLASSES: tl.constexpr, BLOCK: tl.constexpr, ARGMAX: tl.constexpr, NAN: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Statistics of blocks [first, last) of a row, relative to their maximum: (peak, S, W, argmax, first NaN)."""
+    """Of blocks [first, last) of a row, relative to their maximum: (peak, S, sum e d, argmax, first NaN)."""
     columns = tl.arange(0, BLOCK)
     peak = tl.full((), -float("inf"), ACC)
     argmax = tl.full((), 0, tl.int64)
@@ -350,13 +419,13 @@ def read_blocks(
         top = tl.max(z, 0)
         if top > peak:
             if peak > -float("inf"):
-                total, weighted = rebase(total, weighted, shift_of(peak), shift_of(top))
+                total, weighted = rebase(total, weighted, peak, top)
             peak = top
             if ARGMAX:
                 argmax = tl.min(tl.where(z == top, at, CLASSES), 0).to(tl.int64)
         if NAN:
             nan_at = tl.minimum(nan_at, tl.min(tl.where(z != z, at, CLASSES), 0).to(tl.int64))
-        d = exponent(z, shift_of(peak))
+        d = exponent(z, origin_of(peak))
         e = tl.exp2(d)
         total += e
         if bootstrapped:
@@ -371,22 +440,21 @@ def finish_rows(
     CLASSES: tl.constexpr, LOG_CLASSES: tl.constexpr, HARD: tl.constexpr, MEAN: tl.constexpr, REDUCED: tl.constexpr,
     FIELDS: tl.constexpr, PREDICTION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Merged statistics of rows -> what outlives the forward; returns the sums of losses and weights."""
+    """Merged statistics (peak, S, sum e d) -> what outlives the forward; returns the sums of losses and weights."""
     target, ignored, counted = read_target(target_ptr, target_stride, row, live, ignore_index, CLASSES)
     q, lam = read_schedule(q_ptr, q_stride, lam_ptr, lam_stride, row, live, True, ACC)
     inverse, n = schedule(q, lam, LOG_CLASSES)
-    shift = shift_of(peak)
+    origin = origin_of(peak)
+    weighted *= LN2
     target_z = tl.load(logits_ptr + row * row_stride + target, mask=counted, other=float("nan")).to(ACC)
-    target_d = exponent(target_z, shift)
-    peak_d = exponent(peak, shift)
     weight = read_weight(weight_ptr, target, ignored, counted, ACC)
     scaled = weight / count if MEAN else weight
-    loss, a, b, t, u, log_prob = finish(peak_d, total, weighted, target_d, ignored, q, inverse, n, scaled, HARD)
+    loss, a, b, t, u, log_prob = finish(total, weighted, target_z - origin, ignored, q, inverse, n, scaled, HARD)
     loss = loss * weight
     if PREDICTION:
         store_statistics(fields_ptr, prediction_ptr, row, count, live, u, log_prob, total, weighted, argmax, ignored)
     if FIELDS:
-        store_fields(fields_ptr, row, count, live, shift, a, b, t)
+        store_fields(fields_ptr, row, count, live, origin, a, b, t)
     if not REDUCED:
         tl.store(loss_ptr + row, loss, mask=live)
     return tl.sum(loss, 0), tl.sum(weight, 0)
@@ -469,8 +537,7 @@ def merge_splits(
     totals = tl.load(parts_ptr + size + at, mask=live[:, None], other=1.0)
     weights = tl.load(parts_ptr + 2 * size + at, mask=live[:, None], other=0.0)
     peak = tl.max(peaks, 1)
-    # A split of -inf alone has S = W = 0, wherever it is moved from.
-    totals, weights = rebase(totals, weights, shift_of(peaks), shift_of(peak)[:, None])
+    totals, weights = rebase(totals, weights, peaks, peak[:, None])
     argmax = tl.load(places_ptr + at, mask=live[:, None], other=0)
     argmax = tl.min(tl.where(peaks == peak[:, None], argmax, CLASSES), 1)
     nan_at = tl.min(tl.load(places_ptr + size + at, mask=live[:, None], other=CLASSES), 1)
@@ -481,14 +548,21 @@ def merge_splits(
         CLASSES, LOG_CLASSES, HARD, MEAN, REDUCED, FIELDS, PREDICTION, ACC,
     )  # fmt: skip
     if REDUCED:
-        store_loss(loss_ptr, correction_ptr, loss, weight, count, MEAN)
+        store_loss(
+            loss_ptr, correction_ptr, loss, weight, weight_ptr, target_ptr, target_stride, fields_ptr, fields_ptr,
+            count, ignore_index, CLASSES, MEAN, False, FIELDS,
+        )  # fmt: skip
 
 
 # ---- the reduction, the backward
 
 
 @triton.jit
-def reduce_sums(partial_ptr, loss_ptr, correction_ptr, programs, rows, MEAN: tl.constexpr, BLOCK: tl.constexpr):
+def reduce_sums(
+    partial_ptr, loss_ptr, correction_ptr, weight_ptr, target_ptr, target_stride, gradient_ptr, fields_ptr, programs,
+    count, ignore_index,
+    CLASSES: tl.constexpr, MEAN: tl.constexpr, GRADIENT: tl.constexpr, FIELDS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Sums of the programs, in fixed order."""
     lane = tl.arange(0, BLOCK)
     loss = tl.zeros((BLOCK,), tl.float64)
@@ -497,7 +571,10 @@ def reduce_sums(partial_ptr, loss_ptr, correction_ptr, programs, rows, MEAN: tl.
         inside = first + lane < programs
         loss += tl.load(partial_ptr + first + lane, mask=inside, other=0.0).to(tl.float64)
         weight += tl.load(partial_ptr + programs + first + lane, mask=inside, other=0.0).to(tl.float64)
-    store_loss(loss_ptr, correction_ptr, tl.sum(loss, 0), tl.sum(weight, 0), rows, MEAN)
+    store_loss(
+        loss_ptr, correction_ptr, tl.sum(loss, 0), tl.sum(weight, 0), weight_ptr, target_ptr, target_stride,
+        gradient_ptr, fields_ptr, count, ignore_index, CLASSES, MEAN, GRADIENT, FIELDS,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -535,7 +612,8 @@ def gradient_rows(
     columns = first + tl.arange(0, BLOCK)
     target = tl.load(target_ptr + row * target_stride, mask=live, other=ignore_index)
     counted = live & (target != ignore_index)
-    shift = tl.load(fields_ptr + SHIFT * count + row, mask=live, other=0.0)
+    factor = tl.where(counted, factor, 0.0)  # an ignored row has gradient 0 whatever the upstream one
+    origin = tl.load(fields_ptr + MAX * count + row, mask=live, other=0.0)
     a = factor * tl.load(fields_ptr + SCALE * count + row, mask=live, other=0.0)
     b = factor * tl.load(fields_ptr + SLOPE * count + row, mask=live, other=0.0)
     t = factor * tl.load(fields_ptr + TARGET_TERM * count + row, mask=live, other=0.0)
@@ -545,26 +623,20 @@ def gradient_rows(
     inside = live[:, None] & (columns < CLASSES)[None, :]
     start = logits_ptr + row * (CLASSES if PACKED else row_stride)
     z = tl.load(start[:, None] + columns[None, :], mask=inside & counted[:, None], other=-float("inf")).to(ACC)
-    d = exponent(z, shift[:, None])
+    difference = z - origin[:, None]
     # The special classes that lie in this block, computed before they are overwritten: out may be what is rewritten.
     special = counted & (target >= first) & (target < tl.minimum(first + BLOCK, CLASSES))
     target_z = tl.load(start + target, mask=special, other=0.0).to(ACC)
-    at_target = affine_at(exponent(target_z, shift), a, b)
+    at_target = affine_at(target_z - origin, a, b)
     argmax = target
     has_argmax = special
-    at_argmax = at_target
     if HARD:
         argmax = tl.load(prediction_ptr + row, mask=live, other=-1)
         has_argmax = counted & (argmax >= first) & (argmax < first + BLOCK)
-        argmax_z = tl.load(start + argmax, mask=has_argmax, other=0.0).to(ACC)
-        at_argmax = affine_at(exponent(argmax_z, shift), a, b)
-    e = tl.exp2(d)
-    g = e * tl.fma(
-        tl.broadcast_to(b[:, None], d.shape), tl.maximum(d, LOWEST), tl.broadcast_to(a[:, None], d.shape)
-    )  # fmt: skip
+    g = affine_at(difference, a[:, None], b[:, None])
     if IN_PLACE:
         tl.debug_barrier()  # no warp may write a special class before all have read it
     # a and b of an ignored row are 0, and it is not read: e = 0.
     out = gradient_ptr + row * CLASSES
     tl.store(out[:, None] + columns[None, :], g.to(gradient_ptr.dtype.element_ty), mask=inside)
-    correct_terms(out, at_target, at_argmax, target, argmax, t, u, special, has_argmax, HARD)
+    correct_terms(out, at_target, a, target, argmax, t, u, special, has_argmax, HARD)

@@ -148,6 +148,7 @@ def _launch_loss(
                 BLOCK=plan.block,
                 ROWS=plan.rows,
                 TILES=plan.tiles,
+                KEPT=plan.kept,
                 AXIS=0 if plan.lanes else 1,
                 PACKED=packed,
                 PER_ROW=q.dim() + bootstrap_weight.dim() > 0,
@@ -157,7 +158,23 @@ def _launch_loss(
         if reduced:
             block = min(1024, max(32, triton.next_power_of_2(max(1, programs))))
             kernels.reduce_sums[(1,)](
-                partial, loss, correction, programs, rows, MEAN=mean, BLOCK=block, num_warps=max(1, block // 256)
+                partial,
+                loss,
+                correction,
+                inputs[-1],
+                target,
+                target.stride(0),
+                gradient,
+                fields,
+                programs,
+                rows,
+                ignore_index,
+                CLASSES=classes,
+                MEAN=mean,
+                GRADIENT=want_gradient,
+                FIELDS=want_fields,
+                BLOCK=block,
+                num_warps=max(1, block // 256),
             )
     return loss, gradient, fields, prediction, correction
 

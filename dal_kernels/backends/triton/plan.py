@@ -27,6 +27,7 @@ class LaunchPlan:
         splits: programs that share a long row.
         lanes: the lanes of a warp lie over the rows first, so that few of them share a row.
         tiles: blocks of a row that stay in registers together.
+        kept: of a row in registers the exponentials stay there too, beside their exponents.
     """
 
     block: int
@@ -36,6 +37,7 @@ class LaunchPlan:
     splits: int = 1
     lanes: bool = False
     tiles: int = 1
+    kept: bool = True
 
 
 def _power_of_two(n: int) -> int:
@@ -47,7 +49,7 @@ def plan_forward(rows: int, classes: int, itemsize: int, warp_size: int = NVIDIA
     wide = 2 if itemsize == 8 else 1  # float64 takes twice the registers
     block = _power_of_two(classes)
     if wide == 1 and REGISTER_CLASSES < classes <= TILED_CLASSES:
-        return LaunchPlan(block=TILE, rows=1, warps=8 * 32 // warp_size, tiles=-(-classes // TILE))
+        return LaunchPlan(block=TILE, rows=1, warps=8 * 32 // warp_size, tiles=-(-classes // TILE), kept=False)
     if classes > REGISTER_CLASSES // wide:
         block = 8192 // wide
         splits = 1
@@ -59,7 +61,9 @@ def plan_forward(rows: int, classes: int, itemsize: int, warp_size: int = NVIDIA
         # 32 values a lane: few lanes share a row, so its objective is computed few times over.
         return LaunchPlan(block=block, rows=min(warp_size, warp_size * 32 // wide // block), warps=1, lanes=True)
     warps = max(1, min(16, block * wide // 1024) * 32 // warp_size)
-    return LaunchPlan(block=block, rows=1, warps=warps)
+    # A tile is 16 bytes a lane: all are whole but the last, and sums run from tile to tile.
+    tile = warps * warp_size * 16 // itemsize
+    return LaunchPlan(block=tile, rows=1, warps=warps, tiles=-(-classes // tile))
 
 
 def plan_backward(rows: int, classes: int, itemsize: int, warp_size: int = NVIDIA_WARP) -> LaunchPlan:
