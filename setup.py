@@ -25,7 +25,7 @@ import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-sys.path.insert(0, str(Path(__file__).parent))  # not there under PEP 517
+sys.path.insert(0, str(Path(__file__).parent / "csrc"))
 
 if int(setuptools.__version__.split(".")[0]) < 77:  # nobody looks at what pyproject.toml requires without isolation
     raise SystemExit(

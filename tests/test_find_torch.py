@@ -1,4 +1,4 @@
-"""Where a build looks for torch, with stand-ins for torch and for Pythons: see build_support/find_torch.py."""
+"""Where a build looks for torch, with stand-ins for torch and for Pythons: see csrc/build_support/find_torch.py."""
 
 from __future__ import annotations
 

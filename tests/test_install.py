@@ -239,7 +239,7 @@ def test_the_source_distribution_has_what_a_build_needs(
     (archive,) = tmp_path.glob("*.tar.gz")
     shutil.unpack_archive(archive, tmp_path / "unpacked")
     (unpacked,) = (tmp_path / "unpacked").iterdir()
-    folders = ("csrc", "dal_kernels", "build_support", "tests", "benchmarks")
+    folders = ("csrc", "dal_kernels", "tests", "benchmarks")
     needed = [path.relative_to(ROOT) for folder in folders for path in (ROOT / folder).rglob("*")]
     needed = [path for path in needed if path.suffix in (".h", ".cpp", ".cu", ".cuh", ".py", ".typed")]
     others = ("LICENSE", "Makefile", "README.md", "requirements-dev.txt", "pyproject.toml", "setup.py")
