@@ -7,7 +7,7 @@ BUILT_FROM := setup.py pyproject.toml requirements-dev.txt $(wildcard csrc/build
 HAS_TORCH := import sys, torch; sys.exit(tuple(map(int, torch.__version__.split("+")[0].split(".")[:2])) < (2, 10))
 INSTALL := $(BIN)/pip install --quiet --no-build-isolation --editable '.[demo]'
 TESTABLE := $(VENV)/.testable
-PINNED_TORCH := import sys, torch; sys.exit(f"torch=={torch.__version__.split('+')[0]}\n" not in open("requirements-dev.txt"))
+PINNED_TORCH := import sys, torch; sys.exit("torch==" + torch.__version__.split("+")[0] + "\n" not in open("requirements-dev.txt"))
 
 .PHONY: demo test lint bench clean
 

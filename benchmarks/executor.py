@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -27,6 +28,8 @@ def load(module: str = "gpuless") -> ModuleType:
         sys.path.append(str(SHARED))
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise MissingError("TRITON_INTERPRET=1 leaves no kernels to compile: unset it")
+    if importlib.util.find_spec("triton") is None:
+        raise MissingError("compiling for other machines needs Triton, which is not installed")
     try:
         return importlib.import_module(module)
     except ImportError as error:

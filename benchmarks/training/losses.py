@@ -52,7 +52,7 @@ def build_loss(name: str, recipe: Recipe, total_steps: int) -> Any:
     exponents = {"cross-entropy": (0.0, 0.0), "gce": (recipe.gce_q,) * 2, "mae": (1.0, 1.0)}
     if name in LOSSES:
         q_start, q_end = exponents.get(name, (recipe.q_start, recipe.q_end))
-        return KernelLoss(q_start, q_end, total_steps)
+        return KernelLoss(q_start, q_end, total_steps=total_steps)
     found = _imported(name)
     if not callable(found):
         raise UsageError(f"loss {name} must be callable, got {type(found).__name__}")
