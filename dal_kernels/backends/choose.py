@@ -25,7 +25,12 @@ def _run_eager(rows: Rows) -> tuple[Tensor, RowStats | None]:
 
 
 def _run_cpu(rows: Rows) -> tuple[Tensor, RowStats | None]:
-    return fused_loss(rows, "cpu")
+    try:
+        return fused_loss(rows, "cpu")
+    except RuntimeError:
+        # From torch 2.15 on a kernel's ValueError arrives as a RuntimeError.
+        raise_for_labels(rows)
+        raise
 
 
 def _run_triton(rows: Rows) -> tuple[Tensor, RowStats | None]:
