@@ -129,7 +129,9 @@ def test_no_more_than_a_chunk_of_logits_is_ever_made(fused: str, reduction: str)
 def test_a_step_takes_the_gradients_and_a_chunk(fused: str, dtype: str) -> None:
     """The logits would take 256 MiB in float32, their gradient as much; a chunk may take 64."""
     found = measure(["fused"], (4096, 64, 16384), dtype, rounds=1)
-    assert found["fused"][0] <= (64 + 20) << 20
+    # Processors without instructions for bfloat16 multiply float32 copies of the classifier and of its gradient.
+    copies = 0 if dtype == "float32" else 2 * 16384 * 64 * 4
+    assert found["fused"][0] <= ((64 + 20) << 20) + copies
 
 
 def test_the_budget_sets_the_chunk_and_not_the_result(backend: str) -> None:

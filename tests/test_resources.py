@@ -38,7 +38,7 @@ OTHERS = [
 ]
 # What is not an element of a block: schedule, label, its logit, fields, sums, the corrected classes. Some are loaded
 # twice, for two layouts. Elements one by one would be 16 to 64 more.
-MOST_SCALAR_LOADS, MOST_SCALAR_STORES = 20, 12
+MOST_SCALAR_LOADS, MOST_SCALAR_STORES = 20, 16
 
 compiled = functools.cache(resources.compile_variant)
 
@@ -67,8 +67,10 @@ def test_elements_are_read_and_written_16_bytes_at_a_time(variant: Variant, targ
     # One more where the labels of two rows, 16 bytes, are read at once.
     assert binary.wide_loads in (needed, needed + 1), binary
     assert binary.loads - binary.wide_loads <= MOST_SCALAR_LOADS, binary
-    # As many again where each branch of a condition stores.
-    assert binary.wide_stores in ((0,) if variant.kernel == "loss_long_rows" else (needed, 2 * needed)), binary
+    # As many again where each branch of a condition stores: with a bootstrap, without one, and, where a program has a
+    # single row, for one that is ignored.
+    branches = (0,) if variant.kernel == "loss_long_rows" else (1, 2, 3)
+    assert binary.wide_stores in [needed * times for times in branches], binary
     assert binary.stores - binary.wide_stores <= MOST_SCALAR_STORES, binary
 
 

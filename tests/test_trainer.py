@@ -60,7 +60,7 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
     """The same history and state, bit by bit."""
     assert found["history"] == expected["history"]
     assert found["scheduler"] == expected["scheduler"]
-    assert found["loss"] == expected["loss"]
+    torch.testing.assert_close(found["loss"], expected["loss"], rtol=0, atol=0)
     for name, weights in expected["network"].items():
         assert torch.equal(found["network"][name], weights), name
     for name, state in expected["optimizer"]["state"].items():
