@@ -5,15 +5,16 @@
 
 namespace dal {
 
-// A schedule value: one for all rows (stride 0) or one a row.
-struct Knob {
+// The knobs of a loss, (K,) for all rows (stride 0) or (N, K).
+struct Knobs {
   const void* data;
   bool is_double;
+  int count;
   std::int64_t stride;
   template <class A>
-  DAL_HD A at(std::int64_t row) const {
-    return is_double ? static_cast<A>(static_cast<const double*>(data)[row * stride])
-                     : static_cast<A>(static_cast<const float*>(data)[row * stride]);
+  DAL_HD A at(std::int64_t row, int knob) const {
+    return is_double ? static_cast<A>(static_cast<const double*>(data)[row * stride + knob])
+                     : static_cast<A>(static_cast<const float*>(data)[row * stride + knob]);
   }
 };
 
@@ -33,25 +34,36 @@ struct Target {
 
 enum Reduction : std::int64_t { kNone = 0, kMean = 1, kSum = 2 };
 
-// Fields of one row that outlive the forward: field-major. The first four make its gradient, with a hard bootstrap five.
-enum Field { kMax, kScale, kSlope, kTargetTerm, kArgmaxTerm, kTargetProb, kEntropy, kFields };
-constexpr int kGradientFields = 4;
+// Fields of one row that outlive the forward: field-major. The first four make the gradient of most losses, five where it
+// has a term at the predicted class; of wide losses the last two do too, and then there are all.
+enum Field { kMax, kScale, kSlope, kTargetTerm, kArgmaxTerm, kTargetProb, kEntropy, kSquare, kConstant, kFields };
+constexpr int kGradientFields = 4, kNarrowFields = 7;
 
 template <class Storage>
 struct ForwardBatch {
   using A = Arithmetic<Storage>;
   Logits<Storage> logits;
   Target target;
-  Knob q, bootstrap_weight;
+  Knobs knobs;
   const A* weight;  // (C,) or null
   std::int64_t weight_stride;
-  bool hard;
+  std::int64_t objective;
   A gradient_scale;  // 1 / divisor
   A log_classes;     // ln C
   A* loss;           // (N,)
   Storage* gradient;         // (N, C) contiguous or null
-  A* fields;                 // (kFields, N) or null
+  A* fields;                 // (kNarrowFields, N), of wide losses (kFields, N), or null
   std::int64_t* prediction;  // (N,) or null
+};
+
+// Sums of rows alone.
+template <class Storage>
+struct SumsBatch {
+  using A = Arithmetic<Storage>;
+  Logits<Storage> logits;
+  bool wide;
+  A* sums;               // (3, N): m, S, W of row_sums.h; with `wide` (5, N): D, P too
+  std::int64_t* argmax;  // (N,) or null
 };
 
 template <class Storage>
@@ -60,7 +72,8 @@ struct BackwardBatch {
   Logits<Storage> logits;
   Target target;
   const A* fields;
-  const std::int64_t* prediction;  // (N,) or null: no hard bootstrap
+  const std::int64_t* prediction;  // (N,) or null: no term at the predicted class
+  bool wide;                       // fields have E and D
   const A* upstream;
   std::int64_t upstream_stride;
   Storage* gradient;

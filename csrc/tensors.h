@@ -76,11 +76,28 @@ inline std::int64_t row_stride(const Tensor& values, const Tensor& logits, const
   return one ? 0 : values.stride(0);
 }
 
-inline Knob knob_of(const Tensor& value, const Tensor& logits) {
-  const bool is_double = value.scalar_type() == ScalarType::Double;
-  constexpr const char* message = "q and bootstrap_weight must be float32 or float64, 0-d or one value a row";
-  require(is_double || value.scalar_type() == ScalarType::Float, message);
-  return {value.const_data_ptr(), is_double, row_stride(value, logits, message)};
+// How many knobs a loss has.
+inline int knob_count(std::int64_t objective) {
+  switch (objective) {
+    case kFisherRao: case kBrier: return 0;
+    case kDynamicsAware: case kDynamicsAwareHard: case kSymmetricCrossEntropy:
+    case kAsymmetricGeneralizedCrossEntropy: case kAsymmetricUnhinged: case kNormalizedAndAbsolute: return 2;
+    case kJointAsymmetric: case kEpsilonSoftmax: return 3;
+    case kNormalizedAndAsymmetric: return 4;
+    default: return 1;
+  }
+}
+
+inline Knobs knobs_of(const Tensor& knobs, const Tensor& logits, std::int64_t objective) {
+  require(0 <= objective && objective < kObjectives, "objective must be the number of a loss");
+  const bool is_double = knobs.scalar_type() == ScalarType::Double;
+  const int count = knob_count(objective);
+  require(is_double || knobs.scalar_type() == ScalarType::Float, "knobs must be float32 or float64");
+  const bool one = knobs.dim() == 1;
+  require((one || (knobs.dim() == 2 && knobs.size(0) == logits.size(0))) && knobs.size(knobs.dim() - 1) == count &&
+              (count < 2 || knobs.stride(knobs.dim() - 1) == 1),
+          "knobs must be (K,) or (N, K) with the K knobs of the loss side by side");
+  return {knobs.const_data_ptr(), is_double, count, one ? 0 : knobs.stride(0)};
 }
 
 // f(storage) with the storage type of a dtype.
@@ -99,15 +116,14 @@ auto dispatch(const Tensor& logits, const F& f) {
 // What a forward reads. What it writes is the caller's to add.
 template <class S>
 ForwardBatch<S> forward_batch(
-    const Tensor& logits, const Tensor& target, const Tensor& q, const Tensor& bootstrap_weight,
-    const std::optional<Tensor>& weight, std::int64_t ignore_index, std::int64_t reduction, bool hard) {
+    const Tensor& logits, const Tensor& target, const Tensor& knobs, const std::optional<Tensor>& weight,
+    std::int64_t objective, std::int64_t ignore_index, std::int64_t reduction) {
   using A = Arithmetic<S>;
   ForwardBatch<S> batch{};
   batch.logits = logits_of<S>(logits);
   batch.target = target_of(target, logits, ignore_index);
-  batch.q = knob_of(q, logits);
-  batch.bootstrap_weight = knob_of(bootstrap_weight, logits);
-  batch.hard = hard;
+  batch.knobs = knobs_of(knobs, logits, objective);
+  batch.objective = objective;
   batch.log_classes = static_cast<A>(std::log(static_cast<double>(batch.logits.classes)));
   if (weight) {
     require(dtype_of(*weight) == dtype_code<A>() && weight->dim() == 1 && weight->size(0) == batch.logits.classes,
@@ -134,11 +150,13 @@ BackwardBatch<S> backward_batch(
   require(fields.dim() == 2 && fields.size(0) >= kGradientFields + (prediction.numel() ? 1 : 0) &&
               fields.size(1) == in.rows && fields.is_contiguous(),
           "fields must be contiguous, (5, N) or longer, (4, N) without prediction");
+  require(fields.size(0) <= kNarrowFields || fields.size(0) == kFields, "fields must be at most (7, N), or (9, N)");
   return {
       in,
       target_of(target, logits, ignore_index),
       static_cast<const A*>(fields.const_data_ptr()),
       prediction.numel() ? static_cast<const std::int64_t*>(prediction.const_data_ptr()) : nullptr,
+      fields.size(0) == kFields,
       static_cast<const A*>(upstream.const_data_ptr()),
       row_stride(upstream, logits, "upstream must be 0-d or one value a row"),
       static_cast<S*>(gradient.mutable_data_ptr())};
@@ -147,7 +165,7 @@ BackwardBatch<S> backward_batch(
 }  // namespace dal
 
 #define DAL_LOSS_ARGUMENTS                                                                              \
-  "Tensor logits, Tensor target, Tensor q, Tensor bootstrap_weight, Tensor? weight, int ignore_index, " \
-  "int reduction, bool hard, bool want_gradient"
+  "Tensor logits, Tensor target, Tensor knobs, Tensor? weight, int objective, int ignore_index, "      \
+  "int reduction, bool want_gradient"
 #define DAL_GRADIENT_ARGUMENTS \
   "Tensor logits, Tensor target, Tensor fields, Tensor prediction, Tensor upstream, int ignore_index"

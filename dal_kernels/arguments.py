@@ -1,39 +1,21 @@
-"""What a call of the loss must look like: one clear error for each thing that can be wrong, and flat rows for the rest.
+"""What a call of a loss must look like: one clear error for each thing that can be wrong, and flat rows for the rest.
 
-Everything below this module may rely on :class:`Rows`.
+Everything below this module may rely on :class:`Call`.
 """
 
 from __future__ import annotations
 
-import sys
-from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, TypeGuard, get_args
+from numbers import Integral
+from typing import Any, Literal, NamedTuple, TypedDict, get_args
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
-from dal_kernels.fields import REDUCTIONS, Reduction
+from dal_kernels.fields import REDUCTIONS, Reduction, loss_dtype
+from dal_kernels.knobs import KnobValue, knob_tensor
+from dal_kernels.objectives import Objective
 from dal_kernels.surroundings import is_recording, transforms_active
-
-if TYPE_CHECKING:
-    from torch.distributed.tensor import DTensor
-
-HALVES = (torch.float16, torch.bfloat16)
-_LOGITS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
-_LABELS = frozenset(
-    {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64}
-)
-_PLAIN = (Tensor, Parameter)
-# What refuse_dtensor says.
-_BESIDE_PLAIN = (
-    " beside a plain input: make input one too, or pass its full_tensor() or, of this rank's rows, to_local()"
-)
-OF_LAYER = (
-    "; for classes split over ranks see dal_kernels.distributed, and where fully_shard has split the parameters, "
-    "apply it to a module that calls this loss in its forward (LinearDynamicsAwareLoss or one around it), not to the "
-    "classifier"
-)
+from dal_kernels.tensors import LABELS, LOGITS, check_choice, no_gradient, of_rows, refuse_dtensor, shape_of
 
 Bootstrap = Literal["soft", "hard"]
 Backend = Literal["auto", "triton", "cuda", "cpu", "eager"]
@@ -74,14 +56,15 @@ class RowStats(NamedTuple):
     prediction: Tensor
 
 
-class Rows(NamedTuple):
+class Call(NamedTuple):
     """A checked call: N rows of C logits, and everything else in the form the backends take.
 
     Attributes:
         logits: (N, C), float16, bfloat16, float32 or float64, any strides.
         target: (N,) int64.
-        q, bootstrap_weight: 0-d or (N,), float32 or float64, on the device of the logits.
+        knobs: (K,) or (N, K), float32 or float64, on the device of the logits.
         weight: (C,) in the dtype of the loss, or None.
+        objective: which loss.
         shape: shape of the caller's target.
         sample_weight: (N,) in the dtype of the loss, or None. No backend knows it: see
             :func:`dal_kernels.reference.run_weighted`.
@@ -89,15 +72,18 @@ class Rows(NamedTuple):
 
     logits: Tensor
     target: Tensor
-    q: Tensor
-    bootstrap_weight: Tensor
+    knobs: Tensor
     weight: Tensor | None
+    objective: Objective
     ignore_index: int
     reduction: Reduction
-    hard: bool
     want_stats: bool
     shape: torch.Size
     sample_weight: Tensor | None = None
+
+    @property
+    def want_prediction(self) -> bool:
+        return self.want_stats or self.objective.needs_argmax
 
     def shaped(self, loss: Tensor, stats: RowStats | None) -> Any:
         """What the caller gets: loss (and statistics) of flat rows, in the shape of the caller's target."""
@@ -109,67 +95,24 @@ class Rows(NamedTuple):
         return loss, stats if flat else RowStats(*(field.reshape(self.shape) for field in stats))
 
 
-def _shape(tensor: Tensor) -> str:
-    return str(tuple(tensor.shape))
-
-
-def _no_gradient(name: str, tensor: Tensor) -> None:
-    if tensor.requires_grad:
-        raise ValueError(f"{name} must not require grad, got a tensor that does: the loss has no gradient for it")
-
-
-def of_rows(name: str, value: Tensor, input: Tensor, shape: torch.Size, accepted: str) -> Tensor:
-    """A value a row, shaped like the target or like its first dimension, as (N,)."""
-    if value.device != input.device:
-        raise ValueError(f"{name} must be on the device of input, {input.device}, got {value.device}")
-    if value.shape == shape:
-        return value if value.dim() == 1 else value.reshape(-1)
-    if len(shape) > 1 and value.shape == shape[:1]:
-        return value.reshape(-1, *(1,) * (len(shape) - 1)).expand(shape).reshape(-1)
-    raise ValueError(f"{name} must be {accepted}, shape {tuple(shape)}, got shape {_shape(value)}")
-
-
-def _schedule_value(name: str, value: float | Tensor, input: Tensor, shape: torch.Size) -> Tensor:
-    """q or bootstrap_weight as a 0-d or (N,) tensor next to the logits."""
-    if isinstance(value, Tensor):
-        if value.dtype not in _LOGITS:
-            raise TypeError(f"{name} must be a number or a floating-point tensor, got {value.dtype}")
-        refuse_dtensor(name, value)
-        _no_gradient(name, value)
-        if value.dtype in HALVES:
-            value = value.float()
-        if value.dim() == 0 or (value.shape == (1,) and shape != (1,)):
-            value = value.reshape(())
-            here = (value.is_cpu and input.is_cpu) or value.device == input.device
-            return value if here else value.to(input.device, non_blocking=True)
-        return of_rows(name, value, input, shape, "a number, a 0-d tensor or one value a row")
-    if not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number or a floating-point tensor, got {type(value).__name__}")
-    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
-    # Comparisons only: under torch.compile a number that changes is a symbol, which math.isfinite cannot take.
-    if not 0 <= value <= torch.finfo(dtype).max:
-        raise ValueError(f"{name} must be finite and >= 0, got {value}")
-    return torch.full((), float(value), dtype=dtype, device=input.device)
-
-
 def check_class_weight(weight: Tensor, classes: int | None) -> None:
     """Raise TypeError or ValueError for class weights that cannot be; of any length while C is not known."""
     wanted = f"({'C' if classes is None else classes},)"
     if not isinstance(weight, Tensor):
         raise TypeError(f"weight must be a tensor of shape {wanted} or None, got {type(weight).__name__}")
-    if weight.dtype not in _LOGITS:
+    if weight.dtype not in LOGITS:
         raise TypeError(f"weight must be floating-point, got {weight.dtype}")
     refuse_dtensor("weight", weight)
-    _no_gradient("weight", weight)
+    no_gradient("weight", weight)
     if weight.dim() != 1 or (classes is not None and weight.shape[0] != classes):
-        raise ValueError(f"weight must have one value a class, shape {wanted}, got shape {_shape(weight)}")
+        raise ValueError(f"weight must have one value a class, shape {wanted}, got shape {shape_of(weight)}")
 
 
 def _class_weight(weight: Tensor, input: Tensor, classes: int) -> Tensor:
     check_class_weight(weight, classes)
     if weight.device != input.device:
         raise ValueError(f"weight must be on the device of input, {input.device}, got {weight.device}")
-    return weight.to(torch.float64 if input.dtype == torch.float64 else torch.float32)
+    return weight.to(loss_dtype(input))
 
 
 def _sample_weight(weight: Tensor, input: Tensor, shape: torch.Size) -> Tensor:
@@ -177,21 +120,14 @@ def _sample_weight(weight: Tensor, input: Tensor, shape: torch.Size) -> Tensor:
     accepted = "None or one value a row"
     if not isinstance(weight, Tensor):
         raise TypeError(f"sample_weight must be {accepted}, a tensor, got {type(weight).__name__}")
-    if weight.dtype not in _LOGITS:
+    if weight.dtype not in LOGITS:
         raise TypeError(f"sample_weight must be floating-point, got {weight.dtype}")
     refuse_dtensor("sample_weight", weight)
     weight = of_rows("sample_weight", weight, input, shape, accepted)
-    return weight.to(torch.float64 if input.dtype == torch.float64 else torch.float32)
+    return weight.to(loss_dtype(input))
 
 
-def check_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:
-    """Raise ValueError unless ``value`` is one of the accepted strings."""
-    if value not in accepted:
-        listed = f"{', '.join(map(repr, accepted[:-1]))} or {accepted[-1]!r}"
-        raise ValueError(f"{name} must be {listed}, got {value!r}")
-
-
-def check_options(ignore_index: int, reduction: str, bootstrap: str) -> int:
+def check_options(ignore_index: int, reduction: str) -> int:
     """Raise TypeError or ValueError for options that cannot be, else return ``ignore_index`` as an int."""
     if type(ignore_index) is not int:
         if not isinstance(ignore_index, Integral):
@@ -200,7 +136,6 @@ def check_options(ignore_index: int, reduction: str, bootstrap: str) -> int:
     if not -(2**63) <= ignore_index < 2**63:
         raise ValueError(f"ignore_index must fit in 64 bits, got {ignore_index}")
     check_choice("reduction", reduction, REDUCTIONS)
-    check_choice("bootstrap", bootstrap, BOOTSTRAPS)
     return ignore_index
 
 
@@ -210,9 +145,9 @@ def _check_input(input: Tensor, target: Tensor) -> None:
     if not isinstance(target, Tensor):
         raise TypeError(f"target must be a tensor, got {type(target).__name__}")
     refuse_dtensor("target", target)
-    if input.dtype not in _LOGITS:
+    if input.dtype not in LOGITS:
         raise TypeError(f"input must be float16, bfloat16, float32 or float64 logits, got {input.dtype}")
-    if target.dtype not in _LABELS:
+    if target.dtype not in LABELS:
         hint = ""
         if target.is_floating_point():
             hint = "; class probabilities, as mixup or label smoothing make them, are not supported by this loss"
@@ -222,15 +157,14 @@ def _check_input(input: Tensor, target: Tensor) -> None:
 def check(
     input: Tensor,
     target: Tensor,
-    q: float | Tensor,
-    bootstrap_weight: float | Tensor,
+    objective: Objective,
+    knobs: tuple[KnobValue, ...] | Tensor,
     weight: Tensor | None,
     ignore_index: int,
     reduction: Reduction,
-    bootstrap: Bootstrap,
     want_stats: bool,
     sample_weight: Tensor | None = None,
-) -> Rows:
+) -> Call:
     """Raise TypeError or ValueError for what no backend can take, else return the call as flat rows.
 
     Labels are not looked at here: on a GPU that would cost a synchronisation, and a CPU kernel does it on the way.
@@ -249,10 +183,12 @@ def check(
         classes = expected[0 if dims == 1 else 1]
         fits = shape == expected[: dims > 1] + expected[2:]
     if classes == 0:
-        raise ValueError(f"input must have at least one class, got shape {_shape(input)}")
+        raise ValueError(f"input must have at least one class, got shape {shape_of(input)}")
     if not fits:
         wanted = tuple(expected[: dims > 1] + expected[2:])
-        raise ValueError(f"target must have shape {wanted} for input of shape {_shape(input)}, got {_shape(target)}")
+        raise ValueError(
+            f"target must have shape {wanted} for input of shape {shape_of(input)}, got {shape_of(target)}"
+        )
     if not (input.is_cpu and target.is_cpu) and target.device != input.device:
         raise ValueError(f"target must be on the device of input, {input.device}, got {target.device}")
     if dims != 2:
@@ -263,101 +199,32 @@ def check(
         target = target.to(torch.int64)
         if wraps:  # 2**64 - 100 must not become ignore_index
             target = torch.where(target < 0, torch.iinfo(torch.int64).max, target)
-    ignore_index = check_options(ignore_index, reduction, bootstrap)
-    if isinstance(q, Real) and isinstance(bootstrap_weight, Real) and q == 0 and bootstrap_weight != 0:
-        raise ValueError(f"q must be > 0 where bootstrap_weight is not 0, got q = 0 and {bootstrap_weight}")
-    return Rows(
+    return Call(
         logits,
         target,
-        _schedule_value("q", q, input, shape),
-        _schedule_value("bootstrap_weight", bootstrap_weight, input, shape),
+        knob_tensor(objective, knobs, input, shape),
         None if weight is None else _class_weight(weight, input, classes),
-        ignore_index,
+        objective,
+        check_options(ignore_index, reduction),
         reduction,
-        bootstrap == "hard",
         want_stats,
         shape,
         None if sample_weight is None else _sample_weight(sample_weight, input, shape),
     )
 
 
-def is_dtensor(tensor: Any) -> TypeGuard[DTensor]:
-    """Whether it is a DTensor, without importing torch.distributed.tensor."""
-    if type(tensor) in _PLAIN:
-        return False
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(tensor, module.DTensor)
-
-
-def refuse_dtensor(name: str, tensor: Tensor, instead: str = _BESIDE_PLAIN) -> None:
-    """Raise TypeError for a DTensor, saying what to do instead."""
-    if is_dtensor(tensor):
-        raise TypeError(f"{name} must be a plain tensor, got a DTensor{instead}")
-
-
-def check_budget(chunk_bytes: int | None) -> None:
-    if chunk_bytes is not None and (type(chunk_bytes) is not int or chunk_bytes < 1):
-        raise ValueError(f"chunk_bytes must be an int >= 1 or None, got {chunk_bytes!r}")
-
-
-def check_layer(
-    input: Tensor, classifier_weight: Tensor, bias: Tensor | None, chunk_bytes: int | None, least_classes: int
-) -> torch.dtype:
-    """Raise TypeError or ValueError for a classifier layer that cannot be, else return the dtype of its logits."""
-    named = {"input": input, "classifier_weight": classifier_weight}
-    if bias is not None:
-        named["bias"] = bias
-    for name, tensor in named.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-        refuse_dtensor(name, tensor, "; pass its to_local()" if name == "input" else OF_LAYER)
-        if tensor.dtype not in _LOGITS:
-            raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
-        if tensor.device != input.device:
-            raise ValueError(f"{name} must be on the device of input, {input.device}, got {tensor.device}")
-    if input.dim() == 0:
-        raise ValueError("input must have shape (D,), (N, D) or (N, D, d1, ...), got a 0-d tensor")
-    width = input.shape[input.dim() > 1]
-    if classifier_weight.dim() != 2 or classifier_weight.shape[1] != width or len(classifier_weight) < least_classes:
-        raise ValueError(
-            f"classifier_weight must have shape (C, {width}), C >= {least_classes}, for input of shape "
-            f"{_shape(input)}, got shape {_shape(classifier_weight)}"
-        )
-    if bias is not None and bias.shape != classifier_weight.shape[:1]:
-        raise ValueError(f"bias must have shape ({classifier_weight.shape[0]},) or be None, got shape {_shape(bias)}")
-    check_budget(chunk_bytes)
-    kind = input.device.type
-    # autocast leaves float64 alone
-    casts = torch.is_autocast_enabled(kind) and all(tensor.dtype != torch.float64 for tensor in named.values())
-    if casts:
-        return torch.get_autocast_dtype(kind)
-    for name, tensor in named.items():
-        if tensor.dtype != input.dtype:
-            raise TypeError(f"{name} must have the dtype of input, {input.dtype}, got {tensor.dtype}")
-    return input.dtype
-
-
-def raise_for_labels(rows: Rows) -> None:
-    """On a CPU, where looking is free: raise for labels and schedule values that the kernels would refuse.
+def raise_for_labels(call: Call) -> None:
+    """On a CPU, where looking is free: raise for labels that are none.
 
     Elsewhere, and under tracing or function transforms, such rows become NaN instead.
     """
-    if not rows.logits.is_cpu or torch.compiler.is_compiling() or transforms_active() or is_recording(rows.target):
+    if not call.logits.is_cpu or torch.compiler.is_compiling() or transforms_active() or is_recording(call.target):
         return
-    classes = rows.logits.shape[1]
-    bad = (rows.target != rows.ignore_index) & ((rows.target < 0) | (rows.target >= classes))
+    classes = call.logits.shape[1]
+    bad = (call.target != call.ignore_index) & ((call.target < 0) | (call.target >= classes))
     if bool(bad.any()):
         row = int(bad.nonzero()[0, 0])
         raise ValueError(
-            f"target at row {row} is {int(rows.target[row])}, accepted are 0 to {classes - 1} "
-            f"and ignore_index {rows.ignore_index}"
+            f"target at row {row} is {int(call.target[row])}, accepted are 0 to {classes - 1} "
+            f"and ignore_index {call.ignore_index}"
         )
-    dtype = torch.float64 if rows.logits.dtype == torch.float64 else torch.float32
-    for name, value in (("q", rows.q.to(dtype)), ("bootstrap_weight", rows.bootstrap_weight.to(dtype))):
-        wrong = (~torch.isfinite(value) | (value < 0)).reshape(-1)
-        if bool(wrong.any()):
-            row = int(wrong.nonzero()[0, 0])
-            raise ValueError(f"{name} must be finite and >= 0, got {value.reshape(-1)[row].item()} at row {row}")
-    wrong = ((rows.q.to(dtype) == 0) & (rows.bootstrap_weight != 0)).reshape(-1)
-    if bool(wrong.any()):
-        raise ValueError(f"q must be > 0 where bootstrap_weight is not 0, got 0.0 at row {int(wrong.nonzero()[0, 0])}")

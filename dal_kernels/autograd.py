@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dal_kernels.arguments import Rows, RowStats
+from dal_kernels.arguments import Call, RowStats
 from dal_kernels.fields import ENTROPY, REDUCTION, TARGET_PROB
 from dal_kernels.once import DifferentiableOnce, anchor_of
 from dal_kernels.ops import KERNELS, Kernels
@@ -22,37 +22,36 @@ from dal_kernels.recorded import recorded_loss
 from dal_kernels.surroundings import graph_is_kept, has_no_value, is_recording
 
 
-def fused_loss(rows: Rows, backend: str) -> tuple[Tensor, RowStats | None]:
+def fused_loss(call: Call, backend: str) -> tuple[Tensor, RowStats | None]:
     """The reduced loss of a checked call by the fused kernels of ``backend``, differentiable once."""
-    logits = rows.logits
+    logits = call.logits
     if is_recording(logits):
-        return recorded_loss(rows, backend)
+        return recorded_loss(call, backend)
     if logits.requires_grad and torch.is_grad_enabled():
         if torch.compiler.is_compiling():
-            outputs = _FusedLoss.apply(logits, rows, backend, None)
+            outputs = _FusedLoss.apply(logits, call, backend, None)
         else:
-            outputs = _apply(logits, rows, backend, anchor_of(logits))
-        if not rows.want_stats:
+            outputs = _apply(logits, call, backend, anchor_of(logits))
+        if not call.want_stats:
             return outputs, None
         loss, fields, prediction = outputs
     else:
-        arguments = _arguments(logits, rows, want_gradient=False)
-        if not rows.want_stats:
+        arguments = _arguments(logits, call, want_gradient=False)
+        if not call.want_stats:
             return KERNELS[backend].loss(*arguments)[0], None
         loss, _, fields, prediction, *_ = KERNELS[backend].loss_and_fields(*arguments, True)
     return loss, RowStats(fields[TARGET_PROB], fields[ENTROPY], prediction)
 
 
-def _arguments(logits: Tensor, rows: Rows, want_gradient: bool) -> tuple[Any, ...]:
+def _arguments(logits: Tensor, call: Call, want_gradient: bool) -> tuple[Any, ...]:
     return (
         logits,
-        rows.target,
-        rows.q,
-        rows.bootstrap_weight,
-        rows.weight,
-        rows.ignore_index,
-        REDUCTION[rows.reduction],
-        rows.hard,
+        call.target,
+        call.knobs,
+        call.weight,
+        call.objective.id,
+        call.ignore_index,
+        REDUCTION[call.reduction],
         want_gradient,
     )
 
@@ -60,28 +59,30 @@ def _arguments(logits: Tensor, rows: Rows, want_gradient: bool) -> tuple[Any, ..
 class _FusedLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, rows: Rows, backend: str, anchor: Tensor | None
+        ctx: Any, logits: Tensor, call: Call, backend: str, anchor: Tensor | None
     ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         kernels = KERNELS[backend]
-        written = rows.reduction != "none" and logits.dtype != torch.float16 and kernels.writes_gradient(logits)
+        gradient_ready = (
+            call.reduction != "none"
+            and logits.dtype != torch.float16
+            and kernels.writes_gradient(logits, call.objective.id)
+        )
         # A bfloat16 gradient has been rounded already: to scale it by anything but 1 it is computed again. Compiled
         # code cannot choose by value, and rounds twice.
-        again = not written or (logits.dtype == torch.bfloat16 and not torch.compiler.is_compiling())
-        arguments = _arguments(logits, rows, written)
+        recompute = not gradient_ready or (logits.dtype == torch.bfloat16 and not torch.compiler.is_compiling())
+        arguments = _arguments(logits, call, gradient_ready)
         # What ties the gradient to the graph of the logits, should it be differentiated again.
         ctx.anchor = logits if anchor is None else anchor
-        ctx.plan = (written, again, backend, rows.ignore_index)
-        if not (again or rows.want_stats):
+        ctx.plan = (gradient_ready, recompute, backend, call.ignore_index)
+        if not (recompute or call.want_stats):
             loss, gradient, *correction = kernels.loss(*arguments)
             ctx.save_for_backward(gradient, *correction)
             return loss
-        loss, gradient, fields, prediction, *correction = kernels.loss_and_fields(
-            *arguments, rows.hard or rows.want_stats
-        )
-        ctx.save_for_backward(gradient, *((logits, rows.target, fields, prediction) if again else ()), *correction)
-        if not rows.want_stats:
+        loss, gradient, fields, prediction, *correction = kernels.loss_and_fields(*arguments, call.want_prediction)
+        ctx.save_for_backward(gradient, *((logits, call.target, fields, prediction) if recompute else ()), *correction)
+        if not call.want_stats:
             return loss
-        if again:  # what the user gets may be edited
+        if recompute:  # what the user gets may be edited
             fields, prediction = fields.clone(), prediction.clone()
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(fields, prediction)
@@ -89,18 +90,18 @@ class _FusedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, *_: None) -> tuple[Tensor, None, None, None]:
-        written, again, backend, ignore_index = ctx.plan
+        gradient_ready, recompute, backend, ignore_index = ctx.plan
         kernels = KERNELS[backend]
         compiling = torch.compiler.is_compiling()
-        fixed = not written or compiling or graph_is_kept() or has_no_value(upstream)
+        keep_saved = not gradient_ready or compiling or graph_is_kept() or has_no_value(upstream)
         # Read once: hooks (checkpointing, offloading) may refuse to hand out a tensor a second time.
         saved = ctx.saved_tensors
         gradient, *rest = saved
-        if not fixed:
+        if not keep_saved:
             # Nobody asks for the saved gradient again, so it may be scaled in place, or given away as it is.
             rescale = kernels.rescale or _rescale_on_host
-            gradient = rescale(saved, upstream, ignore_index, again, kernels)
-        elif again:
+            gradient = rescale(saved, upstream, ignore_index, recompute, kernels)
+        elif recompute:
             logits, target, fields, prediction, *correction = rest
             gradient = kernels.gradient(logits, target, fields, prediction, upstream, ignore_index, *correction)
         else:
@@ -113,13 +114,13 @@ class _FusedLoss(torch.autograd.Function):
 
 
 def _rescale_on_host(
-    saved: tuple[Tensor, ...], upstream: Tensor, ignore_index: int, again: bool, kernels: Kernels
+    saved: tuple[Tensor, ...], upstream: Tensor, ignore_index: int, recompute: bool, kernels: Kernels
 ) -> Tensor:
     """The saved gradient times the upstream one, whose value costs nothing to look at here."""
     gradient, *rest = saved
     if upstream.item() == 1.0:
         return gradient
-    if again:
+    if recompute:
         logits, target, fields, prediction = rest
         return kernels.gradient(logits, target, fields, prediction, upstream, ignore_index)
     return gradient.mul_(upstream)

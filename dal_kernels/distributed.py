@@ -18,23 +18,27 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dal_kernels.arguments import (
+    BOOTSTRAPS,
     Backend,
     Bootstrap,
+    Call,
     OptionsOfKernels,
-    Rows,
     RowStats,
     check,
     raise_for_labels,
-    refuse_dtensor,
 )
 from dal_kernels.backends.choose import choose
 from dal_kernels.exchange import Group, Slice, exchange, slice_of
 from dal_kernels.fields import Reduction
-from dal_kernels.linear import Layer, anchors_of, layer_of
+from dal_kernels.knobs import KnobValue
+from dal_kernels.layer import Layer, layer_of
+from dal_kernels.linear import anchors_of
 from dal_kernels.linear_ops import LayerInChunks, finished, linear_gradient
+from dal_kernels.objectives import Objective, dynamics_aware_of
 from dal_kernels.once import DifferentiableOnce
 from dal_kernels.reference import run_weighted
 from dal_kernels.slices import IGNORED, Statistics, fields_of, finish, gradient, statistics
+from dal_kernels.tensors import check_choice, refuse_dtensor
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -131,31 +135,57 @@ def class_parallel_dynamics_aware_loss(
             each other or the ranks have other labels. With class_offset given, other devices than a CPU do not look:
             then the loss is NaN; and other numbers of rows fail in torch.distributed.
     """
+    check_choice("bootstrap", bootstrap, BOOTSTRAPS)
+    loss: Tensor | tuple[Tensor, RowStats] = class_parallel_loss_of(
+        dynamics_aware_of(bootstrap), (q, bootstrap_weight), local_logits, target, class_offset=class_offset,
+        num_classes=num_classes, group=group, weight=weight, ignore_index=ignore_index, reduction=reduction,
+        return_stats=return_stats, sample_weight=sample_weight, backend=backend,
+    )  # fmt: skip
+    return loss
+
+
+@_breaks_graph
+def class_parallel_loss_of(
+    objective: Objective,
+    knobs: tuple[KnobValue, ...] | Tensor,
+    local_logits: Tensor,
+    target: Tensor,
+    *,
+    class_offset: int | None = None,
+    num_classes: int | None = None,
+    group: Group = None,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    return_stats: bool = False,
+    sample_weight: Tensor | None = None,
+    backend: Backend = "auto",
+) -> Any:
+    """A loss of the table with its classes split over ranks."""
     if not isinstance(local_logits, Tensor):
         raise TypeError(f"local_logits must be a tensor, got {type(local_logits).__name__}")
     refuse_dtensor("local_logits", local_logits, ": dal_kernels.dynamics_aware_loss takes it; or pass its to_local()")
     if local_logits.dim() == 0:
         raise ValueError("local_logits must have shape (C,), (N, C) or (N, C, d1, ...), got a 0-d tensor")
     place = int(local_logits.dim() > 1)
-    mine = slice_of(local_logits.shape[place], target, local_logits.device, class_offset, num_classes, group)
-    shape = (*local_logits.shape[:place], mine.classes, *local_logits.shape[place + 1 :])
+    own = slice_of(local_logits.shape[place], target, local_logits.device, class_offset, num_classes, group)
+    shape = (*local_logits.shape[:place], own.classes, *local_logits.shape[place + 1 :])
     whole = local_logits.new_empty(()).expand(shape)
-    call = check(
-        whole, target, q, bootstrap_weight, weight, ignore_index, reduction, bootstrap, return_stats, sample_weight
-    )
+    call = check(whole, target, objective, knobs, weight, ignore_index, reduction, return_stats, sample_weight)
     raise_for_labels(call)
     name = choose(backend, local_logits)
     logits = local_logits.movedim(1, -1).flatten(0, -2) if place else local_logits.unsqueeze(0)
     wanted = torch.is_grad_enabled() and local_logits.requires_grad
 
-    def run(rows: Rows) -> tuple[Tensor, RowStats | None]:
+    def run(call: Call) -> tuple[Tensor, RowStats | None]:
         with torch.no_grad():
-            target_logit = _target_logit(logits, rows.target, mine)
-            loss, stats, kept = _finish(rows, statistics(logits, name), target_logit, mine, name, wanted)
+            target_logit = _target_logit(logits, call.target, own)
+            loss, stats, kept = _finish(
+                call, statistics(logits, name, call.objective.is_wide), target_logit, own, name, wanted
+            )
         return loss if kept is None else _SliceLoss.apply(logits, loss, *kept, name), stats
 
-    shaped: Tensor | tuple[Tensor, RowStats] = call.shaped(*run_weighted(run, call))
-    return shaped
+    return call.shaped(*run_weighted(run, call))
 
 
 @overload
@@ -232,63 +262,99 @@ def class_parallel_linear_dynamics_aware_loss(
     Returns, Raises:
         As :func:`class_parallel_dynamics_aware_loss`. That ``input`` requires grad must be so on all ranks or on none.
     """
+    check_choice("bootstrap", bootstrap, BOOTSTRAPS)
+    loss: Tensor | tuple[Tensor, RowStats] = class_parallel_linear_loss_of(
+        dynamics_aware_of(bootstrap), (q, bootstrap_weight), input, local_classifier_weight, target, bias=bias,
+        class_offset=class_offset, num_classes=num_classes, group=group, weight=weight, ignore_index=ignore_index,
+        reduction=reduction, return_stats=return_stats, sample_weight=sample_weight, backend=backend,
+        chunk_bytes=chunk_bytes,
+    )  # fmt: skip
+    return loss
+
+
+@_breaks_graph
+def class_parallel_linear_loss_of(
+    objective: Objective,
+    knobs: tuple[KnobValue, ...] | Tensor,
+    input: Tensor,
+    local_classifier_weight: Tensor,
+    target: Tensor,
+    *,
+    bias: Tensor | None = None,
+    class_offset: int | None = None,
+    num_classes: int | None = None,
+    group: Group = None,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    return_stats: bool = False,
+    sample_weight: Tensor | None = None,
+    backend: Backend = "auto",
+    chunk_bytes: int | None = None,
+) -> Any:
+    """A loss of the table behind a classifier whose rows are split over ranks."""
     layer, local = layer_of(input, local_classifier_weight, bias, chunk_bytes, least_classes=0)
     place = int(input.dim() > 1)
-    mine = slice_of(local.shape[place], target, input.device, class_offset, num_classes, group)
-    whole = local.new_empty(()).expand((*local.shape[:place], mine.classes, *local.shape[place + 1 :]))
-    call = check(
-        whole, target, q, bootstrap_weight, weight, ignore_index, reduction, bootstrap, return_stats, sample_weight
-    )
+    own = slice_of(local.shape[place], target, input.device, class_offset, num_classes, group)
+    whole = local.new_empty(()).expand((*local.shape[:place], own.classes, *local.shape[place + 1 :]))
+    call = check(whole, target, objective, knobs, weight, ignore_index, reduction, return_stats, sample_weight)
     raise_for_labels(call)
     name = choose(backend, input)
     wanted = [torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in layer[:3]]
 
-    def run(rows: Rows) -> tuple[Tensor, RowStats | None]:
+    def run(call: Call) -> tuple[Tensor, RowStats | None]:
         with torch.no_grad(), torch.autocast(input.device.type, enabled=False):
             found, target_logits = [], []
             in_chunks = LayerInChunks(*layer[:3], layer.dtype, layer.chunk, [False] * 3)
             for of, _, logits in in_chunks.chunks():
-                found.append(statistics(logits, name))
-                target_logits.append(_target_logit(logits, rows.target[of], mine))
+                found.append(statistics(logits, name, call.objective.is_wide))
+                target_logits.append(_target_logit(logits, call.target[of], own))
             if not found:
-                found, target_logits = [statistics(local[:0].reshape(0, mine.size), name)], [local.new_empty(0)]
-            of_rows = Statistics(*map(torch.cat, zip(*found, strict=True)))
-            loss, stats, kept = _finish(rows, of_rows, torch.cat(target_logits), mine, name, any(wanted))
+                empty = local[:0].reshape(0, own.size)
+                found, target_logits = [statistics(empty, name, call.objective.is_wide)], [local.new_empty(0)]
+            of_rows = _joined(found)
+            loss, stats, kept = _finish(call, of_rows, torch.cat(target_logits), own, name, any(wanted))
         if kept is not None:
             loss = _SliceLinearLoss.apply(
                 *layer[:3], loss, *kept, layer, name, wanted, group, anchors_of(layer[:3], wanted)
             )
         return loss, stats
 
-    shaped: Tensor | tuple[Tensor, RowStats] = call.shaped(*run_weighted(run, call))
-    return shaped
+    return call.shaped(*run_weighted(run, call))
 
 
-def _target_logit(logits: Tensor, target: Tensor, mine: Slice) -> Tensor:
+def _target_logit(logits: Tensor, target: Tensor, own: Slice) -> Tensor:
     """z_y of the rows whose label lies in this slice; anything for the others."""
-    if mine.size == 0:
+    if own.size == 0:
         return logits.new_zeros(len(target))
-    local = (target - mine.offset).clamp(0, mine.size - 1)
+    local = (target - own.offset).clamp(0, own.size - 1)
     return logits.gather(1, local.unsqueeze(1)).squeeze(1)
 
 
 def _finish(
-    rows: Rows, local: Statistics, target_logit: Tensor, mine: Slice, backend: str, wanted: bool
+    call: Call, local: Statistics, target_logit: Tensor, own: Slice, backend: str, wanted: bool
 ) -> tuple[Tensor, RowStats | None, tuple[Tensor, ...] | None]:
     """Reduced loss and statistics, and with ``wanted`` (target, fields, prediction) for the gradient of the slice."""
-    whole, target_logit = exchange(rows, local, target_logit, mine)
-    done = finish(rows, whole, target_logit, wanted)
+    whole, target_logit = exchange(call, local, target_logit, own)
+    done = finish(call, whole, target_logit, wanted)
     if done.coefficients is None:
         return done.loss, done.stats, None
-    fields = fields_of(whole.peak, done.coefficients, done.loss.dtype)
+    fields = fields_of(whole.peak, done.coefficients, done.loss.dtype, call.objective.is_wide)
 
     def within(classes: Tensor, elsewhere: int) -> Tensor:
-        at = classes - mine.offset
-        return torch.where((at >= 0) & (at < mine.size), at, elsewhere)
+        at = classes - own.offset
+        return torch.where((at >= 0) & (at < own.size), at, elsewhere)
 
-    target = torch.where(rows.target == rows.ignore_index, IGNORED, within(rows.target, mine.size))
-    prediction = within(whole.argmax, -1) if rows.hard else whole.argmax.new_empty(0)
+    target = torch.where(call.target == call.ignore_index, IGNORED, within(call.target, own.size))
+    prediction = within(whole.argmax, -1) if call.objective.needs_argmax else whole.argmax.new_empty(0)
     return done.loss, done.stats, (target, fields, prediction)
+
+
+def _joined(chunks: list[Statistics]) -> Statistics:
+    """Of all rows, from those of chunks of them over the same classes."""
+    columns = zip(*(chunk[:-1] for chunk in chunks), strict=True)
+    joined = (None if column[0] is None else torch.cat(cast(tuple[Tensor, ...], column)) for column in columns)
+    return Statistics(*joined, chunks[0].classes)  # type: ignore[arg-type]
 
 
 class _SliceLoss(torch.autograd.Function):

@@ -21,14 +21,19 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
-from dal_kernels.arguments import RowStats, of_rows
-from dal_kernels.distributed import class_parallel_dynamics_aware_loss
-from dal_kernels.functional import dynamics_aware_loss
+from dal_kernels.arguments import RowStats
+from dal_kernels.distributed import class_parallel_loss_of
+from dal_kernels.functional import loss_of
+from dal_kernels.knobs import KnobValue
+from dal_kernels.objectives import Objective
 from dal_kernels.reference import row_factors
+from dal_kernels.tensors import of_rows
 
 
-def dtensor_loss(input: Tensor, target: Tensor, q: Any, bootstrap_weight: Any, **options: Any) -> Any:
-    """The loss of DTensor logits; arguments as of :func:`dal_kernels.dynamics_aware_loss`.
+def dtensor_loss(
+    objective: Objective, knobs: tuple[KnobValue, ...] | Tensor, input: Tensor, target: Tensor, **options: Any
+) -> Any:
+    """The loss of DTensor logits; arguments as of :func:`dal_kernels.functional.loss_of`.
 
     Raises:
         ValueError: a placement that is none of the above, an argument on another mesh, or a sample_weight that requires
@@ -47,9 +52,9 @@ def dtensor_loss(input: Tensor, target: Tensor, q: Any, bootstrap_weight: Any, *
         placements = split_rows if value.dim() and name != "weight" else whole
         return value.redistribute(placements=placements).to_local()
 
-    target, q, bootstrap_weight = (
-        local_of(name, value) for name, value in (("target", target), ("q", q), ("bootstrap_weight", bootstrap_weight))
-    )
+    target = local_of("target", target)
+    if not isinstance(knobs, Tensor):
+        knobs = tuple(local_of(knob.name, value) for knob, value in zip(objective.knobs, knobs, strict=True))
     for name in ("weight", "sample_weight"):
         options[name] = local_of(name, options[name])
     weight, sample_weight = options["weight"], options["sample_weight"]
@@ -63,16 +68,16 @@ def dtensor_loss(input: Tensor, target: Tensor, q: Any, bootstrap_weight: Any, *
         if sample_weight is not None and sample_weight.requires_grad:
             raise ValueError("sample_weight must not require grad where a DTensor's rows are split, got one that does")
     if by_class is None:
-        result: Any = dynamics_aware_loss(logits, target, q, bootstrap_weight, **options)
+        result: Any = loss_of(objective, knobs, logits, target, **options)
     else:
         # What Shard gives each rank is what torch.chunk would.
         most = -(-classes // input.device_mesh.size(by_class))
-        told: dict[str, Any] = {
+        place_of_slice: dict[str, Any] = {
             "class_offset": min(classes, most * input.device_mesh.get_local_rank(by_class)),
             "num_classes": classes,
             "group": input.device_mesh.get_group(by_class),
         }
-        result = class_parallel_dynamics_aware_loss(logits, target, q, bootstrap_weight, **told, **options)
+        result = class_parallel_loss_of(objective, knobs, logits, target, **place_of_slice, **options)
     if not joined:
         return result
     loss, stats = result if options["return_stats"] else (result, None)

@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dal_kernels.arguments import Rows
-from dal_kernels.linear_ops import loss_dtype_of
+from dal_kernels.arguments import Call
+from dal_kernels.fields import loss_dtype
 from dal_kernels.slices import Statistics, merge
 
 Group = Any  # torch.distributed's ProcessGroup, or None for the default one
@@ -62,42 +62,45 @@ def slice_of(
     return Slice(sum(sizes[: dist.get_rank(group)]), size, classes, group)
 
 
-def exchange(rows: Rows, local: Statistics, target_logit: Tensor, mine: Slice) -> tuple[Statistics, Tensor]:
-    """Statistics of whole rows and z_y, by one all-gather of floats (1 + N, 4 or 5) a rank.
+def exchange(call: Call, local: Statistics, target_logit: Tensor, own: Slice) -> tuple[Statistics, Tensor]:
+    """Statistics of whole rows and z_y, by one all-gather of floats (1 + N, 4 to 7) a rank.
 
-    m, S, z_y, then W unless the bootstrap is hard, then k* (an integer's bits) where it is asked for. The first row is
-    integers: offset, size and classes of the slice, and a sum over the labels.
+    m, S, z_y, then W where the objective or the statistics need it, then D and P of a wide objective, then the argmax
+    (an integer's bits) where it is asked for. The first row is integers: offset, size and classes of the slice, and a
+    sum over the labels.
     """
-    count, dtype = len(rows.target), loss_dtype_of(rows.logits.dtype)
+    count, dtype = len(call.target), loss_dtype(call.logits)
     integer = torch.int64 if dtype == torch.float64 else torch.int32
-    want_w, want_argmax = rows.want_stats or not rows.hard, rows.want_stats or rows.hard
-    columns = [local.peak, local.total, target_logit, *([local.weighted] if want_w else [])]
-    width = len(columns) + want_argmax
+    want_weighted = call.want_stats or "entropy" in call.objective.uses
+    sent = {"peak": local.peak, "total": local.total, "target_logit": target_logit}
+    if want_weighted or not call.want_prediction:  # the first row takes four places
+        sent["weighted"] = local.weighted
+    if local.differences is not None and local.squares is not None:
+        sent |= {"differences": local.differences, "squares": local.squares}
+    width = len(sent) + call.want_prediction
     payload = local.peak.new_zeros((1 + count, width), dtype=dtype)
-    payload[1:, : len(columns)] = torch.stack([column.to(dtype) for column in columns], 1)
+    payload[1:, : len(sent)] = torch.stack([column.to(dtype) for column in sent.values()], 1)
     integers = payload.view(integer)
-    if want_argmax:
-        integers[1:, -1] = (local.argmax + mine.offset).to(integer)
-    place = torch.arange(1, 1 + count, device=rows.target.device)
-    labels = ((rows.target + 1) * (2654435761 * place)).sum() % 2147483629
-    for column, value in enumerate((mine.offset, mine.size, mine.classes)):
+    if call.want_prediction:
+        integers[1:, -1] = (local.argmax + own.offset).to(integer)
+    place = torch.arange(1, 1 + count, device=call.target.device)
+    labels = ((call.target + 1) * (2654435761 * place)).sum() % 2147483629
+    for column, value in enumerate((own.offset, own.size, own.classes)):
         integers[0, column] = value  # a fill each: a copy from the host would wait for the device
     integers[0, 3] = labels.to(integer)
-    world = dist.get_world_size(mine.group)
-    every = payload.new_full((world, 1 + count, width), torch.nan)  # what never arrives is no statistic
-    _all_gather(every.view(world * (1 + count), width), payload, group=mine.group)
-    header, of_slices = every.view(integer)[:, 0].long(), every[:, 1:]
-    agree = agreement(header, rows.logits.is_cpu)
-    found = Statistics(
-        of_slices[..., 0].double(),
-        of_slices[..., 1].double(),
-        of_slices[..., 3].double() if want_w else torch.zeros_like(of_slices[..., 0], dtype=torch.float64),
-        every.view(integer)[:, 1:, -1].long() if want_argmax else torch.zeros_like(of_slices[..., 0]).long(),
-    )
-    owner = (rows.target.unsqueeze(0) >= header[:, :1] + header[:, 1:2]).sum(0).clamp_max(world - 1)
-    z = of_slices[..., 2].gather(0, owner.unsqueeze(0)).squeeze(0).double()
-    whole = merge(found)
-    return whole._replace(total=torch.where(agree, whole.total, torch.nan)), z
+    world = dist.get_world_size(own.group)
+    gathered = payload.new_full((world, 1 + count, width), torch.nan)  # what never arrives is no statistic
+    _all_gather(gathered.view(world * (1 + count), width), payload, group=own.group)
+    header, of_slices = gathered.view(integer)[:, 0].long(), gathered[:, 1:]
+    agree = agreement(header, call.logits.is_cpu)
+    found = {name: of_slices[..., place].double() for place, name in enumerate(sent)}
+    z = found.pop("target_logit")
+    nothing = torch.zeros_like(z)
+    argmax = gathered.view(integer)[:, 1:, -1].long() if call.want_prediction else nothing.long()
+    slices = Statistics(**{"weighted": nothing} | found, argmax=argmax, classes=header[:, 1:2].double())
+    owner = (call.target.unsqueeze(0) >= header[:, :1] + header[:, 1:2]).sum(0).clamp_max(world - 1)
+    whole = merge(slices)
+    return whole._replace(total=torch.where(agree, whole.total, torch.nan)), z.gather(0, owner.unsqueeze(0)).squeeze(0)
 
 
 def agreement(header: Tensor, look: bool) -> Tensor:

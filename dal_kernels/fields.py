@@ -11,13 +11,19 @@ Reduction = Literal["none", "mean", "sum"]
 REDUCTIONS = get_args(Reduction)
 REDUCTION = {name: index for index, name in enumerate(REDUCTIONS)}
 
-# Of one row, in the order of csrc/batch.h and backends/triton/kernels.py. The first make the gradient of a soft
-# bootstrap; on a GPU the others are there only with the prediction, as a hard one has it.
-FIELDS = ("max", "scale", "slope", "target_term", "argmax_term", "target_prob", "entropy")
-GRADIENT_FIELDS = 4
+# Of one row, in the order of csrc/batch.h and backends/triton/row.py. The first four make the gradient of most losses;
+# on a GPU the next three are there only with the prediction. The last two are there only of losses that sum over all
+# classes ("wide" ones, see dal_kernels.objectives), and then all are.
+FIELDS = ("max", "scale", "slope", "target_term", "argmax_term", "target_prob", "entropy", "square", "constant")
+GRADIENT_FIELDS, NARROW_FIELDS = 4, 7
 TARGET_PROB, ENTROPY = FIELDS.index("target_prob"), FIELDS.index("entropy")
 
 
+def loss_dtype_of(dtype: torch.dtype) -> torch.dtype:
+    """Of a loss from logits of ``dtype``, and of all that is summed on the way: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def loss_dtype(logits: Tensor) -> torch.dtype:
-    """float64 for float64 logits, else float32."""
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+    """:func:`loss_dtype_of` their dtype."""
+    return loss_dtype_of(logits.dtype)

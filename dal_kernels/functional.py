@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from torch import Tensor
 
-from dal_kernels.arguments import Backend, Bootstrap, OptionsOfKernels, RowStats, check, is_dtensor
+from dal_kernels.arguments import BOOTSTRAPS, Backend, Bootstrap, OptionsOfKernels, RowStats, check
 from dal_kernels.backends.choose import RUN, choose
 from dal_kernels.fields import Reduction
+from dal_kernels.knobs import KnobValue
+from dal_kernels.objectives import Objective, dynamics_aware_of
 from dal_kernels.reference import run_weighted
 from dal_kernels.surroundings import hand_over, wants_the_call
+from dal_kernels.tensors import check_choice, is_dtensor
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -105,25 +108,42 @@ def dynamics_aware_loss(
         RuntimeError: the named backend is not available here; a second derivative through a fused kernel (the backend
             "eager" has them); under torch.compile, a bad label.
     """
+    options: dict[str, Any] = {
+        "weight": weight,
+        "ignore_index": ignore_index,
+        "reduction": reduction,
+        "return_stats": return_stats,
+        "sample_weight": sample_weight,
+        "backend": backend,
+    }
     tensors = (input, target, q, bootstrap_weight, weight, sample_weight)
-    if (handed_over := wants_the_call(*tensors)) or is_dtensor(input):
-        options: dict[str, Any] = {
-            "weight": weight,
-            "ignore_index": ignore_index,
-            "reduction": reduction,
-            "bootstrap": bootstrap,
-            "return_stats": return_stats,
-            "sample_weight": sample_weight,
-            "backend": backend,
-        }
-        if handed_over:
-            return hand_over(dynamics_aware_loss, tensors, input, target, q, bootstrap_weight, **options)
+    if wants_the_call(*tensors):
+        return hand_over(dynamics_aware_loss, tensors, *tensors[:4], bootstrap=bootstrap, **options)
+    check_choice("bootstrap", bootstrap, BOOTSTRAPS)
+    return loss_of(dynamics_aware_of(bootstrap), (q, bootstrap_weight), input, target, **options)
+
+
+def loss_of(
+    objective: Objective,
+    knobs: tuple[KnobValue, ...] | Tensor,
+    input: Tensor,
+    target: Tensor,
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    return_stats: bool = False,
+    sample_weight: Tensor | None = None,
+    backend: Backend = "auto",
+) -> Any:
+    """A loss of the table: what every public function comes to. Knobs as :func:`dal_kernels.knobs.knob_tensor`."""
+    if is_dtensor(input):
         # Imported late: torch.distributed.tensor is not everyone's.
         from dal_kernels.dtensor import dtensor_loss
 
-        return dtensor_loss(input, target, q, bootstrap_weight, **options)
-    rows = check(
-        input, target, q, bootstrap_weight, weight, ignore_index, reduction, bootstrap, return_stats, sample_weight
-    )
-    loss, stats = run_weighted(RUN[choose(backend, input)], rows)
-    return rows.shaped(loss, stats)
+        return dtensor_loss(
+            objective, knobs, input, target, weight=weight, ignore_index=ignore_index, reduction=reduction,
+            return_stats=return_stats, sample_weight=sample_weight, backend=backend,
+        )  # fmt: skip
+    call = check(input, target, objective, knobs, weight, ignore_index, reduction, return_stats, sample_weight)
+    return call.shaped(*run_weighted(RUN[choose(backend, input)], call))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -12,18 +12,21 @@ from torch.utils.checkpoint import checkpoint
 
 from dal_kernels import reference
 from dal_kernels.arguments import (
+    BOOTSTRAPS,
     Backend,
     Bootstrap,
+    Call,
     OptionsOfKernels,
-    Rows,
     RowStats,
     check,
-    check_layer,
     raise_for_labels,
 )
 from dal_kernels.backends.choose import choose
-from dal_kernels.fields import ENTROPY, REDUCTION, TARGET_PROB, Reduction
-from dal_kernels.linear_ops import chunk_row_bytes, finished, linear_gradient, linear_loss, loss_dtype_of
+from dal_kernels.fields import ENTROPY, REDUCTION, TARGET_PROB, Reduction, loss_dtype_of
+from dal_kernels.knobs import KnobValue
+from dal_kernels.layer import Layer, layer_of
+from dal_kernels.linear_ops import finished, linear_gradient, linear_loss
+from dal_kernels.objectives import Objective, dynamics_aware_of
 from dal_kernels.once import anchor_of
 from dal_kernels.surroundings import (
     graph_is_kept,
@@ -33,50 +36,12 @@ from dal_kernels.surroundings import (
     transforms_active,
     wants_the_call,
 )
+from dal_kernels.tensors import check_choice
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 __all__ = ["linear_dynamics_aware_loss"]
-
-# The smallest default budget of a chunk: matmuls of fewer bytes leave a device idle.
-_LEAST_BYTES = 64 << 20
-
-
-class Layer(NamedTuple):
-    """A checked layer: features (N, D), classifier (C, D), bias (C,) or None; ``dtype`` of the logits."""
-
-    features: Tensor
-    classifier: Tensor
-    bias: Tensor | None
-    dtype: torch.dtype
-    chunk: int
-
-
-def layer_of(
-    input: Tensor, classifier_weight: Tensor, bias: Tensor | None, chunk_bytes: int | None, least_classes: int = 1
-) -> tuple[Layer, Tensor]:
-    """The layer as flat rows, and a tensor without memory that looks like its logits.
-
-    Raises:
-        TypeError, ValueError: a type, dtype, shape or device that :func:`torch.nn.functional.linear` would not take,
-            or a budget that is none.
-    """
-    dtype = check_layer(input, classifier_weight, bias, chunk_bytes, least_classes)
-    classes = classifier_weight.shape[0]
-    shape = (classes,) if input.dim() == 1 else (input.shape[0], classes, *input.shape[2:])
-    logits = input.new_empty((), dtype=dtype).expand(shape)
-    features = input
-    if input.dim() != 2:
-        features = input.unsqueeze(0) if input.dim() == 1 else input.movedim(1, -1).reshape(-1, input.shape[1])
-    budget = chunk_bytes or max(_LEAST_BYTES, classifier_weight.numel() * dtype.itemsize // 2)
-    chunk = max(1, budget // max(1, chunk_row_bytes(int(classes), dtype, input.device)))
-    if not is_recording(input):  # what is recorded takes any number of rows
-        # As many chunks as it takes, of equal size.
-        count = features.shape[0]
-        chunks = max(1, -(-count // chunk))
-        chunk = max(1, -(-count // chunks))
-    return Layer(features, classifier_weight, bias, dtype, chunk), logits
 
 
 @overload
@@ -179,27 +144,49 @@ def linear_dynamics_aware_loss(
             backend=backend,
             chunk_bytes=chunk_bytes,
         )
+    check_choice("bootstrap", bootstrap, BOOTSTRAPS)
+    return linear_loss_of(
+        dynamics_aware_of(bootstrap), (q, bootstrap_weight), input, classifier_weight, target, bias=bias,
+        weight=weight, ignore_index=ignore_index, reduction=reduction, return_stats=return_stats,
+        sample_weight=sample_weight, backend=backend, chunk_bytes=chunk_bytes,
+    )  # fmt: skip
+
+
+def linear_loss_of(
+    objective: Objective,
+    knobs: tuple[KnobValue, ...] | Tensor,
+    input: Tensor,
+    classifier_weight: Tensor,
+    target: Tensor,
+    *,
+    bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    return_stats: bool = False,
+    sample_weight: Tensor | None = None,
+    backend: Backend = "auto",
+    chunk_bytes: int | None = None,
+) -> Any:
+    """A loss of the table behind a classifier layer. Knobs as :func:`dal_kernels.knobs.knob_tensor` takes them."""
     layer, logits = layer_of(input, classifier_weight, bias, chunk_bytes)
-    rows = check(
-        logits, target, q, bootstrap_weight, weight, ignore_index, reduction, bootstrap, return_stats, sample_weight
-    )
+    call = check(logits, target, objective, knobs, weight, ignore_index, reduction, return_stats, sample_weight)
     name = choose(backend, input)
     run = partial(_eager, layer) if name == "eager" else partial(_fused, layer, backend=name)
-    loss, stats = reference.run_weighted(run, rows)
-    return rows.shaped(loss, stats)
+    return call.shaped(*reference.run_weighted(run, call))
 
 
-def _eager(layer: Layer, rows: Rows) -> tuple[Tensor, RowStats | None]:
+def _eager(layer: Layer, call: Call) -> tuple[Tensor, RowStats | None]:
     """By plain operations; a chunk's logits are made again in the backward."""
-    raise_for_labels(rows)
+    raise_for_labels(call)
     at_once = transforms_active() or torch.compiler.is_compiling() or is_recording(layer.features)
     if at_once or len(layer.features) <= layer.chunk:
         logits = F.linear(layer.features, layer.classifier, layer.bias)
-        return reference.reduced_loss(rows._replace(logits=logits))
+        return reference.reduced_loss(call._replace(logits=logits))
 
     given = layer.features.dtype
 
-    def losses_of(features: Tensor, classifier: Tensor, bias: Tensor | None, part: Rows) -> Any:
+    def losses_of(features: Tensor, classifier: Tensor, bias: Tensor | None, part: Call) -> Any:
         logits = F.linear(features, classifier.to(given), None if bias is None else bias.to(given))
         return reference.reduced_loss(part._replace(logits=logits))
 
@@ -210,21 +197,21 @@ def _eager(layer: Layer, rows: Rows) -> tuple[Tensor, RowStats | None]:
     losses, stats = [], []
     for begin in range(0, len(layer.features), layer.chunk):
         of = slice(begin, begin + layer.chunk)
-        q, bootstrap_weight = (v[of] if v.dim() else v for v in (rows.q, rows.bootstrap_weight))
-        part = rows._replace(target=rows.target[of], q=q, bootstrap_weight=bootstrap_weight, reduction="none")
+        knobs = call.knobs if call.knobs.dim() == 1 else call.knobs[of]
+        part = call._replace(target=call.target[of], knobs=knobs, reduction="none")
         loss, of_rows = checkpoint(losses_of, layer.features[of], classifier, bias, part, use_reentrant=False)
         losses.append(loss)
         stats.append(of_rows)
     loss = torch.cat(losses)
-    if rows.reduction != "none":
+    if call.reduction != "none":
         loss = loss.sum()
-    if rows.reduction == "mean":
+    if call.reduction == "mean":
         classes = layer.classifier.shape[0]
-        loss = loss / reference.row_factors(rows.target, classes, rows.weight, rows.ignore_index, loss.dtype).sum()
-    return loss, RowStats(*map(torch.cat, zip(*stats, strict=True))) if rows.want_stats else None
+        loss = loss / reference.row_factors(call.target, classes, call.weight, call.ignore_index, loss.dtype).sum()
+    return loss, RowStats(*map(torch.cat, zip(*stats, strict=True))) if call.want_stats else None
 
 
-def _fused(layer: Layer, rows: Rows, backend: str) -> tuple[Tensor, RowStats | None]:
+def _fused(layer: Layer, call: Call, backend: str) -> tuple[Tensor, RowStats | None]:
     """By the row kernels of ``backend``, differentiable once."""
     tensors = (layer.features, layer.classifier, layer.bias)
     wanted = [torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in tensors]
@@ -233,27 +220,26 @@ def _fused(layer: Layer, rows: Rows, backend: str) -> tuple[Tensor, RowStats | N
         wanted = [False] * 3
     if any(wanted):
         loss, fields, prediction = _FusedLinear.apply(
-            *tensors, layer, rows, backend, wanted, anchors_of(tensors, wanted)
+            *tensors, layer, call, backend, wanted, anchors_of(tensors, wanted)
         )
     else:
-        loss, fields, prediction, *_ = linear_loss(*_loss_arguments(layer, rows, backend), wanted)
-    return loss, RowStats(fields[TARGET_PROB], fields[ENTROPY], prediction) if rows.want_stats else None
+        loss, fields, prediction, *_ = linear_loss(*_loss_arguments(layer, call, backend), wanted)
+    return loss, RowStats(fields[TARGET_PROB], fields[ENTROPY], prediction) if call.want_stats else None
 
 
-def _loss_arguments(layer: Layer, rows: Rows, backend: str) -> tuple[Any, ...]:
+def _loss_arguments(layer: Layer, call: Call, backend: str) -> tuple[Any, ...]:
     return (
         *layer[:3],
-        rows.target,
-        rows.q,
-        rows.bootstrap_weight,
-        rows.weight,
-        rows.ignore_index,
-        REDUCTION[rows.reduction],
-        rows.hard,
+        call.target,
+        call.knobs,
+        call.weight,
+        call.objective.id,
+        call.ignore_index,
+        REDUCTION[call.reduction],
         backend,
         layer.chunk,
         layer.dtype,
-        rows.hard or rows.want_stats,
+        call.want_prediction,
     )
 
 
@@ -265,36 +251,36 @@ class _FusedLinear(torch.autograd.Function):
         classifier: Tensor,
         bias: Tensor | None,
         layer: Layer,
-        rows: Rows,
+        call: Call,
         backend: str,
         wanted: list[bool],
         anchors: list[Tensor],
     ) -> tuple[Tensor, Tensor, Tensor]:
         layer = layer._replace(features=features, classifier=classifier, bias=bias)
-        written = rows.reduction != "none"
+        gradients_ready = call.reduction != "none"
         loss, fields, prediction, *gradients = linear_loss(
-            *_loss_arguments(layer, rows, backend), wanted if written else [False] * 3
+            *_loss_arguments(layer, call, backend), wanted if gradients_ready else [False] * 3
         )
         tensors = (features, classifier, bias)
-        ctx.plan = (written, rows.ignore_index, backend, layer.chunk, layer.dtype, wanted)
+        ctx.plan = (gradients_ready, call.ignore_index, backend, layer.chunk, layer.dtype, wanted)
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in tensors]
         ctx.anchors = anchors
-        if written:
+        if gradients_ready:
             ctx.save_for_backward(*gradients)
         else:
             # What the user gets of them may be edited.
-            ctx.save_for_backward(*tensors, rows.target, fields.clone(), prediction.clone())
+            ctx.save_for_backward(*tensors, call.target, fields.clone(), prediction.clone())
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(fields, prediction)
         return loss, fields, prediction
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        written, ignore_index, backend, chunk, dtype, wanted = ctx.plan
+        gradients_ready, ignore_index, backend, chunk, dtype, wanted = ctx.plan
         rest = (None,) * 5
         if upstream is None:
             return (None, None, None, *rest)
-        if written:
+        if gradients_ready:
             gradients = [scaled(gradient, upstream) for gradient in ctx.saved_tensors]
         else:
             gradients = linear_gradient(*ctx.saved_tensors, upstream, ignore_index, backend, chunk, dtype, wanted)

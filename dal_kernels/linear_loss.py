@@ -7,18 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dal_kernels.arguments import (
-    OF_LAYER,
-    Backend,
-    Bootstrap,
-    RowStats,
-    check_budget,
-    check_class_weight,
-    refuse_dtensor,
-)
+from dal_kernels.arguments import Backend, Bootstrap, RowStats, check_class_weight
 from dal_kernels.fields import Reduction
+from dal_kernels.layer import check_budget
 from dal_kernels.linear import linear_dynamics_aware_loss
 from dal_kernels.loss import DynamicsAwareLoss
+from dal_kernels.tensors import OF_LAYER, refuse_dtensor
 
 __all__ = ["LinearDynamicsAwareLoss"]
 

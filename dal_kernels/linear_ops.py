@@ -1,6 +1,6 @@
 """Operators of the loss fused with its classifier layer: chunks of rows through a matmul, a row kernel and two matmuls.
 
-    linear_loss(features, classifier, bias, target, q, bootstrap_weight, weight, ignore_index, reduction, hard,
+    linear_loss(features, classifier, bias, target, knobs, weight, objective, ignore_index, reduction,
                 backend, chunk, dtype, want_prediction, wanted)
         -> (loss, fields, prediction, features' gradient, classifier's, bias's)
     linear_gradient(features, classifier, bias, target, fields, prediction, upstream, ignore_index,
@@ -19,47 +19,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dal_kernels.arguments import HALVES, Rows, raise_for_labels
-from dal_kernels.fields import FIELDS, GRADIENT_FIELDS, REDUCTIONS
+from dal_kernels.arguments import Call, raise_for_labels
+from dal_kernels.fields import GRADIENT_FIELDS, NARROW_FIELDS, REDUCTIONS, loss_dtype_of
+from dal_kernels.layer import adds_up_halves, multiplies_halves
+from dal_kernels.objectives import OBJECTIVES
 from dal_kernels.once import DifferentiableOnce
-from dal_kernels.ops import KERNELS
+from dal_kernels.ops import KERNELS, kept_fields
 from dal_kernels.reference import row_factors
 from dal_kernels.slices import IGNORED, gradient
+from dal_kernels.tensors import HALVES
 
 _MEAN = REDUCTIONS.index("mean")
 
 # Of a copy of some of the classifier's rows in float32: stays in a cache, and is large enough for a matmul.
 _WIDENED_BYTES = 4 << 20
-
-
-def loss_dtype_of(dtype: torch.dtype) -> torch.dtype:
-    """Of a loss from logits of ``dtype``, and of all that is summed on the way."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def chunk_row_bytes(classes: int, dtype: torch.dtype, device: torch.device) -> int:
-    """What a row of a chunk takes: its logits, and where half matmuls cannot add up in float32, their copy that can."""
-    copied = dtype in HALVES and not _adds_up_halves(device)
-    return classes * (dtype.itemsize + (4 if copied else 0))
-
-
-def _adds_up_halves(device: torch.device) -> bool:
-    """Whether matmuls of half types can give and add to float32 there."""
-    return device.type == "cuda" and torch.version.hip is None
-
-
-def _multiplies_halves(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether torch has a fast matmul of a half type there: on a CPU, whether oneDNN takes it.
-
-    Without the instructions that oneDNN asks for, torch multiplies halves in loops that take up to a hundred times as
-    long as a float32 matmul.
-    """
-    if device.type != "cpu":
-        return True
-    name = "_is_mkldnn_bf16_supported" if dtype == torch.bfloat16 else "_is_mkldnn_fp16_supported"
-    # Private, and absent where torch was built without oneDNN.
-    supported = getattr(torch.ops.mkldnn, name, None)
-    return bool(torch.backends.mkldnn.enabled and supported is not None and supported())
 
 
 class LayerInChunks:
@@ -78,7 +51,7 @@ class LayerInChunks:
         self.classifier, self.bias = classifier.to(dtype), None if bias is None else bias.to(dtype)
         self.dtype, self.chunk, self.wanted = dtype, min(chunk, len(features)), wanted
         self.sums = loss_dtype_of(dtype)
-        self.widened = dtype in HALVES and not _multiplies_halves(dtype, features.device)
+        self.widened = dtype in HALVES and not multiplies_halves(dtype, features.device)
         # In which matmuls are made that do not add to anything.
         self.factors = self.sums if self.widened else dtype
         # The logits of a chunk, then their gradient, in float32 where that is not their own dtype.
@@ -110,7 +83,7 @@ class LayerInChunks:
         """What the gradient (n, C) of the logits of some rows adds."""
         of_features, of_classifier, of_bias = self.gradients
         halves = self.factors != self.sums
-        direct = halves and _adds_up_halves(gradient.device)
+        direct = halves and adds_up_halves(gradient.device)
         factors = self.wide[: len(gradient)].copy_(gradient) if self.widened else gradient
         if self.wanted[0]:
             if direct:
@@ -147,14 +120,6 @@ def _empty_gradients(
     return made[0], made[1], made[2]
 
 
-def _of_rows(value: Tensor, rows: slice) -> Tensor:
-    return value if value.dim() == 0 else value[rows]
-
-
-def _kept_fields(want_prediction: bool, backend: str) -> int:
-    return len(FIELDS) if want_prediction or backend == "cpu" else GRADIENT_FIELDS
-
-
 def _divisor(target: Tensor, classes: int, weight: Tensor | None, ignore_index: int, dtype: torch.dtype) -> Tensor:
     return row_factors(target, classes, weight, ignore_index, dtype).sum(dtype=torch.float64)
 
@@ -164,12 +129,11 @@ def _linear_loss(
     classifier: Tensor,
     bias: Tensor | None,
     target: Tensor,
-    q: Tensor,
-    bootstrap_weight: Tensor,
+    knobs: Tensor,
     weight: Tensor | None,
+    objective: int,
     ignore_index: int,
     reduction: int,
-    hard: bool,
     backend: str,
     chunk: int,
     dtype: torch.dtype,
@@ -178,12 +142,14 @@ def _linear_loss(
 ) -> tuple[Tensor, ...]:
     kernels = KERNELS[backend]
     loss, fields, prediction, *_ = _fake_loss(
-        features, classifier, bias, target, q, bootstrap_weight, weight, ignore_index, 0, hard, backend, chunk, dtype,
+        features, classifier, bias, target, knobs, weight, objective, ignore_index, 0, backend, chunk, dtype,
         want_prediction, wanted
     )  # fmt: skip
     logits = features.new_empty((), dtype=dtype).expand(len(features), len(classifier))
     # Here, because a kernel would name a bad label by its row in the chunk.
-    raise_for_labels(Rows(logits, target, q, bootstrap_weight, weight, ignore_index, "none", hard, False, target.shape))
+    raise_for_labels(
+        Call(logits, target, knobs, weight, OBJECTIVES[objective], ignore_index, "none", False, target.shape)
+    )
     # Gradients are divided once they are summed, for a half type would lose them before. Where the divisor is 0 they
     # are 0 / 0, but for those of ignored rows: 0.
     upstream, factor = torch.ones((), dtype=loss.dtype, device=loss.device), None
@@ -194,10 +160,8 @@ def _linear_loss(
     with torch.autocast(features.device.type, enabled=False):
         layer = LayerInChunks(features, classifier, bias, dtype, chunk, wanted)
         for rows, inputs, logits in layer.chunks():
-            arguments = (
-                logits, target[rows], _of_rows(q, rows), _of_rows(bootstrap_weight, rows), weight, ignore_index, 0,
-                hard, False
-            )  # fmt: skip
+            of_knobs = knobs if knobs.dim() == 1 else knobs[rows]
+            arguments = (logits, target[rows], of_knobs, weight, objective, ignore_index, 0, False)
             loss[rows], _, of_rows, argmax, *correction = kernels.loss_and_fields(*arguments, want_prediction)
             fields[:, rows] = of_rows
             if want_prediction:
@@ -234,19 +198,21 @@ def _linear_gradient(
     with torch.autocast(features.device.type, enabled=False):
         layer = LayerInChunks(features, classifier, bias, dtype, chunk, wanted)
         for rows, inputs, logits in layer.chunks():
-            of_rows = fields[: GRADIENT_FIELDS + 1, rows].contiguous()
+            # Those of a narrow objective end before what a gradient needs no more.
+            wide = len(fields) > NARROW_FIELDS
+            of_rows = fields[: None if wide else GRADIENT_FIELDS + 1, rows].contiguous()
             argmax = prediction[rows] if prediction.numel() else prediction
-            part = _of_rows(upstream, rows)
+            part = upstream if upstream.dim() == 0 else upstream[rows]
             made = gradient(logits, target[rows], of_rows, argmax, part, backend, in_place=True)
             layer.add(rows, inputs, made)
     return layer.gradients
 
 
 def _fake_loss(features: Tensor, classifier: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    *_, reduction, _, backend, _, dtype, want_prediction, wanted = arguments
+    *_, objective, _, reduction, backend, _, dtype, want_prediction, wanted = arguments
     rows, sums = features.shape[0], loss_dtype_of(dtype)
     loss = features.new_empty((rows,) if reduction == 0 else (), dtype=sums)
-    fields = features.new_empty((_kept_fields(want_prediction, backend), rows), dtype=sums)
+    fields = features.new_empty((kept_fields(objective, want_prediction or backend == "cpu"), rows), dtype=sums)
     prediction = features.new_empty((rows,) if want_prediction else (0,), dtype=torch.int64)
     return loss, fields, prediction, *_empty_gradients(features, classifier, wanted, sums)
 
@@ -260,8 +226,8 @@ _LAYER = "Tensor features, Tensor classifier, Tensor? bias, Tensor target, "
 _HOW = "str backend, int chunk, ScalarType dtype, "
 _library = torch.library.Library("dal_kernels", "FRAGMENT")
 _library.define(
-    f"linear_loss({_LAYER}Tensor q, Tensor bootstrap_weight, Tensor? weight, int ignore_index, int reduction, "
-    f"bool hard, {_HOW}bool want_prediction, int[] wanted) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    f"linear_loss({_LAYER}Tensor knobs, Tensor? weight, int objective, int ignore_index, int reduction, "
+    f"{_HOW}bool want_prediction, int[] wanted) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 _library.define(
     f"linear_gradient({_LAYER}Tensor fields, Tensor prediction, Tensor upstream, int ignore_index, {_HOW}int[] wanted)"
@@ -283,14 +249,22 @@ def finished(
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    features, classifier, bias, target, _, _, weight, ignore_index, reduction, hard, backend, chunk, dtype, *_ = inputs
+    features, classifier, bias, target, _, weight, objective, ignore_index, reduction, backend, chunk, dtype, *_ = (
+        inputs
+    )
     _, fields, prediction, *gradients = output
     if any(gradient.numel() for gradient in gradients):
         raise RuntimeError("linear_loss makes the gradients it is asked for: only without them is it differentiable")
     ctx.plan = (ignore_index, reduction, backend, chunk, dtype)
     ctx.mark_non_differentiable(fields, prediction, *gradients)
     ctx.save_for_backward(
-        features, classifier, bias, target, weight, fields, prediction if hard else prediction.new_empty(0)
+        features,
+        classifier,
+        bias,
+        target,
+        weight,
+        fields,
+        prediction if OBJECTIVES[objective].needs_argmax else prediction.new_empty(0),
     )
 
 
@@ -308,7 +282,7 @@ def _differentiate(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, 
     tensors = (features, classifier, bias)
     dtypes = [None if tensor is None else tensor.dtype for tensor in tensors]
     anchors = [tensor for tensor, want in zip(tensors, wanted, strict=True) if want]
-    return (*finished(gradients, dtypes, anchors, wanted), *(None,) * 12)
+    return (*finished(gradients, dtypes, anchors, wanted), *(None,) * 11)
 
 
 for _name, _run, _fake in (("loss", _linear_loss, _fake_loss), ("gradient", _linear_gradient, _fake_gradient)):

@@ -11,16 +11,17 @@ from torch import Tensor, nn
 
 from dal_kernels.arguments import (
     BACKENDS,
+    BOOTSTRAPS,
     Backend,
     Bootstrap,
     RowStats,
-    check_choice,
     check_class_weight,
     check_options,
 )
 from dal_kernels.fields import Reduction
 from dal_kernels.functional import dynamics_aware_loss
 from dal_kernels.schedule import DynamicsAwareSchedule
+from dal_kernels.tensors import check_choice
 
 __all__ = ["DynamicsAwareLoss"]
 
@@ -84,7 +85,8 @@ class DynamicsAwareLoss(nn.Module):
             raise TypeError(
                 f"q_start must be a number, got {type(q_start).__name__}; class weights are given as weight=..."
             )
-        self.ignore_index = check_options(ignore_index, reduction, bootstrap)
+        self.ignore_index = check_options(ignore_index, reduction)
+        check_choice("bootstrap", bootstrap, BOOTSTRAPS)
         check_choice("backend", backend, BACKENDS)
         if weight is not None:
             check_class_weight(weight, None)

@@ -2,15 +2,21 @@
 
 The operators of every backend have these schemas:
 
-    loss(logits, target, q, bootstrap_weight, weight, ignore_index, reduction, hard, want_gradient)
+    loss(logits, target, knobs, weight, objective, ignore_index, reduction, want_gradient)
         -> (loss, gradient, *correction)
     loss_and_fields(the same, want_prediction) -> (loss, gradient, fields, prediction, *correction)
     gradient(logits, target, fields, prediction, upstream, ignore_index, *correction) -> gradient
+    statistics(logits, want_argmax, wide) -> (sums, argmax)
 
-with logits (N, C), reduction an index into :data:`dal_kernels.fields.REDUCTIONS`, gradient (N, C) already divided for
-"mean", or empty where it is not wanted, fields (7, N) and prediction (N,) or empty. The gradient of a hard bootstrap
-needs the prediction. On a GPU there are target_prob and entropy only with it: fields (4, N) without. In ``gradient`` a
-target of C or more is a class that lies elsewhere: its row is written without the target's term.
+with logits (N, C), objective an id of :data:`dal_kernels.objectives.OBJECTIVES`, knobs its K knobs, (K,) or (N, K),
+reduction an index into :data:`dal_kernels.fields.REDUCTIONS`, gradient (N, C) already divided for "mean", or empty where
+it is not wanted, fields (7, N) and prediction (N,) or empty; of wide objectives fields are (9, N). A gradient with a term
+at the predicted class needs the prediction. On a GPU there are target_prob and entropy only with it: fields of other
+objectives are (4, N) without. In ``gradient`` a target of C or more is a class that lies elsewhere: its row is written
+without the target's term.
+
+Statistics are (3, N): m = max z, S = sum e^(z - m), W = sum e^(z - m) (z - m), and with ``wide`` (5, N): also
+sum (z - m) and sum e^(2 (z - m)). m of a row of -inf alone is -inf, and all else of it is as if m were 0.
 
 On a GPU the divisor of a mean is known only after the gradient is written: that is divided by N, and ``correction``,
 N over the true divisor, is left for the backward. On a CPU there is none.
@@ -28,7 +34,8 @@ from torch._ops import OpOverload
 
 from dal_kernels import extensions
 from dal_kernels.backends import cuda as _cuda
-from dal_kernels.fields import FIELDS, GRADIENT_FIELDS, loss_dtype
+from dal_kernels.fields import FIELDS, GRADIENT_FIELDS, NARROW_FIELDS, loss_dtype
+from dal_kernels.objectives import OBJECTIVES
 
 
 class Kernels(NamedTuple):
@@ -37,15 +44,16 @@ class Kernels(NamedTuple):
     Attributes:
         rescale: gradient in place from (saved tensors, upstream, ignore_index, whether it must be made again because it
             is rounded), without looking at the upstream's value; None where looking is free.
-        writes_gradient: whether the forward can write the gradient of such logits.
+        writes_gradient: whether the forward can write the gradient of such logits by an objective of that id.
         overwrite: ``gradient`` of contiguous logits that nobody needs afterwards, in their place where it can.
     """
 
     loss: OpOverload
     loss_and_fields: OpOverload
     gradient: OpOverload
+    statistics: OpOverload
     rescale: Callable[..., Tensor] | None
-    writes_gradient: Callable[[Tensor], bool]
+    writes_gradient: Callable[[Tensor, int], bool]
     overwrite: Callable[..., Tensor]
 
 
@@ -58,27 +66,36 @@ triton_error: str | None = None
 native_instruction_set = ""
 
 
+def kept_fields(objective: int, everything: bool) -> int:
+    """How many fields a row has: ``everything`` on a CPU, or with the prediction."""
+    if OBJECTIVES[objective].is_wide:
+        return len(FIELDS)
+    return NARROW_FIELDS if everything else GRADIENT_FIELDS
+
+
 def _fake_loss(
     logits: Tensor,
     target: Tensor,
-    q: Tensor,
-    bootstrap_weight: Tensor,
+    knobs: Tensor,
     weight: Tensor | None,
+    objective: int,
     ignore_index: int,
     reduction: int,
-    hard: bool,
     want_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
     loss = logits.new_empty((logits.shape[0],) if reduction == 0 else (), dtype=loss_dtype(logits))
     return loss, logits.new_empty(tuple(logits.shape) if want_gradient else (0,))
 
 
-def _fake_loss_and_fields(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    *shared, want_prediction = arguments
+def _fake_fields(logits: Tensor, arguments: tuple[Any, ...], everything: bool) -> tuple[Tensor, Tensor]:
+    *_, objective, _, _, _, want_prediction = arguments
     rows = logits.shape[0]
-    fields = logits.new_empty((len(FIELDS), rows), dtype=loss_dtype(logits))
-    prediction = logits.new_empty((rows,) if want_prediction else (0,), dtype=torch.int64)
-    return *_fake_loss(logits, *shared), fields, prediction
+    fields = logits.new_empty((kept_fields(objective, everything), rows), dtype=loss_dtype(logits))
+    return fields, logits.new_empty((rows,) if want_prediction else (0,), dtype=torch.int64)
+
+
+def _fake_loss_and_fields(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return *_fake_loss(logits, *arguments[:-1]), *_fake_fields(logits, arguments, everything=True)
 
 
 def _fake_gradient(logits: Tensor, *_: Any) -> Tensor:
@@ -92,21 +109,26 @@ def _fake_gpu_loss(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Ten
 
 def _fake_gpu_loss_and_fields(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     loss, gradient, correction = _fake_gpu_loss(logits, *arguments[:-1])
-    *_, fields, prediction = _fake_loss_and_fields(logits, *arguments)
-    count = len(FIELDS) if arguments[-1] else GRADIENT_FIELDS
-    return loss, gradient, fields.new_empty((count, logits.shape[0])), prediction, correction
+    return loss, gradient, *_fake_fields(logits, arguments, everything=arguments[-1]), correction
+
+
+def _fake_statistics(logits: Tensor, want_argmax: bool, wide: bool) -> tuple[Tensor, Tensor]:
+    rows = logits.shape[0]
+    sums = logits.new_empty((5 if wide else 3, rows), dtype=loss_dtype(logits))
+    return sums, logits.new_empty((rows,) if want_argmax else (0,), dtype=torch.int64)
 
 
 _CPU_FAKES: dict[str, Callable[..., Any]] = {
     "loss": _fake_loss,
     "loss_and_fields": _fake_loss_and_fields,
     "gradient": _fake_gradient,
+    "statistics": _fake_statistics,
 }
 _GPU_FAKES = _CPU_FAKES | {"loss": _fake_gpu_loss, "loss_and_fields": _fake_gpu_loss_and_fields}
 
 _LOSS_ARGUMENTS = (
-    "Tensor logits, Tensor target, Tensor q, Tensor bootstrap_weight, Tensor? weight, int ignore_index, "
-    "int reduction, bool hard, bool want_gradient"
+    "Tensor logits, Tensor target, Tensor knobs, Tensor? weight, int objective, int ignore_index, int reduction, "
+    "bool want_gradient"
 )
 _TRITON_SCHEMAS = {
     "loss": f"({_LOSS_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
@@ -115,6 +137,7 @@ _TRITON_SCHEMAS = {
         "(Tensor logits, Tensor target, Tensor fields, Tensor prediction, Tensor upstream, int ignore_index, "
         "Tensor correction) -> Tensor"
     ),
+    "statistics": "(Tensor logits, bool want_argmax, bool wide) -> (Tensor, Tensor)",
 }
 
 
@@ -122,13 +145,15 @@ def _register(
     backend: str,
     fakes: dict[str, Callable[..., Any]],
     rescale: Callable[..., Tensor] | None,
-    writes_gradient: Callable[[Tensor], bool],
+    writes_gradient: Callable[[Tensor, int], bool],
     overwrite: Callable[..., Tensor] | None,
 ) -> None:
     for name, fake in fakes.items():
         torch.library.register_fake(f"dal_kernels::{name}_{backend}", fake)
-    loss, loss_and_fields, gradient = (getattr(torch.ops.dal_kernels, f"{name}_{backend}").default for name in fakes)
-    KERNELS[backend] = Kernels(loss, loss_and_fields, gradient, rescale, writes_gradient, overwrite or gradient)
+    operators = {name: getattr(torch.ops.dal_kernels, f"{name}_{backend}").default for name in fakes}
+    KERNELS[backend] = Kernels(
+        **operators, rescale=rescale, writes_gradient=writes_gradient, overwrite=overwrite or operators["gradient"]
+    )
 
 
 def _overwrite_cpu(logits: Tensor, *arguments: Any) -> Tensor:
@@ -142,7 +167,7 @@ except ImportError as error:
     native_error = str(error)
 else:
     native_instruction_set = native_module.instruction_set
-    _register("cpu", _CPU_FAKES, None, lambda logits: True, _overwrite_cpu)
+    _register("cpu", _CPU_FAKES, None, lambda logits, objective: True, _overwrite_cpu)
 
 try:
     cuda_module = extensions.load("_cuda")

@@ -3,7 +3,7 @@
 torch.export, make_fx and torch.jit.trace keep operators and forget a torch.autograd.Function around them: what they
 record must be differentiable by itself, or a model that was exported with its loss would train nothing, in silence.
 
-    fused_loss(logits, target, q, bootstrap_weight, weight, ignore_index, reduction, hard, backend)
+    fused_loss(logits, target, knobs, weight, objective, ignore_index, reduction, backend)
         -> (loss, fields, prediction, correction)
 
 ``backend`` says whose kernels; the rest is as in :mod:`dal_kernels.ops`, ``correction`` being empty on a CPU. The
@@ -17,26 +17,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dal_kernels.arguments import Rows, RowStats
+from dal_kernels.arguments import Call, RowStats
 from dal_kernels.fields import ENTROPY, REDUCTION, TARGET_PROB
 from dal_kernels.once import DifferentiableOnce
 from dal_kernels.ops import KERNELS
 
 
-def recorded_loss(rows: Rows, backend: str) -> tuple[Tensor, RowStats | None]:
+def recorded_loss(call: Call, backend: str) -> tuple[Tensor, RowStats | None]:
     """The reduced loss of a checked call, as an operator that can be recorded; differentiable once."""
     loss, fields, prediction, _ = _fused_loss(
-        rows.logits,
-        rows.target,
-        rows.q,
-        rows.bootstrap_weight,
-        rows.weight,
-        rows.ignore_index,
-        REDUCTION[rows.reduction],
-        rows.hard,
+        call.logits,
+        call.target,
+        call.knobs,
+        call.weight,
+        call.objective.id,
+        call.ignore_index,
+        REDUCTION[call.reduction],
         backend,
     )
-    if not rows.want_stats:
+    if not call.want_stats:
         return loss, None
     return loss, RowStats(fields[TARGET_PROB].detach(), fields[ENTROPY].detach(), prediction)
 
@@ -49,7 +48,7 @@ def _run(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    logits, target, *_, ignore_index, _reduction, _hard, ctx.backend = inputs
+    logits, target, *_, ignore_index, _reduction, ctx.backend = inputs
     _, fields, prediction, correction = output
     ctx.ignore_index = ignore_index
     ctx.save_for_backward(logits, target, fields, prediction, correction)
@@ -64,13 +63,13 @@ def _differentiate(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, 
     )
     if torch.is_grad_enabled():
         gradient = DifferentiableOnce.apply(gradient, logits)
-    return gradient, *(None,) * 8
+    return gradient, *(None,) * 7
 
 
 _library = torch.library.Library("dal_kernels", "FRAGMENT")
 _library.define(
-    "fused_loss(Tensor logits, Tensor target, Tensor q, Tensor bootstrap_weight, Tensor? weight, int ignore_index, "
-    "int reduction, bool hard, str backend) -> (Tensor, Tensor, Tensor, Tensor)"
+    "fused_loss(Tensor logits, Tensor target, Tensor knobs, Tensor? weight, int objective, int ignore_index, "
+    "int reduction, str backend) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 _library.impl("fused_loss", _run, "CompositeExplicitAutograd")
 torch.library.register_fake("dal_kernels::fused_loss", _run, lib=_library)

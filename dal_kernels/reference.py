@@ -1,21 +1,23 @@
-"""The loss in plain PyTorch: what every kernel is held against, and the backend of last resort.
+"""The losses in plain PyTorch: what every kernel is held against, and the backend of last resort.
 
-Nothing here is fused or clever. Gradients come from autograd, to any order, in any floating dtype, on any device.
-Source of the formula: "Dynamics-Aware Loss for Learning with Label Noise", arXiv 2303.11562.
+Nothing here is fused or clever. Gradients come from autograd, to any order, in any floating dtype, on any device. The
+formulas are those of :mod:`dal_kernels.objectives`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, NamedTuple, overload
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dal_kernels.arguments import HALVES, Bootstrap, Options, Rows, RowStats, check, raise_for_labels
+from dal_kernels.arguments import BOOTSTRAPS, Bootstrap, Call, Options, RowStats, check, raise_for_labels
 from dal_kernels.fields import Reduction
+from dal_kernels.objectives import RowQuantities, bootstrap_term, dynamics_aware_of
+from dal_kernels.tensors import HALVES, check_choice
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -23,32 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["dynamics_aware_loss"]
 
 OFFICIAL_EPSILON = 1e-6
-
-
-class RowLosses(NamedTuple):
-    """Losses (N,) of rows, before any reduction; what row statistics are made of, still differentiable."""
-
-    loss: Tensor
-    target_prob: Tensor
-    entropy: Tensor
-    prediction: Tensor
-
-
-def generalized_cross_entropy(target_log_prob: Tensor, q: Tensor) -> Tensor:
-    """(1 - p_y^q) / q of rows from ln p_y; -ln p_y where q = 0."""
-    positive = torch.where(q == 0, 1.0, q)
-    # expm1, because 1 - p^q keeps no digit near p = 1; not far from it, because autograd's derivative of expm1, its
-    # result plus 1, keeps none there.
-    exponent = positive * target_log_prob
-    fit = torch.where(exponent < -0.5, 1.0 - exponent.exp(), -torch.expm1(exponent)) / positive
-    return torch.where(q == 0, -target_log_prob, fit)
-
-
-def bootstrap_term(measure: Tensor, q: Tensor, bootstrap_weight: Tensor, classes: int) -> Tensor:
-    r""":math:`\lambda/(q \ln C) \, B(p)` of rows. ``measure`` is B(p): the entropy, or -ln p of the predicted class."""
-    factor = bootstrap_weight / (torch.where(q == 0, 1.0, q) * math.log(classes))
-    # Skipped, not multiplied by zero: where it is off, the term must not add 0 * inf.
-    return torch.where(bootstrap_weight == 0, 0.0, factor * measure)
 
 
 def row_factors(target: Tensor, classes: int, weight: Tensor | None, ignore_index: int, dtype: torch.dtype) -> Tensor:
@@ -63,86 +39,85 @@ def row_factors(target: Tensor, classes: int, weight: Tensor | None, ignore_inde
     return torch.where(target == ignore_index, 0.0, factor)
 
 
-def row_losses(
-    logits: Tensor, target: Tensor, q: Tensor, bootstrap_weight: Tensor, *, hard: bool, official: bool = False
-) -> RowLosses:
-    r"""Loss of each row: :math:`(1 - p_y^q)/q + \lambda/(q \ln C) \, B(p)`.
-
-    B is the entropy of p, or with ``hard`` the negative log-likelihood of the predicted class.
-
-    Args:
-        logits: (N, C), float32 or float64.
-        target: (N,) int64, every entry in [0, C).
-        q, bootstrap_weight: 0-d or (N,).
-        hard: which bootstrap term.
-        official: the authors' arithmetic: p_y clamped to [1e-6, 1] and ln(p + 1e-6) in the entropy.
-    """
-    classes = logits.shape[1]
-    q, bootstrap_weight = q.to(logits.dtype), bootstrap_weight.to(logits.dtype)
+def row_quantities(logits: Tensor, target: Tensor, uses: Collection[str]) -> RowQuantities:
+    """Of logits (N, C), float32 or float64, and target (N,), every entry in [0, C). What is not in ``uses`` is NaN."""
     log_prob = F.log_softmax(logits, dim=1)
-    prob = log_prob.exp()
-    prediction = logits.argmax(dim=1)
-    # p ln p -> 0 at p = 0, in value and gradient: masked classes have logits of -inf.
-    entropy = -(prob * log_prob.masked_fill(log_prob == -math.inf, 0.0)).sum(dim=1)
-    target_log_prob = log_prob.gather(1, target.unsqueeze(1)).squeeze(1)
 
-    if official:
-        target_prob = prob.gather(1, target.unsqueeze(1)).squeeze(1).clamp(OFFICIAL_EPSILON, 1.0)
-        positive = torch.where(q == 0, 1.0, q)
-        loss = torch.where(q == 0, -target_log_prob, (1.0 - target_prob**positive) / positive)
-        soft = -(prob * (prob + OFFICIAL_EPSILON).log()).sum(dim=1)
-    else:
-        loss = generalized_cross_entropy(target_log_prob, q)
-        soft = entropy
-    if classes > 1:
-        measure = -log_prob.gather(1, prediction.unsqueeze(1)).squeeze(1) if hard else soft
-        loss = loss + bootstrap_term(measure, q, bootstrap_weight, classes)
-    return RowLosses(loss, target_log_prob.exp(), entropy, prediction)
+    def entropy() -> Tensor:
+        # p ln p -> 0 at p = 0, in value and gradient: masked classes have logits of -inf.
+        return -(log_prob.exp() * log_prob.masked_fill(log_prob == -math.inf, 0.0)).sum(dim=1)
+
+    unused = log_prob.new_full((), math.nan)
+    return RowQuantities(
+        log_prob=log_prob.gather(1, target.unsqueeze(1)).squeeze(1),
+        entropy=entropy() if "entropy" in uses else unused,
+        max_log_prob=log_prob.gather(1, logits.argmax(dim=1, keepdim=True)).squeeze(1)
+        if "max_log_prob" in uses
+        else unused,
+        sum_log_prob=log_prob.sum(dim=1) if "sum_log_prob" in uses else unused,
+        square_sum=log_prob.exp().square().sum(dim=1) if "square_sum" in uses else unused,
+        classes=logits.shape[1],
+    )
 
 
-def reduced_loss(rows: Rows, official: bool = False) -> tuple[Tensor, RowStats | None]:
+def official_dynamics_aware(logits: Tensor, target: Tensor, hard: bool, q: Tensor, bootstrap_weight: Tensor) -> Tensor:
+    """The authors' arithmetic: p_y clamped to [1e-6, 1] and ln(p + 1e-6) in the entropy. Arguments as of the formulas."""
+    row = row_quantities(logits, target, {"max_log_prob"})
+    prob = F.softmax(logits, dim=1)
+    target_prob = prob.gather(1, target.unsqueeze(1)).squeeze(1).clamp(OFFICIAL_EPSILON, 1.0)
+    positive = torch.where(q == 0, 1.0, q)
+    loss = torch.where(q == 0, -row.log_prob, (1.0 - target_prob**positive) / positive)
+    measure = -row.max_log_prob if hard else -(prob * (prob + OFFICIAL_EPSILON).log()).sum(dim=1)
+    return loss + bootstrap_term(measure, q, bootstrap_weight, row.classes)
+
+
+def reduced_loss(call: Call, official: bool = False) -> tuple[Tensor, RowStats | None]:
     """The reduced loss of a checked call, and its statistics where they were asked for, both over flat rows.
 
     A target that is neither a class nor ``ignore_index`` makes its row's loss NaN, without a host synchronisation.
     """
-    logits = rows.logits.float() if rows.logits.dtype in HALVES else rows.logits
-    ignored = rows.target == rows.ignore_index
-    valid = (rows.target >= 0) & (rows.target < logits.shape[1])
-    target = torch.where(valid, rows.target, 0)
+    logits = call.logits.float() if call.logits.dtype in HALVES else call.logits
+    ignored = call.target == call.ignore_index
+    valid = (call.target >= 0) & (call.target < logits.shape[1])
+    target = torch.where(valid, call.target, 0)
+    knobs = call.knobs.to(logits.dtype).unbind(-1)
 
     # Ignored rows leave the graph before anything is computed from them: a NaN in one must not reach the gradient.
     kept = logits.masked_fill(ignored.unsqueeze(1), 0.0)
-    losses = row_losses(kept, target, rows.q, rows.bootstrap_weight, hard=rows.hard, official=official)
-    factor = row_factors(rows.target, logits.shape[1], rows.weight, rows.ignore_index, logits.dtype)
-    loss = torch.where(ignored, 0.0, losses.loss * factor)
-    if rows.reduction != "none":
+    if official:
+        losses = official_dynamics_aware(kept, target, call.objective.needs_argmax, *knobs)
+    else:
+        losses = call.objective.formula(row_quantities(kept, target, call.objective.uses), *knobs)
+    factor = row_factors(call.target, logits.shape[1], call.weight, call.ignore_index, logits.dtype)
+    loss = torch.where(ignored, 0.0, losses * factor)
+    if call.reduction != "none":
         loss = loss.sum()
-    if rows.reduction == "mean":
+    if call.reduction == "mean":
         loss = loss / factor.sum()
-    if not rows.want_stats:
+    if not call.want_stats:
         return loss, None
 
     with torch.no_grad():
-        every = row_losses(logits, target, rows.q, rows.bootstrap_weight, hard=rows.hard)
+        row = row_quantities(logits, target, {"entropy"})
         known = valid & ~ignored
-        return loss, RowStats(torch.where(known, every.target_prob, math.nan), every.entropy, every.prediction)
+        return loss, RowStats(torch.where(known, row.prob, math.nan), row.entropy, logits.argmax(dim=1))
 
 
-def run_weighted(run: Callable[[Rows], tuple[Tensor, RowStats | None]], rows: Rows) -> tuple[Tensor, RowStats | None]:
-    """``run(rows)``, and where there are sample weights its losses of rows, weighted and then reduced.
+def run_weighted(run: Callable[[Call], tuple[Tensor, RowStats | None]], call: Call) -> tuple[Tensor, RowStats | None]:
+    """``run(call)``, and where there are sample weights its losses of rows, weighted and then reduced.
 
     "mean" divides by the sum of what the rows count: sample weight times class weight, 0 of an ignored row.
     """
-    if rows.sample_weight is None:
-        return run(rows)
-    loss, stats = run(rows._replace(reduction="none", sample_weight=None))
-    kept = torch.where(rows.target == rows.ignore_index, 0.0, rows.sample_weight)
+    if call.sample_weight is None:
+        return run(call)
+    loss, stats = run(call._replace(reduction="none", sample_weight=None))
+    kept = torch.where(call.target == call.ignore_index, 0.0, call.sample_weight)
     loss = loss * kept
-    if rows.reduction != "none":
+    if call.reduction != "none":
         loss = loss.sum()
-    if rows.reduction == "mean":
-        classes = rows.logits.shape[1]
-        loss = loss / (kept * row_factors(rows.target, classes, rows.weight, rows.ignore_index, kept.dtype)).sum()
+    if call.reduction == "mean":
+        classes = call.logits.shape[1]
+        loss = loss / (kept * row_factors(call.target, classes, call.weight, call.ignore_index, kept.dtype)).sum()
     return loss, stats
 
 
@@ -201,9 +176,11 @@ def dynamics_aware_loss(
         official: use the authors' arithmetic instead of the exact formula: p_y clamped to [1e-6, 1], so that rows below
             have no gradient from the first term, and ln(p + 1e-6) in the entropy.
     """
-    rows = check(
-        input, target, q, bootstrap_weight, weight, ignore_index, reduction, bootstrap, return_stats, sample_weight
-    )
-    raise_for_labels(rows)
-    shaped: Tensor | tuple[Tensor, RowStats] = rows.shaped(*run_weighted(lambda of: reduced_loss(of, official), rows))
+    check_choice("bootstrap", bootstrap, BOOTSTRAPS)
+    call = check(
+        input, target, dynamics_aware_of(bootstrap), (q, bootstrap_weight), weight, ignore_index, reduction,
+        return_stats, sample_weight,
+    )  # fmt: skip
+    raise_for_labels(call)
+    shaped: Tensor | tuple[Tensor, RowStats] = call.shaped(*run_weighted(lambda of: reduced_loss(of, official), call))
     return shaped

@@ -1,7 +1,7 @@
 """A batch of rows whose classes lie in slices: statistics of a slice, merged, and the gradient of a slice from them.
 
-Statistics (m, S, W) are those of csrc/row_stats.h, in float64: a few numbers a row cost nothing. The objective is
-reference.py's, and the coefficients of its gradient are its derivatives.
+Statistics are those of csrc/row_sums.h, in float64: a few numbers a row cost nothing. The objective is its formula, and
+the slopes of it are autograd's.
 """
 
 from __future__ import annotations
@@ -12,54 +12,58 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dal_kernels.arguments import HALVES, Rows, RowStats
-from dal_kernels.fields import FIELDS
+from dal_kernels.arguments import Call, RowStats
+from dal_kernels.fields import loss_dtype
+from dal_kernels.objectives import Objective, RowQuantities
 from dal_kernels.ops import KERNELS
-from dal_kernels.reference import bootstrap_term, generalized_cross_entropy, row_factors
+from dal_kernels.reference import row_factors
+from dal_kernels.tensors import HALVES
 
 # In gradient(): a row that is ignored, and a class that lies in another slice.
 IGNORED = -1
-_SCALE, _ENTROPY = FIELDS.index("scale"), FIELDS.index("entropy")
 # As an exponent in the place of -inf (or of one that far down): its power is 0, and its product with that is 0 too.
 _LOWEST = -1e4
 
 
 class Statistics(NamedTuple):
-    """Of rows (N,), float64: m = max z, S = sum e^(z - m), W = sum e^(z - m) (z - m); int64: the first class with m.
+    """Of rows (N,), float64, but for argmax, int64: the first class with m.
 
-    Of a slice without classes, or of -inf alone, S = W = 0. A NaN is the maximum.
+    With d = z - m: m = max z, S = sum e^d, W = sum e^d d, and of wide objectives D = sum d, P = sum e^2d, else None.
+    Of a slice without classes, or of -inf alone, S = W = P = 0. A NaN is the maximum.
+
+    Attributes:
+        classes: how many are summed over, a number or (R, 1) of slices.
     """
 
     peak: Tensor
     total: Tensor
     weighted: Tensor
     argmax: Tensor
+    differences: Tensor | None = None
+    squares: Tensor | None = None
+    classes: float | Tensor = 0
 
 
-def statistics(logits: Tensor, backend: str) -> Statistics:
+def statistics(logits: Tensor, backend: str, wide: bool) -> Statistics:
     """Of rows (N, C), C >= 0, by the kernels of ``backend``."""
     rows, classes = logits.shape
     if classes == 0:
         zero = logits.new_zeros(rows, dtype=torch.float64)
-        return Statistics(zero - math.inf, zero, zero, zero.long())
-    if backend == "eager":
-        z = logits.float() if logits.dtype in HALVES else logits
-        argmax = z.argmax(1)
-        peak = z.gather(1, argmax.unsqueeze(1))
-        d = (z - _origin(peak)).clamp_min(_LOWEST)
-        e = d.exp()
-        return Statistics(peak.squeeze(1).double(), e.sum(1).double(), (e * d).sum(1).double(), argmax)
-    # Any loss will do: cross-entropy of the first class has the scale 1 / S.
-    kernels, zero = KERNELS[backend], logits.new_zeros((), dtype=torch.float32)
-    target = torch.zeros(rows, dtype=torch.int64, device=logits.device)
-    _, _, fields, argmax, *_ = kernels.loss_and_fields(
-        logits, target, zero, zero, None, IGNORED, 0, False, False, True
-    )  # fmt: skip
-    peak = logits.gather(1, argmax.unsqueeze(1)).squeeze(1).double()
-    total = 1 / fields[_SCALE].double()
-    weighted = total * (total.log() - fields[_ENTROPY].double())
-    empty = peak == -math.inf
-    return Statistics(peak, torch.where(empty, 0.0, total), torch.where(empty, 0.0, weighted), argmax)
+        return Statistics(zero - math.inf, zero, zero, zero.long(), *((zero, zero) if wide else (None, None)))
+    if backend != "eager":
+        sums, argmax = KERNELS[backend].statistics(logits, True, wide)
+        peak, total, weighted, *others = sums.double().unbind(0)
+        return Statistics(peak, total, weighted, argmax, *(others or (None, None)), classes)
+    z = logits.float() if logits.dtype in HALVES else logits
+    argmax = z.argmax(1)
+    peak = z.gather(1, argmax.unsqueeze(1))
+    difference = z - _origin(peak)
+    d = difference.clamp_min(_LOWEST)
+    e = d.exp()
+    found = Statistics(peak.squeeze(1).double(), e.sum(1).double(), (e * d).sum(1).double(), argmax, classes=classes)
+    if wide:
+        found = found._replace(differences=difference.sum(1).double(), squares=(e * e).sum(1).double())
+    return found
 
 
 def _origin(peak: Tensor) -> Tensor:
@@ -67,11 +71,23 @@ def _origin(peak: Tensor) -> Tensor:
     return torch.where(peak == -math.inf, 0.0, peak)
 
 
-def _moved(of: Statistics, peak: Tensor) -> Statistics:
-    """To a larger maximum: with s = m - peak, W <- e^s (W + S s), S <- e^s S. What has S = 0 has nothing to move."""
-    shift = torch.where(of.total == 0, 0.0, of.peak - peak).clamp_min(_LOWEST)
-    ratio = shift.exp()
-    return Statistics(peak, ratio * of.total, ratio * (of.weighted + of.total * shift), of.argmax)
+def _moved(slices: Statistics, peak: Tensor) -> Statistics:
+    """To a larger maximum: with s = m - peak, r = e^s: W <- r (W + S s), S <- r S, D <- D + C s, P <- r^2 P.
+
+    What has S = 0 has nothing to move.
+    """
+    moves = slices.total != 0
+    shift = torch.where(moves, slices.peak - peak, 0.0)
+    clamped = shift.clamp_min(_LOWEST)
+    ratio = clamped.exp()
+    moved = slices._replace(
+        peak=peak, total=ratio * slices.total, weighted=ratio * (slices.weighted + slices.total * clamped)
+    )
+    if slices.differences is None or slices.squares is None:
+        return moved
+    return moved._replace(
+        differences=slices.differences + slices.classes * shift, squares=ratio * ratio * slices.squares
+    )
 
 
 def merge(slices: Statistics) -> Statistics:
@@ -80,61 +96,110 @@ def merge(slices: Statistics) -> Statistics:
     moved = _moved(slices, peak)
     largest = torch.where(peak.isnan(), slices.peak.isnan(), slices.peak == peak)
     argmax = torch.where(largest, slices.argmax, torch.iinfo(torch.int64).max).amin(0)
-    return Statistics(peak, moved.total.sum(0), moved.weighted.sum(0), argmax)
+    differences, squares = (None if sums is None else sums.sum(0) for sums in (moved.differences, moved.squares))
+    return Statistics(peak, moved.total.sum(0), moved.weighted.sum(0), argmax, differences, squares)
+
+
+def quantities_of(whole: Statistics, target_logit: Tensor, classes: int) -> RowQuantities:
+    """What the formulas take, from statistics of whole rows."""
+    log_sum = whole.total.log()
+    unused = torch.full_like(log_sum, math.nan)
+    return RowQuantities(
+        log_prob=target_logit - whole.peak - log_sum,
+        entropy=log_sum - whole.weighted / whole.total,
+        max_log_prob=-log_sum,
+        sum_log_prob=unused if whole.differences is None else whole.differences - classes * log_sum,
+        square_sum=unused if whole.squares is None else whole.squares / whole.total**2,
+        classes=classes,
+    )
+
+
+class Slopes(NamedTuple):
+    """Derivatives of a loss by the quantities of its row, (N,)."""
+
+    log_prob: Tensor
+    entropy: Tensor
+    max_log_prob: Tensor
+    sum_log_prob: Tensor
+    square_sum: Tensor
+
+
+def slopes_of(objective: Objective, row: RowQuantities, knobs: tuple[Tensor, ...]) -> tuple[Tensor, Slopes]:
+    """The loss of rows, and its slopes by autograd."""
+    with torch.enable_grad():
+        inner = [value.detach().clone().requires_grad_() for value in row[:5]]
+        loss = objective.formula(RowQuantities(*inner, row.classes), *knobs)
+        found = torch.autograd.grad(loss.sum(), inner, allow_unused=True)
+    return loss.detach(), Slopes(*(torch.zeros_like(loss) if slope is None else slope for slope in found))
+
+
+class Coefficients(NamedTuple):
+    """Of the gradient of a row, dL/dz_j = e^d (scale + slope d + square e^d) + constant - t [j = y] - u [j = argmax]."""
+
+    scale: Tensor
+    slope: Tensor
+    target_term: Tensor
+    argmax_term: Tensor
+    square: Tensor
+    constant: Tensor
+
+
+def coefficients_of(whole: Statistics, row: RowQuantities, slopes: Slopes) -> Coefficients:
+    """The one chain rule of all losses, as csrc/objective.h has it too."""
+    square = slopes.square_sum if whole.squares is None else slopes.square_sum * row.square_sum
+    a = -(slopes.log_prob + slopes.max_log_prob + row.classes * slopes.sum_log_prob + 2 * square)
+    b = -slopes.entropy
+    total = whole.total
+    return Coefficients(
+        (a - b * (whole.weighted / total)) / total,
+        b / total,
+        -slopes.log_prob,
+        -slopes.max_log_prob,
+        2 * slopes.square_sum / total**2,
+        slopes.sum_log_prob,
+    )
 
 
 class Finished(NamedTuple):
-    """Of flat rows: the reduced loss, and A, B, t, u of objective.h (float64, divided for a mean), or None."""
+    """Of flat rows: the reduced loss, and the coefficients of its gradient (float64, divided for a mean), or None."""
 
     loss: Tensor
-    coefficients: tuple[Tensor, Tensor, Tensor, Tensor] | None
+    coefficients: Coefficients | None
     stats: RowStats | None
 
 
-def finish(rows: Rows, of: Statistics, target_logit: Tensor, want_gradient: bool) -> Finished:
+def finish(call: Call, whole: Statistics, target_logit: Tensor, want_gradient: bool) -> Finished:
     """Statistics of whole rows -> what reference.reduced_loss gives, and the coefficients of the gradient."""
-    classes, dtype = rows.logits.shape[1], torch.float64
-    q, bootstrap_weight = rows.q.to(dtype), rows.bootstrap_weight.to(dtype)
-    log_sum = of.total.log()
-    mean = of.weighted / of.total
-    log_prob, entropy = target_logit - of.peak - log_sum, log_sum - mean
-    with torch.set_grad_enabled(want_gradient):
-        inner, measure = log_prob.detach().clone(), (log_sum if rows.hard else entropy).detach().clone()
-        inner.requires_grad_(want_gradient), measure.requires_grad_(want_gradient)
-        loss = generalized_cross_entropy(inner, q)
-        if classes > 1:
-            loss = loss + bootstrap_term(measure, q, bootstrap_weight, classes)
-        coefficients = None
-        if want_gradient:
-            # Derivatives by ln p_y and by B(p): those by the logits follow by the chain rule.
-            by_fit, by_measure = torch.autograd.grad(loss.sum(), (inner, measure), allow_unused=True)
-            by_measure = torch.zeros_like(by_fit) if by_measure is None else by_measure
-            u = by_measure if rows.hard else torch.zeros_like(by_fit)
-            b = torch.zeros_like(by_fit) if rows.hard else -by_measure
-            coefficients = ((u - by_fit - b * mean) / of.total, b / of.total, -by_fit, u)
-    ignored = rows.target == rows.ignore_index
-    factor = row_factors(rows.target, classes, rows.weight, rows.ignore_index, dtype)
-    loss = torch.where(ignored, 0.0, loss.detach() * factor)
-    if rows.reduction != "none":
+    classes, dtype = call.logits.shape[1], torch.float64
+    row = quantities_of(whole, target_logit, classes)
+    loss, slopes = slopes_of(call.objective, row, call.knobs.to(dtype).unbind(-1))
+    ignored = call.target == call.ignore_index
+    factor = row_factors(call.target, classes, call.weight, call.ignore_index, dtype)
+    loss = torch.where(ignored, 0.0, loss * factor)
+    if call.reduction != "none":
         loss = loss.sum()
-    if rows.reduction == "mean":
+    if call.reduction == "mean":
         divisor = factor.sum()
         loss = loss / divisor
         factor = torch.where(ignored, 0.0, factor / divisor)
-    if coefficients is not None:
-        a, b, t, u = (torch.where(ignored, 0.0, value * factor) for value in coefficients)
-        coefficients = (a, b, t, u)
-    sums = torch.float64 if rows.logits.dtype == torch.float64 else torch.float32
+    coefficients = None
+    if want_gradient:
+        made = coefficients_of(whole, row, slopes)
+        coefficients = Coefficients(*(torch.where(ignored, 0.0, value * factor) for value in made))
+    sums = loss_dtype(call.logits)
     stats = None
-    if rows.want_stats:
-        prob = torch.where(ignored, math.nan, log_prob.exp())
-        stats = RowStats(prob.to(sums), entropy.to(sums), of.argmax)
+    if call.want_stats:
+        prob = torch.where(ignored, math.nan, row.prob)
+        stats = RowStats(prob.to(sums), row.entropy.to(sums), whole.argmax)
     return Finished(loss.to(sums), coefficients, stats)
 
 
-def fields_of(peak: Tensor, coefficients: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
-    """m and coefficients as fields (5, N) of any backend."""
-    return torch.stack([_origin(peak), *coefficients]).to(dtype)
+def fields_of(peak: Tensor, of_rows: Coefficients, dtype: torch.dtype, wide: bool) -> Tensor:
+    """m and coefficients as fields of any backend: (5, N), or (9, N) of wide objectives."""
+    fields = [_origin(peak), *of_rows[:4]]
+    if wide:  # between them lie statistics, which no gradient reads
+        fields += [torch.zeros_like(peak), torch.zeros_like(peak), of_rows.square, of_rows.constant]
+    return torch.stack(fields).to(dtype)
 
 
 def gradient(
@@ -158,11 +223,16 @@ def gradient(
 
 
 def _eager_gradient(logits: Tensor, target: Tensor, fields: Tensor, prediction: Tensor, upstream: Tensor) -> Tensor:
-    """e^(z - m) (A + B (z - m)) - t [j = y] - u [j = argmax z]."""
+    """Of :class:`Coefficients`."""
     classes = logits.shape[1]
-    peak, a, b, t, u = fields.unsqueeze(2)
+    peak, a, b, t, u, *others = fields.unsqueeze(2)
     d = (logits.to(fields.dtype) - peak).clamp_min(_LOWEST)
-    result = d.exp() * (a + b * d)
+    e = d.exp()
+    if others:
+        *_, square, constant = others
+        result = e * (a + b * d + square * e) + constant
+    else:
+        result = e * (a + b * d)
     for at, term in ((target, t), (prediction, u)):
         if at.numel():
             inside = ((at >= 0) & (at < classes)).unsqueeze(1)

@@ -27,12 +27,14 @@ struct RowKernel {
   // Whole rows [begin, end), statistics to gradient, while the row is in cache.
   void (*rows)(const ForwardBatch<Storage>&, std::int64_t begin, std::int64_t end);
   // The same in three steps for few long rows: their blocks, the rows, their blocks again.
-  void (*block_stats)(const ForwardBatch<Storage>&, RowStats<A>*, std::int64_t begin, std::int64_t end);
-  void (*finish_rows)(const ForwardBatch<Storage>&, const RowStats<A>*, RowGradient<A>*);
+  void (*block_sums)(const ForwardBatch<Storage>&, RowSums<A>*, std::int64_t begin, std::int64_t end);
+  void (*finish_rows)(const ForwardBatch<Storage>&, const RowSums<A>*, RowGradient<A>*);
   void (*block_gradients)(
-      const ForwardBatch<Storage>&, const RowStats<A>*, const RowGradient<A>*, std::int64_t begin, std::int64_t end);
+      const ForwardBatch<Storage>&, const RowSums<A>*, const RowGradient<A>*, std::int64_t begin, std::int64_t end);
   // Blocks of a gradient from saved fields (reduction "none", fp16).
   void (*recompute)(const BackwardBatch<Storage>&, std::int64_t begin, std::int64_t end);
+  // Sums of rows [begin, end), and nothing else.
+  void (*row_sums)(const SumsBatch<Storage>&, std::int64_t begin, std::int64_t end);
 };
 
 struct RowKernels {

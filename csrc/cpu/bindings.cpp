@@ -22,20 +22,19 @@ struct TorchThreads {
 
 // Every output of an operator costs most of a microsecond, so what training does not need has an operator of its own.
 using Loss = std::tuple<Tensor, Tensor>;                           // loss, gradient (N, C) or empty
-using LossAndFields = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // the same, fields (kFields, N), prediction (N,)
+using LossAndFields = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // the same, fields (F, N), prediction (N,) or empty
 
 template <bool FIELDS>
 auto run_loss(
-    const Tensor& given, const Tensor& target, const Tensor& q, const Tensor& bootstrap_weight,
-    const std::optional<Tensor>& weight, std::int64_t ignore_index, std::int64_t reduction, bool hard,
-    bool want_gradient, bool want_prediction) {
+    const Tensor& given, const Tensor& target, const Tensor& knobs, const std::optional<Tensor>& weight,
+    std::int64_t objective, std::int64_t ignore_index, std::int64_t reduction, bool want_gradient,
+    bool want_prediction) {
   const Tensor logits = with_unit_class_stride(given);
   const Place place = Place::of(logits);
   return dispatch(logits, [&](auto storage) {
     using S = decltype(storage);
     using A = Arithmetic<S>;
-    ForwardBatch<S> batch =
-        forward_batch<S>(logits, target, q, bootstrap_weight, weight, ignore_index, reduction, hard);
+    ForwardBatch<S> batch = forward_batch<S>(logits, target, knobs, weight, objective, ignore_index, reduction);
     const std::int64_t rows = batch.logits.rows, classes = batch.logits.classes;
     const bool scalar = reduction != kNone;
     Tensor loss = scalar ? empty<0>({}, dtype_code<A>(), place) : empty<1>({rows}, dtype_code<A>(), place);
@@ -51,7 +50,7 @@ auto run_loss(
       if (scalar) *static_cast<A*>(loss.mutable_data_ptr()) = static_cast<A>(reduced);
     };
     if constexpr (FIELDS) {
-      Tensor fields = empty<2>({kFields, rows}, dtype_code<A>(), place);
+      Tensor fields = empty<2>({is_wide(objective) ? kFields : kNarrowFields, rows}, dtype_code<A>(), place);
       Tensor prediction = empty<1>({want_prediction ? rows : 0}, aoti_torch_dtype_int64(), place);
       batch.fields = static_cast<A*>(fields.mutable_data_ptr());
       if (want_prediction) batch.prediction = static_cast<std::int64_t*>(prediction.mutable_data_ptr());
@@ -65,17 +64,32 @@ auto run_loss(
 }
 
 Loss loss_cpu(
-    Tensor logits, Tensor target, Tensor q, Tensor bootstrap_weight, std::optional<Tensor> weight,
-    std::int64_t ignore_index, std::int64_t reduction, bool hard, bool want_gradient) {
-  return run_loss<false>(
-      logits, target, q, bootstrap_weight, weight, ignore_index, reduction, hard, want_gradient, false);
+    Tensor logits, Tensor target, Tensor knobs, std::optional<Tensor> weight, std::int64_t objective,
+    std::int64_t ignore_index, std::int64_t reduction, bool want_gradient) {
+  return run_loss<false>(logits, target, knobs, weight, objective, ignore_index, reduction, want_gradient, false);
 }
 
 LossAndFields loss_and_fields_cpu(
-    Tensor logits, Tensor target, Tensor q, Tensor bootstrap_weight, std::optional<Tensor> weight,
-    std::int64_t ignore_index, std::int64_t reduction, bool hard, bool want_gradient, bool want_prediction) {
+    Tensor logits, Tensor target, Tensor knobs, std::optional<Tensor> weight, std::int64_t objective,
+    std::int64_t ignore_index, std::int64_t reduction, bool want_gradient, bool want_prediction) {
   return run_loss<true>(
-      logits, target, q, bootstrap_weight, weight, ignore_index, reduction, hard, want_gradient, want_prediction);
+      logits, target, knobs, weight, objective, ignore_index, reduction, want_gradient, want_prediction);
+}
+
+std::tuple<Tensor, Tensor> statistics_cpu(Tensor given, bool want_argmax, bool wide) {
+  const Tensor logits = with_unit_class_stride(given);
+  const Place place = Place::of(logits);
+  return dispatch(logits, [&](auto storage) {
+    using S = decltype(storage);
+    using A = Arithmetic<S>;
+    const std::int64_t rows = logits.size(0);
+    Tensor values = empty<2>({wide ? 5 : 3, rows}, dtype_code<A>(), place);
+    Tensor argmax = empty<1>({want_argmax ? rows : 0}, aoti_torch_dtype_int64(), place);
+    sums(SumsBatch<S>{logits_of<S>(logits), wide, static_cast<A*>(values.mutable_data_ptr()),
+                      want_argmax ? static_cast<std::int64_t*>(argmax.mutable_data_ptr()) : nullptr},
+         kernel_of<S>(row_kernels()), TorchThreads{});
+    return std::tuple<Tensor, Tensor>{values, argmax};
+  });
 }
 
 Tensor gradient_cpu(
@@ -109,6 +123,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(dal_kernels, m) {
   m.def("loss_cpu(" DAL_LOSS_ARGUMENTS ") -> (Tensor, Tensor)");
   m.def("loss_and_fields_cpu(" DAL_LOSS_ARGUMENTS ", bool want_prediction) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("gradient_cpu(" DAL_GRADIENT_ARGUMENTS ") -> Tensor");
+  m.def("statistics_cpu(Tensor logits, bool want_argmax, bool wide) -> (Tensor, Tensor)");
   m.def("overwrite_cpu(Tensor(a!) logits, Tensor target, Tensor fields, Tensor prediction, Tensor upstream, "
         "int ignore_index) -> ()");
 }
@@ -117,6 +132,7 @@ STABLE_TORCH_LIBRARY_IMPL(dal_kernels, CPU, m) {
   m.impl("loss_cpu", TORCH_BOX(&dal::loss_cpu));
   m.impl("loss_and_fields_cpu", TORCH_BOX(&dal::loss_and_fields_cpu));
   m.impl("gradient_cpu", TORCH_BOX(&dal::gradient_cpu));
+  m.impl("statistics_cpu", TORCH_BOX(&dal::statistics_cpu));
   m.impl("overwrite_cpu", TORCH_BOX(&dal::overwrite_cpu));
 }
 

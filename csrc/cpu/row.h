@@ -1,4 +1,4 @@
-// The CPU row kernel: statistics, objective, affine gradient, on a row that stays in cache.
+// The CPU row kernel: sums, objective, affine gradient, on a row that stays in cache.
 // Included once an instruction set, inside its namespace, after lanes.h: no include guard.
 
 // Blocks of one row, or the part of a batch of rows, that begin at class `first`.
@@ -55,29 +55,37 @@ template <class S, class N> DAL_LANE Pack<S> recall(const Arithmetic<S>* from, N
   return pack;
 }
 
-// m = max z,  S = sum e^(z-m),  W = sum e^(z-m) (z-m), and with KEEP the e^(z-m) themselves.
-// NaN and +inf make S NaN by themselves (+inf - +inf); -inf gives e = 0 and a finite, clamped z - m, so 0 in W.
-template <class S, bool KEEP>
-DAL_LANE RowStats<Arithmetic<S>> block_stats_of(const S* z, std::int64_t size, Arithmetic<S>* kept) {
+// m = max z,  S = sum e^(z-m),  W = sum e^(z-m) (z-m), with WIDE D = sum (z-m) and P = sum e^2(z-m), and with KEEP the
+// e^(z-m) themselves. NaN and +inf make S NaN by themselves (+inf - +inf); -inf gives e = 0 and a finite, clamped z - m,
+// so 0 in W.
+template <class S, bool KEEP, bool WIDE>
+DAL_LANE RowSums<Arithmetic<S>> block_sums_of(const S* z, std::int64_t size, Arithmetic<S>* kept) {
   using A = Arithmetic<S>;
   constexpr A lowest = -std::numeric_limits<A>::infinity();
   const A max = block_max(z, size);
   const Vec<A> base = splat(max == lowest ? A(0) : max);
-  Vec<A> sum{}, weighted{};
+  Vec<A> sum{}, weighted{}, differences{}, squares{};
   for_packs<S>(size, [&](std::int64_t j, auto n) {
     // What comes next, while the arithmetic leaves memory idle. It may lie past the end: that is no access.
     __builtin_prefetch(z + j + size, 0, 2);
     if (KEEP && in_gradient<S>) __builtin_prefetch(kept + j + size, 1, 2);
     Pack<S> pack = get(z + j, n, lowest);
+    if constexpr (WIDE) {  // positions past the end must add nothing
+      const Pack<S> own = get(z + j, n, base[0]);
+      for (const Vec<A>& v : own.part) differences += v - base;
+    }
     for (Vec<A>& v : pack.part) {
       const Vec<A> d = at_least<A>(v - base, Exp<A>::low);
       v = exp_of<A>(d);
       sum += v;
       weighted += v * d;
+      if constexpr (WIDE) squares += v * v;
     }
     if (KEEP) keep<S>(kept + j, pack, n);
   });
-  return {max, sum_of<A>(sum), sum_of<A>(weighted)};
+  if constexpr (WIDE)
+    return {max, sum_of<A>(sum), sum_of<A>(weighted), sum_of<A>(differences), sum_of<A>(squares), static_cast<A>(size)};
+  return {max, sum_of<A>(sum), sum_of<A>(weighted), A(0), A(0), static_cast<A>(size)};
 }
 
 // First class whose logit equals `value` (or is NaN, with `value` NaN), or `size`.
@@ -104,8 +112,8 @@ template <class S> DAL_LANE std::int64_t first_equal(const S* z, std::int64_t si
 
 // The class torch.argmax names: the first NaN, else the first maximum.
 template <class S>
-std::int64_t argmax(const S* z, std::int64_t classes, const RowStats<Arithmetic<S>>* blocks,
-                    const RowStats<Arithmetic<S>>& row) {
+std::int64_t argmax(const S* z, std::int64_t classes, const RowSums<Arithmetic<S>>* blocks,
+                    const RowSums<Arithmetic<S>>& row) {
   using A = Arithmetic<S>;
   const auto find = [&](A value, bool everywhere) {
     for (std::int64_t b = 0; b * kBlock < classes; ++b) {
@@ -123,20 +131,24 @@ std::int64_t argmax(const S* z, std::int64_t classes, const RowStats<Arithmetic<
   return find(row.max, false);
 }
 
-// dL/dz_j = e_j (A + B (z_j - m)) - t [j = y] - u [j = k*], with e_j = ratio e^(z_j - base): e^(z_j - base) is either
-// KEPT by the first pass, base being its block's maximum, or computed again. Rounded once, at the store.
-template <class S> struct GradientBlock {
+// dL/dz_j = e_j (A + B (z_j - m)) - t [j = y] - u [j = k*], with WIDE and e_j E in the brackets and + D behind them,
+// with e_j = ratio e^(z_j - base): e^(z_j - base) is either KEPT by the first pass, base being its block's maximum, or
+// computed again. Rounded once, at the store.
+template <class S, bool WIDE> struct GradientBlock {
   using A = Arithmetic<S>;
   const RowGradient<A>& row;
-  const Vec<A> max, base, scale, slope;  // values: a store to the gradient might change what is only referred to
+  // Values: a store to the gradient might change what is only referred to.
+  const Vec<A> max, base, scale, slope, square, constant;
 
   DAL_LANE GradientBlock(const RowGradient<A>& row, A base, A ratio)
       : row(row), max(splat(row.affine.max)), base(splat(base)), scale(splat(row.affine.A * ratio)),
-        slope(splat(row.affine.B * ratio)) {}
+        slope(splat(row.affine.B * ratio)), square(splat(row.affine.E * ratio * ratio)), constant(splat(row.affine.D)) {}
 
   DAL_LANE Vec<A> exponentials(Vec<A> z) const { return exp_of<A>(at_least<A>(z - base, Exp<A>::low)); }
   DAL_LANE Vec<A> affine(Vec<A> z, Vec<A> e) const {
-    return e * (scale + slope * at_least<A>(z - max, Exp<A>::low));
+    const Vec<A> inner = scale + slope * at_least<A>(z - max, Exp<A>::low);
+    if constexpr (WIDE) return e * (inner + square * e) + constant;
+    return e * inner;
   }
   template <bool KEPT> DAL_LANE void write_affine(const S* z, const A* kept, S* out, std::int64_t size) const {
     for_packs<S>(size, [&](std::int64_t j, auto n) {
@@ -154,7 +166,10 @@ template <class S> struct GradientBlock {
   DAL_LANE void write_scaled(const A* kept, S* out, std::int64_t size) const {
     for_packs<S>(size, [&](std::int64_t j, auto n) {
       Pack<S> pack = recall<S>(kept + j, n);
-      for (Vec<A>& v : pack.part) v *= scale;
+      for (Vec<A>& v : pack.part) {
+        if constexpr (WIDE) v = v * (scale + square * v) + constant;
+        else v *= scale;
+      }
       put(out + j, pack, n);
     });
   }
@@ -185,7 +200,7 @@ template <class S> struct GradientBlock {
 };
 
 // Gradient of one block of a row. Null `kept`: the exponentials are computed again.
-template <class S> DAL_LANE void write_gradient(
+template <class S, bool WIDE> DAL_LANE void write_gradient(
     const RowGradient<Arithmetic<S>>& row, const S* z, const Arithmetic<S>* kept, Arithmetic<S> block_max, S* out,
     Span span) {
   using A = Arithmetic<S>;
@@ -196,39 +211,45 @@ template <class S> DAL_LANE void write_gradient(
   // A block of -inf alone has nothing to move: its exponentials are 0 whatever the base.
   const bool moved = block_max != row.affine.max && block_max != -std::numeric_limits<A>::infinity();
   const A base = moved ? block_max : row.affine.max;
-  GradientBlock<S>(row, base, moved ? std::exp(block_max - row.affine.max) : A(1)).write(z, kept, out, span);
+  GradientBlock<S, WIDE>(row, base, moved ? std::exp(block_max - row.affine.max) : A(1)).write(z, kept, out, span);
 }
 
-// Merged statistics -> loss, fields and prediction of one row, and what its gradient needs.
-template <class S>
+template <class A> DAL_LANE RowSums<A> merged(const RowSums<A>* blocks, std::int64_t count) {
+  RowSums<A> sums = blocks[0];
+  for (std::int64_t b = 1; b < count; ++b) sums = merge(sums, blocks[b]);
+  return sums;
+}
+
+// Merged sums -> loss, fields and prediction of one row, and what its gradient needs.
+template <class S, bool WIDE>
 RowGradient<Arithmetic<S>> finish_row(
-    const ForwardBatch<S>& batch, std::int64_t row, const RowStats<Arithmetic<S>>* blocks) {
+    const ForwardBatch<S>& batch, std::int64_t row, const RowSums<Arithmetic<S>>* blocks) {
   using A = Arithmetic<S>;
   const S* z = batch.logits.row(row);
   const std::int64_t classes = batch.logits.classes;
   const bool ignored = batch.target.ignored(row);
   const std::int64_t target = ignored ? -1 : batch.target.at(row);
 
-  RowStats<A> stats = blocks[0];
-  for (std::int64_t b = 1; b < blocks_of(classes); ++b) stats = merge(stats, blocks[b]);
+  const RowSums<A> sums = merged(blocks, blocks_of(classes));
   const A target_logit = ignored ? std::numeric_limits<A>::quiet_NaN() : load_one(z + target);
-  const RowSummary<A> summary = summarise(stats, target_logit);
+  const RowSummary<A> summary = summarise(sums, target_logit, static_cast<A>(classes));
 
   RowGradient<A> gradient{{}, target, -1};
-  if (batch.prediction || batch.hard) gradient.argmax = argmax(z, classes, blocks, stats);
+  if (batch.prediction || needs_argmax(batch.objective)) gradient.argmax = argmax(z, classes, blocks, sums);
   batch.loss[row] = 0;
   if (!ignored) {
-    const Objective<A> objective = dynamics_aware(
-        summary, batch.q.template at<A>(row), batch.bootstrap_weight.template at<A>(row), batch.log_classes, batch.hard);
+    A knobs[kMostKnobs];
+    for (int k = 0; k < batch.knobs.count; ++k) knobs[k] = batch.knobs.template at<A>(row, k);
+    const Slopes<A> slopes = slopes_of(batch.objective, summary, knobs, batch.log_classes);
     const A weight = batch.weight ? batch.weight[target * batch.weight_stride] : A(1);
-    batch.loss[row] = weight * objective.loss;
-    gradient.affine = affine_gradient(stats, objective, weight * batch.gradient_scale);
+    batch.loss[row] = weight * slopes.loss;
+    gradient.affine = affine_gradient<WIDE>(sums, summary, slopes, weight * batch.gradient_scale);
   }
   if (batch.prediction) batch.prediction[row] = gradient.argmax;
   if (batch.fields) {
     const AffineGradient<A>& g = gradient.affine;
-    const A values[kFields] = {g.max, g.A, g.B, g.t, g.u, std::exp(summary.target_log_prob), summary.entropy};
-    for (int f = 0; f < kFields; ++f) batch.fields[f * batch.logits.rows + row] = values[f];
+    const A values[kFields] = {g.max, g.A, g.B, g.t, g.u, std::exp(summary.target_log_prob), summary.entropy, g.E, g.D};
+    for (int f = 0; f < (WIDE ? kFields : kNarrowFields); ++f) batch.fields[f * batch.logits.rows + row] = values[f];
   }
   return gradient;
 }
@@ -243,10 +264,10 @@ template <class S> DAL_LANE Arithmetic<S>* room_in(S* gradient, std::int64_t cla
   return nullptr;
 }
 
-template <class S>
-DAL_LANE RowStats<Arithmetic<S>> read_block(const S* z, Span span, Arithmetic<S>* kept) {
-  return kept ? block_stats_of<S, true>(z + span.first, span.size, kept + span.first)
-              : block_stats_of<S, false>(z + span.first, span.size, nullptr);
+template <class S, bool WIDE>
+DAL_LANE RowSums<Arithmetic<S>> read_block(const S* z, Span span, Arithmetic<S>* kept) {
+  return kept ? block_sums_of<S, true, WIDE>(z + span.first, span.size, kept + span.first)
+              : block_sums_of<S, false, WIDE>(z + span.first, span.size, nullptr);
 }
 
 // Scratch of a longer row must be small beside the gradient that the rows of a thread make, and fit its own cache.
@@ -256,7 +277,7 @@ constexpr std::int64_t kScratch = 16 * kBlock;
 // logarithm, coefficients) then overlaps with its neighbours'. A group's rows together fit a block.
 constexpr std::int64_t kGroup = 16;
 
-template <class S> void rows(const ForwardBatch<S>& batch, std::int64_t begin, std::int64_t end) {
+template <class S, bool WIDE> void rows_of(const ForwardBatch<S>& batch, std::int64_t begin, std::int64_t end) {
   using A = Arithmetic<S>;
   const std::int64_t classes = batch.logits.classes, count = blocks_of(classes);
   const std::int64_t group = std::max<std::int64_t>(1, std::min(kGroup, kBlock / classes));
@@ -264,7 +285,7 @@ template <class S> void rows(const ForwardBatch<S>& batch, std::int64_t begin, s
   const bool scratch = batch.gradient && roomy && !in_gradient<S>;
   const std::int64_t room = (classes + kPack<S> - 1) / kPack<S> * kPack<S>;
   std::vector<A> exponentials(scratch ? group * room : 0);
-  std::vector<RowStats<A>> stats(group * count);
+  std::vector<RowSums<A>> sums(group * count);
   RowGradient<A> gradients[kGroup];
 
   for (std::int64_t first = begin; first < end; first += group) {
@@ -276,56 +297,68 @@ template <class S> void rows(const ForwardBatch<S>& batch, std::int64_t begin, s
 
     for (std::int64_t i = 0; i < size; ++i)
       for (std::int64_t b = 0; b < count && !skipped(i); ++b)
-        stats[i * count + b] = read_block(batch.logits.row(first + i), block_span(b, classes), kept(i));
+        sums[i * count + b] = read_block<S, WIDE>(batch.logits.row(first + i), block_span(b, classes), kept(i));
     for (std::int64_t i = 0; i < size; ++i) {
       if (skipped(i)) {
         batch.loss[first + i] = 0;
         gradients[i] = {{}, -1, -1};
       } else {
-        gradients[i] = finish_row(batch, first + i, &stats[i * count]);
+        gradients[i] = finish_row<S, WIDE>(batch, first + i, &sums[i * count]);
       }
     }
     if (!batch.gradient) continue;
     for (std::int64_t i = 0; i < size; ++i)
       for (std::int64_t b = 0; b < count; ++b) {
         const Span span = block_span(b, classes);
-        write_gradient(gradients[i], batch.logits.row(first + i) + span.first, kept(i) ? kept(i) + span.first : nullptr,
-                       stats[i * count + b].max, out(i) + span.first, span);
+        write_gradient<S, WIDE>(
+            gradients[i], batch.logits.row(first + i) + span.first, kept(i) ? kept(i) + span.first : nullptr,
+            sums[i * count + b].max, out(i) + span.first, span);
       }
   }
 }
+template <class S> void rows(const ForwardBatch<S>& batch, std::int64_t begin, std::int64_t end) {
+  is_wide(batch.objective) ? rows_of<S, true>(batch, begin, end) : rows_of<S, false>(batch, begin, end);
+}
 
 template <class S>
-void block_stats(const ForwardBatch<S>& batch, RowStats<Arithmetic<S>>* blocks, std::int64_t begin, std::int64_t end) {
+void block_sums(const ForwardBatch<S>& batch, RowSums<Arithmetic<S>>* blocks, std::int64_t begin, std::int64_t end) {
   const std::int64_t classes = batch.logits.classes, count = blocks_of(classes);
   for (std::int64_t i = begin; i < end; ++i) {
     const std::int64_t row = i / count;
     Arithmetic<S>* kept = batch.gradient ? room_in(batch.gradient + row * classes, classes) : nullptr;
-    blocks[i] = read_block(batch.logits.row(row), block_span(i % count, classes), kept);
+    const Span span = block_span(i % count, classes);
+    blocks[i] = is_wide(batch.objective) ? read_block<S, true>(batch.logits.row(row), span, kept)
+                                         : read_block<S, false>(batch.logits.row(row), span, kept);
   }
 }
 
 template <class S>
 void finish_rows(
-    const ForwardBatch<S>& batch, const RowStats<Arithmetic<S>>* blocks, RowGradient<Arithmetic<S>>* gradients) {
-  for (std::int64_t row = 0; row < batch.logits.rows; ++row)
-    gradients[row] = finish_row(batch, row, blocks + row * blocks_of(batch.logits.classes));
+    const ForwardBatch<S>& batch, const RowSums<Arithmetic<S>>* blocks, RowGradient<Arithmetic<S>>* gradients) {
+  for (std::int64_t row = 0; row < batch.logits.rows; ++row) {
+    const RowSums<Arithmetic<S>>* own = blocks + row * blocks_of(batch.logits.classes);
+    gradients[row] = is_wide(batch.objective) ? finish_row<S, true>(batch, row, own) : finish_row<S, false>(batch, row, own);
+  }
 }
 
 template <class S>
 void block_gradients(
-    const ForwardBatch<S>& batch, const RowStats<Arithmetic<S>>* blocks, const RowGradient<Arithmetic<S>>* gradients,
+    const ForwardBatch<S>& batch, const RowSums<Arithmetic<S>>* blocks, const RowGradient<Arithmetic<S>>* gradients,
     std::int64_t begin, std::int64_t end) {
   const std::int64_t classes = batch.logits.classes, count = blocks_of(classes);
   for (std::int64_t i = begin; i < end; ++i) {
     const std::int64_t row = i / count;
     const Span span = block_span(i % count, classes);
     S* out = batch.gradient + row * classes + span.first;
-    write_gradient(gradients[row], batch.logits.row(row) + span.first, room_in(out, classes), blocks[i].max, out, span);
+    const S* z = batch.logits.row(row) + span.first;
+    is_wide(batch.objective)
+        ? write_gradient<S, true>(gradients[row], z, room_in(out, classes), blocks[i].max, out, span)
+        : write_gradient<S, false>(gradients[row], z, room_in(out, classes), blocks[i].max, out, span);
   }
 }
 
-template <class S> void recompute(const BackwardBatch<S>& batch, std::int64_t begin, std::int64_t end) {
+template <class S, bool WIDE>
+void recompute_of(const BackwardBatch<S>& batch, std::int64_t begin, std::int64_t end) {
   using A = Arithmetic<S>;
   const std::int64_t rows = batch.logits.rows, classes = batch.logits.classes, count = blocks_of(classes);
   for (std::int64_t i = begin; i < end; ++i) {
@@ -337,16 +370,41 @@ template <class S> void recompute(const BackwardBatch<S>& batch, std::int64_t be
     const std::int64_t target = counted ? batch.target.at(row) : -1;
     const RowGradient<A> gradient{
         {field(kMax), up * field(kScale), up * field(kSlope), up * field(kTargetTerm),
-         batch.prediction ? up * field(kArgmaxTerm) : A(0)},
+         batch.prediction ? up * field(kArgmaxTerm) : A(0), WIDE ? up * field(kSquare) : A(0),
+         WIDE ? up * field(kConstant) : A(0)},
         target, batch.prediction ? batch.prediction[row] : -1};
     const Span span = block_span(i % count, classes);
-    write_gradient<S>(gradient, batch.logits.row(row) + span.first, nullptr, gradient.affine.max,
-                   batch.gradient + row * classes + span.first, span);
+    write_gradient<S, WIDE>(gradient, batch.logits.row(row) + span.first, nullptr, gradient.affine.max,
+                            batch.gradient + row * classes + span.first, span);
+  }
+}
+template <class S> void recompute(const BackwardBatch<S>& batch, std::int64_t begin, std::int64_t end) {
+  batch.wide ? recompute_of<S, true>(batch, begin, end) : recompute_of<S, false>(batch, begin, end);
+}
+
+// Sums of whole rows alone, for whoever makes a loss of them.
+template <class S> void row_sums(const SumsBatch<S>& batch, std::int64_t begin, std::int64_t end) {
+  using A = Arithmetic<S>;
+  const std::int64_t classes = batch.logits.classes, count = blocks_of(classes), rows = batch.logits.rows;
+  std::vector<RowSums<A>> blocks(count);
+  for (std::int64_t row = begin; row < end; ++row) {
+    const S* z = batch.logits.row(row);
+    for (std::int64_t b = 0; b < count; ++b) {
+      const Span span = block_span(b, classes);
+      blocks[b] = batch.wide ? read_block<S, true>(z, span, nullptr) : read_block<S, false>(z, span, nullptr);
+    }
+    const RowSums<A> sums = merged(blocks.data(), count);
+    if (batch.argmax) batch.argmax[row] = argmax(z, classes, blocks.data(), sums);
+    // Of a row of -inf alone m is that, and nothing counts.
+    const bool empty = sums.max == -std::numeric_limits<A>::infinity() && sums.sum == sums.sum;
+    const A values[5] = {sums.max, empty ? A(0) : sums.sum, empty ? A(0) : sums.weighted, sums.differences,
+                         empty ? A(0) : sums.squares};
+    for (int f = 0; f < (batch.wide ? 5 : 3); ++f) batch.sums[f * rows + row] = values[f];
   }
 }
 
 template <class S> constexpr RowKernel<S> row_kernel() {
-  return {rows<S>, block_stats<S>, finish_rows<S>, block_gradients<S>, recompute<S>};
+  return {rows<S>, block_sums<S>, finish_rows<S>, block_gradients<S>, recompute<S>, row_sums<S>};
 }
 // A template, so that who asks for one kernel alone compiles no other.
 template <class...> constexpr RowKernels all_row_kernels() {

@@ -34,18 +34,13 @@ double check_and_count(const ForwardBatch<S>& batch) {
   const std::int64_t classes = batch.logits.classes;
   double divisor = 0;
   for (std::int64_t row = 0; row < batch.logits.rows; ++row) {
-    if (row == 0 || batch.q.stride || batch.bootstrap_weight.stride) {
-      // As the kernel will read them: a float64 q may be 0 in float32.
-      const double q = batch.q.template at<A>(row), lambda = batch.bootstrap_weight.template at<A>(row);
-      const auto require = [&](bool ok, const char* name, double got, const char* accepted) {
-        if (!ok)
-          throw std::invalid_argument(std::string(name) + " must be " + accepted + ", got " + std::to_string(got) +
-                                      " at row " + std::to_string(row));
-      };
-      require(q >= 0 && std::isfinite(q), "q", q, "finite and >= 0");
-      require(lambda >= 0 && std::isfinite(lambda), "bootstrap_weight", lambda, "finite and >= 0");
-      require(q > 0 || lambda == 0, "q", q, "> 0 where bootstrap_weight is not 0");
-    }
+    if (row == 0 || batch.knobs.stride)
+      for (int k = 0; k < batch.knobs.count; ++k) {
+        const A knob = batch.knobs.template at<A>(row, k);
+        if (!(knob >= 0 && std::isfinite(knob)))
+          throw std::invalid_argument("knobs must be finite and >= 0, got " + std::to_string(knob) + " at row " +
+                                      std::to_string(row));
+      }
     if (batch.target.ignored(row)) continue;
     const std::int64_t y = batch.target.at(row);
     if (y < 0 || y >= classes)
@@ -77,16 +72,16 @@ double forward(ForwardBatch<S>& batch, Reduction reduction, const RowKernel<S>& 
   if (batch.gradient) advise_huge_pages(batch.gradient, rows * classes * static_cast<std::int64_t>(sizeof(S)));
 
   if (blocks > 1 && rows < 8 * threads.count()) {
-    std::vector<RowStats<A>> stats(rows * blocks);
+    std::vector<RowSums<A>> sums(rows * blocks);
     std::vector<RowGradient<A>> gradients(rows);
     const std::int64_t grain = std::max<std::int64_t>(1, kGrain / kBlock);
     threads.run(rows * blocks, grain, [&](std::int64_t begin, std::int64_t end) {
-      kernel.block_stats(batch, stats.data(), begin, end);
+      kernel.block_sums(batch, sums.data(), begin, end);
     });
-    kernel.finish_rows(batch, stats.data(), gradients.data());
+    kernel.finish_rows(batch, sums.data(), gradients.data());
     if (batch.gradient)
       threads.run(rows * blocks, grain, [&](std::int64_t begin, std::int64_t end) {
-        kernel.block_gradients(batch, stats.data(), gradients.data(), begin, end);
+        kernel.block_gradients(batch, sums.data(), gradients.data(), begin, end);
       });
   } else {
     threads.run(rows, std::max<std::int64_t>(1, kGrain / classes), [&](std::int64_t begin, std::int64_t end) {
@@ -95,6 +90,12 @@ double forward(ForwardBatch<S>& batch, Reduction reduction, const RowKernel<S>& 
   }
   const double sum = reduction == kNone ? 0 : sum_in_order(batch.loss, rows);
   return reduction == kMean ? sum / divisor : sum;
+}
+
+template <class S, class Threads>
+void sums(const SumsBatch<S>& batch, const RowKernel<S>& kernel, const Threads& threads) {
+  threads.run(batch.logits.rows, std::max<std::int64_t>(1, kGrain / batch.logits.classes),
+              [&](std::int64_t begin, std::int64_t end) { kernel.row_sums(batch, begin, end); });
 }
 
 template <class S, class Threads>

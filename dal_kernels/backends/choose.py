@@ -12,35 +12,36 @@ import torch
 from torch import Tensor
 
 from dal_kernels import extensions, ops, reference
-from dal_kernels.arguments import BACKENDS, Rows, RowStats, check_choice, raise_for_labels
+from dal_kernels.arguments import BACKENDS, Call, RowStats, raise_for_labels
 from dal_kernels.autograd import fused_loss
 from dal_kernels.surroundings import transforms_active
+from dal_kernels.tensors import check_choice
 
-Run = Callable[[Rows], tuple[Tensor, RowStats | None]]
-
-
-def _run_eager(rows: Rows) -> tuple[Tensor, RowStats | None]:
-    raise_for_labels(rows)
-    return reference.reduced_loss(rows)
+Run = Callable[[Call], tuple[Tensor, RowStats | None]]
 
 
-def _run_cpu(rows: Rows) -> tuple[Tensor, RowStats | None]:
+def _run_eager(call: Call) -> tuple[Tensor, RowStats | None]:
+    raise_for_labels(call)
+    return reference.reduced_loss(call)
+
+
+def _run_cpu(call: Call) -> tuple[Tensor, RowStats | None]:
     try:
-        return fused_loss(rows, "cpu")
+        return fused_loss(call, "cpu")
     except RuntimeError:
         # From torch 2.15 on a kernel's ValueError arrives as a RuntimeError.
-        raise_for_labels(rows)
+        raise_for_labels(call)
         raise
 
 
-def _run_triton(rows: Rows) -> tuple[Tensor, RowStats | None]:
-    raise_for_labels(rows)
-    return fused_loss(rows, "triton")
+def _run_triton(call: Call) -> tuple[Tensor, RowStats | None]:
+    raise_for_labels(call)
+    return fused_loss(call, "triton")
 
 
-def _run_cuda(rows: Rows) -> tuple[Tensor, RowStats | None]:
-    raise_for_labels(rows)
-    return fused_loss(rows, "cuda")
+def _run_cuda(call: Call) -> tuple[Tensor, RowStats | None]:
+    raise_for_labels(call)
+    return fused_loss(call, "cuda")
 
 
 RUN: dict[str, Run] = {"triton": _run_triton, "cuda": _run_cuda, "cpu": _run_cpu, "eager": _run_eager}
@@ -111,7 +112,7 @@ def available_backends() -> dict[str, str]:
 @functools.cache
 def _warn_once(device_type: str) -> None:
     reason = _cpu_reason() if device_type == "cpu" else f"no fused kernels for {device_type} tensors"
-    warnings.warn(f"dynamics_aware_loss runs as plain PyTorch operations, exact but slower: {reason}", stacklevel=4)
+    warnings.warn(f"the loss runs as plain PyTorch operations, exact but slower: {reason}", stacklevel=4)
 
 
 def choose(backend: str, input: Tensor) -> str:

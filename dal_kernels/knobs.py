@@ -1,0 +1,149 @@
+"""The knobs of a loss as one tensor beside the logits: what the caller may give, and the errors for what he may not."""
+
+from __future__ import annotations
+
+import functools
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dal_kernels.fields import loss_dtype
+from dal_kernels.objectives import Knob, Objective
+from dal_kernels.surroundings import is_recording, transforms_active
+from dal_kernels.tensors import HALVES, LOGITS, no_gradient, of_rows, refuse_dtensor
+
+KnobValue = float | Tensor
+
+
+def knob_tensor(
+    objective: Objective, values: tuple[KnobValue, ...] | Tensor, input: Tensor, shape: torch.Size
+) -> Tensor:
+    """The knobs as (K,) or (N, K), float32 or float64, on the device of ``input``.
+
+    Args:
+        values: a number, a 0-d tensor or one value a row for each knob; or all of them as the (K,) tensor of a module,
+            which has been checked.
+        shape: of the target.
+
+    Raises:
+        TypeError, ValueError: naming the knob. Values of tensors are looked at on a CPU only, where looking is free.
+    """
+    if isinstance(values, Tensor):
+        here = values.device == input.device or (values.is_cpu and input.is_cpu)
+        return values if here else values.to(input.device, non_blocking=True)
+    numbers = tuple(value for value in values if not isinstance(value, Tensor))
+    for knob, value in zip(objective.knobs, values, strict=True):
+        if not isinstance(value, Tensor):
+            _check_number(knob, value, input)
+    dtype = loss_dtype(input)
+    if len(numbers) == len(values):
+        _check_rule(objective, tuple(map(float, numbers)))
+        if torch.compiler.is_compiling() or transforms_active() or is_recording(input):
+            return _filled(numbers, dtype, input.device)
+        return _constant(numbers, dtype, input.device)
+    tensors = [
+        _beside(knob.name, value, input, shape)
+        if isinstance(value, Tensor)
+        else torch.full((), float(value), dtype=dtype, device=input.device)
+        for knob, value in zip(objective.knobs, values, strict=True)
+    ]
+    rows = [tensor for tensor in tensors if tensor.dim()]
+    if rows:
+        tensors = [tensor.expand(rows[0].shape) for tensor in tensors]
+    knobs = torch.stack(tensors, -1)  # which promotes float32 beside float64
+    if input.is_cpu and not (torch.compiler.is_compiling() or transforms_active() or is_recording(knobs)):
+        _check_tensor(objective, knobs.to(dtype))  # as the kernels will read them: a float64 q may be 0 in float32
+    return knobs
+
+
+def _filled(numbers: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    # Filled, because a copy from the host would wait for the device, and cannot be captured in a CUDA graph.
+    if not numbers:
+        return torch.empty(0, dtype=dtype, device=device)
+    return torch.stack([torch.full((), float(number), dtype=dtype, device=device) for number in numbers])
+
+
+@functools.lru_cache(maxsize=256)
+def _remembered(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    # Tensors made in inference mode would be unfit for training.
+    with torch.inference_mode(False):
+        return _filled(numbers, dtype, device)
+
+
+def _constant(numbers: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Remembered, because to fill a tensor costs as much as a kernel takes at classifier sizes."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        # What is filled during a capture has no value before the graph is replayed.
+        return _filled(numbers, dtype, device)
+    return _remembered(tuple(map(float, numbers)), dtype, device)
+
+
+def _check_number(knob: Knob, value: Any, input: Tensor) -> None:
+    if not isinstance(value, Real):
+        raise TypeError(f"{knob.name} must be a number or a floating-point tensor, got {type(value).__name__}")
+    if not knob.accepts(value, torch.finfo(loss_dtype(input)).max):
+        raise ValueError(f"{knob.name} must be {knob.accepted}, got {value}")
+
+
+def check_numbers(objective: Objective, values: tuple[Any, ...]) -> tuple[float, ...]:
+    """Knobs that are numbers, checked before there is an input."""
+    for knob, value in zip(objective.knobs, values, strict=True):
+        _check_number(knob, value, torch.empty(0))
+    numbers = tuple(float(value) for value in values)
+    _check_rule(objective, numbers)
+    return numbers
+
+
+def _check_rule(objective: Objective, numbers: tuple[float, ...]) -> None:
+    if objective.rule is not None:
+        ok, words = objective.rule(*numbers)
+        if not ok:
+            listed = ", ".join(
+                f"{knob.name} = {number:g}" for knob, number in zip(objective.knobs, numbers, strict=True)
+            )
+            raise ValueError(f"{words}, got {listed}")
+
+
+def _check_tensor(objective: Objective, knobs: Tensor) -> None:
+    largest = torch.finfo(knobs.dtype).max
+    rows = [knobs.tolist()] if knobs.dim() == 1 else knobs[_refused(objective, knobs, largest)].tolist()
+    for values in rows:
+        row = 0 if knobs.dim() == 1 else int(_refused(objective, knobs, largest).nonzero()[0])
+        for knob, value in zip(objective.knobs, values, strict=True):
+            if not knob.accepts(value, largest):
+                raise ValueError(f"{knob.name} must be {knob.accepted}, got {value} at row {row}")
+        if objective.rule is not None:
+            ok, words = objective.rule(*values)
+            if not ok:
+                raise ValueError(f"{words}, got {values[0]} at row {row}")
+
+
+def _refused(objective: Objective, knobs: Tensor, largest: float) -> Tensor:
+    """Which rows (N,) have a knob that is refused."""
+    columns = knobs.unbind(-1)
+    fits = torch.ones_like(columns[0], dtype=torch.bool)
+    for knob, column in zip(objective.knobs, columns, strict=True):
+        least, most = knob.least, min(knob.most, largest)
+        fits &= (column >= least) & (column <= most) if knob.inclusive else (column > least) & (column < most)
+        if knob.whole:
+            fits &= column == column.round()
+    if objective.rule is not None:
+        fits &= objective.rule(*columns)[0]
+    return ~fits
+
+
+def _beside(name: str, value: Tensor, input: Tensor, shape: torch.Size) -> Tensor:
+    """A knob as a 0-d or (N,) tensor next to the logits."""
+    if value.dtype not in LOGITS:
+        raise TypeError(f"{name} must be a number or a floating-point tensor, got {value.dtype}")
+    refuse_dtensor(name, value)
+    no_gradient(name, value)
+    if value.dtype in HALVES:
+        value = value.float()
+    if value.dim() == 0 or (value.shape == (1,) and shape != (1,)):
+        value = value.reshape(())
+        here = (value.is_cpu and input.is_cpu) or value.device == input.device
+        return value if here else value.to(input.device, non_blocking=True)
+    return of_rows(name, value, input, shape, "a number, a 0-d tensor or one value a row")

@@ -1,0 +1,117 @@
+"""The classifier layer before a loss as flat rows, and what its tensors must be."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dal_kernels.surroundings import is_recording
+from dal_kernels.tensors import HALVES, LOGITS, OF_LAYER, refuse_dtensor, shape_of
+
+# The smallest default budget of a chunk: matmuls of fewer bytes leave a device idle.
+_LEAST_BYTES = 64 << 20
+
+
+def check_budget(chunk_bytes: int | None) -> None:
+    if chunk_bytes is not None and (type(chunk_bytes) is not int or chunk_bytes < 1):
+        raise ValueError(f"chunk_bytes must be an int >= 1 or None, got {chunk_bytes!r}")
+
+
+def check_layer(
+    input: Tensor, classifier_weight: Tensor, bias: Tensor | None, chunk_bytes: int | None, least_classes: int
+) -> torch.dtype:
+    """Raise TypeError or ValueError for a classifier layer that cannot be, else return the dtype of its logits."""
+    named = {"input": input, "classifier_weight": classifier_weight}
+    if bias is not None:
+        named["bias"] = bias
+    for name, tensor in named.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        refuse_dtensor(name, tensor, "; pass its to_local()" if name == "input" else OF_LAYER)
+        if tensor.dtype not in LOGITS:
+            raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
+        if tensor.device != input.device:
+            raise ValueError(f"{name} must be on the device of input, {input.device}, got {tensor.device}")
+    if input.dim() == 0:
+        raise ValueError("input must have shape (D,), (N, D) or (N, D, d1, ...), got a 0-d tensor")
+    width = input.shape[input.dim() > 1]
+    if classifier_weight.dim() != 2 or classifier_weight.shape[1] != width or len(classifier_weight) < least_classes:
+        raise ValueError(
+            f"classifier_weight must have shape (C, {width}), C >= {least_classes}, for input of shape "
+            f"{shape_of(input)}, got shape {shape_of(classifier_weight)}"
+        )
+    if bias is not None and bias.shape != classifier_weight.shape[:1]:
+        raise ValueError(f"bias must have shape ({classifier_weight.shape[0]},) or be None, got shape {shape_of(bias)}")
+    check_budget(chunk_bytes)
+    kind = input.device.type
+    # autocast leaves float64 alone
+    casts = torch.is_autocast_enabled(kind) and all(tensor.dtype != torch.float64 for tensor in named.values())
+    if casts:
+        return torch.get_autocast_dtype(kind)
+    for name, tensor in named.items():
+        if tensor.dtype != input.dtype:
+            raise TypeError(f"{name} must have the dtype of input, {input.dtype}, got {tensor.dtype}")
+    return input.dtype
+
+
+class Layer(NamedTuple):
+    """A checked layer: features (N, D), classifier (C, D), bias (C,) or None; ``dtype`` of the logits."""
+
+    features: Tensor
+    classifier: Tensor
+    bias: Tensor | None
+    dtype: torch.dtype
+    chunk: int
+
+
+def layer_of(
+    input: Tensor, classifier_weight: Tensor, bias: Tensor | None, chunk_bytes: int | None, least_classes: int = 1
+) -> tuple[Layer, Tensor]:
+    """The layer as flat rows, and a tensor without memory that looks like its logits.
+
+    Raises:
+        TypeError, ValueError: a type, dtype, shape or device that :func:`torch.nn.functional.linear` would not take,
+            or a budget that is none.
+    """
+    dtype = check_layer(input, classifier_weight, bias, chunk_bytes, least_classes)
+    classes = classifier_weight.shape[0]
+    shape = (classes,) if input.dim() == 1 else (input.shape[0], classes, *input.shape[2:])
+    logits = input.new_empty((), dtype=dtype).expand(shape)
+    features = input
+    if input.dim() != 2:
+        features = input.unsqueeze(0) if input.dim() == 1 else input.movedim(1, -1).reshape(-1, input.shape[1])
+    budget = chunk_bytes or max(_LEAST_BYTES, classifier_weight.numel() * dtype.itemsize // 2)
+    chunk = max(1, budget // max(1, chunk_row_bytes(int(classes), dtype, input.device)))
+    if not is_recording(input):  # what is recorded takes any number of rows
+        # As many chunks as it takes, of equal size.
+        count = features.shape[0]
+        chunks = max(1, -(-count // chunk))
+        chunk = max(1, -(-count // chunks))
+    return Layer(features, classifier_weight, bias, dtype, chunk), logits
+
+
+def chunk_row_bytes(classes: int, dtype: torch.dtype, device: torch.device) -> int:
+    """What a row of a chunk takes: its logits, and where half matmuls cannot add up in float32, their copy that can."""
+    copied = dtype in HALVES and not adds_up_halves(device)
+    return classes * (dtype.itemsize + (4 if copied else 0))
+
+
+def adds_up_halves(device: torch.device) -> bool:
+    """Whether matmuls of half types can give and add to float32 there."""
+    return device.type == "cuda" and torch.version.hip is None
+
+
+def multiplies_halves(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether torch has a fast matmul of a half type there: on a CPU, whether oneDNN takes it.
+
+    Without the instructions that oneDNN asks for, torch multiplies halves in loops that take up to a hundred times as
+    long as a float32 matmul.
+    """
+    if device.type != "cpu":
+        return True
+    name = "_is_mkldnn_bf16_supported" if dtype == torch.bfloat16 else "_is_mkldnn_fp16_supported"
+    # Private, and absent where torch was built without oneDNN.
+    supported = getattr(torch.ops.mkldnn, name, None)
+    return bool(torch.backends.mkldnn.enabled and supported is not None and supported())
