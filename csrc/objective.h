@@ -274,8 +274,9 @@ DAL_HD Slopes<A> slopes_of(std::int64_t objective, const RowSummary<A>& row, con
   const A log_prob = row.target_log_prob;
   Slopes<A> of{};
   switch (objective) {
-    case kDynamicsAware: return dynamics_aware(row, knobs[0], knobs[1], log_classes, false);
-    case kDynamicsAwareHard: return dynamics_aware(row, knobs[0], knobs[1], log_classes, true);
+    case kDynamicsAware:
+    case kDynamicsAwareHard:
+      return dynamics_aware(row, knobs[0], knobs[1], log_classes, objective == kDynamicsAwareHard);
     case kGeneralizedCrossEntropy: return generalized_cross_entropy(row, knobs[0]);
     case kSymmetricCrossEntropy:
       if (knobs[0] != A(0)) of.loss = -knobs[0] * log_prob;
