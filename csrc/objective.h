@@ -85,8 +85,13 @@ DAL_HD Slopes<A> dynamics_aware(const RowSummary<A>& row, A q, A bootstrap_weigh
   Slopes<A> of = generalized_cross_entropy(row, q);
   if (bootstrap_weight == A(0) || log_classes == A(0)) return of;
   const A n = bootstrap_weight / (q * log_classes);
-  of.loss += hard ? -n * row.max_log_prob : n * row.entropy;
-  (hard ? of.by_max_log_prob : of.by_entropy) = hard ? -n : n;
+  if (hard) {
+    of.loss += -n * row.max_log_prob;
+    of.by_max_log_prob = -n;
+  } else {
+    of.loss += n * row.entropy;
+    of.by_entropy = n;
+  }
   return of;
 }
 
