@@ -24,6 +24,15 @@ template <class A>
 struct Slopes {
   A loss = 0, by_log_prob = 0, by_entropy = 0, by_max_log_prob = 0, by_sum_log_prob = 0, by_square_sum = 0;
 };
+template <class A>
+DAL_HD Slopes<A> operator+(const Slopes<A>& l, const Slopes<A>& r) {
+  return {l.loss + r.loss,
+          l.by_log_prob + r.by_log_prob,
+          l.by_entropy + r.by_entropy,
+          l.by_max_log_prob + r.by_max_log_prob,
+          l.by_sum_log_prob + r.by_sum_log_prob,
+          l.by_square_sum + r.by_square_sum};
+}
 
 // The losses by number: the ids of dal_kernels/objectives.py.
 enum ObjectiveId : std::int64_t {
@@ -78,21 +87,23 @@ DAL_HD Slopes<A> generalized_cross_entropy(const RowSummary<A>& row, A q) {
   return of;
 }
 
+template <class A>
+DAL_HD Slopes<A> soft_bootstrap(const RowSummary<A>& row, A n) {
+  return {n * row.entropy, A(0), n, A(0), A(0), A(0)};
+}
+template <class A>
+DAL_HD Slopes<A> hard_bootstrap(const RowSummary<A>& row, A n) {
+  return {-n * row.max_log_prob, A(0), A(0), -n, A(0), A(0)};
+}
+
 // The same, and lambda / (q ln C) B(p), B being the entropy or, hard, -ln of the largest probability. (arXiv 2303.11562)
 // The bootstrap term of a single class is 0: ln C = 0.
 template <class A>
 DAL_HD Slopes<A> dynamics_aware(const RowSummary<A>& row, A q, A bootstrap_weight, A log_classes, bool hard) {
-  Slopes<A> of = generalized_cross_entropy(row, q);
-  if (bootstrap_weight == A(0) || log_classes == A(0)) return of;
+  const Slopes<A> fit = generalized_cross_entropy(row, q);
+  if (bootstrap_weight == A(0) || log_classes == A(0)) return fit;
   const A n = bootstrap_weight / (q * log_classes);
-  if (hard) {
-    of.loss += -n * row.max_log_prob;
-    of.by_max_log_prob = -n;
-  } else {
-    of.loss += n * row.entropy;
-    of.by_entropy = n;
-  }
-  return of;
+  return fit + (hard ? hard_bootstrap(row, n) : soft_bootstrap(row, n));
 }
 
 // 1 - p_y with its digits.
