@@ -100,10 +100,8 @@ def _check_rule(objective: Objective, numbers: tuple[float, ...]) -> None:
     if objective.rule is not None:
         ok, words = objective.rule(*numbers)
         if not ok:
-            listed = ", ".join(
-                f"{knob.name} = {number:g}" for knob, number in zip(objective.knobs, numbers, strict=True)
-            )
-            raise ValueError(f"{words}, got {listed}")
+            named = zip(objective.knobs, numbers, strict=True)
+            raise ValueError(f"{words}, got {' and '.join(f'{knob.name} = {number:g}' for knob, number in named)}")
 
 
 def _check_tensor(objective: Objective, knobs: Tensor) -> None:

@@ -16,7 +16,8 @@ objectives are (4, N) without. In ``gradient`` a target of C or more is a class 
 without the target's term.
 
 Statistics are (3, N): m = max z, S = sum e^(z - m), W = sum e^(z - m) (z - m), and with ``wide`` (5, N): also
-sum (z - m) and sum e^(2 (z - m)). m of a row of -inf alone is -inf, and all else of it is as if m were 0.
+sum (z - m) and sum e^(2 (z - m)). m of a row of -inf alone is -inf, and its S, W and last sum
+are 0; m of a row with a NaN is NaN.
 
 On a GPU the divisor of a mean is known only after the gradient is written: that is divided by N, and ``correction``,
 N over the true divisor, is left for the backward. On a CPU there is none.
