@@ -34,7 +34,7 @@ from dal_kernels.knobs import KnobValue
 from dal_kernels.layer import Layer, layer_of
 from dal_kernels.linear import anchors_of
 from dal_kernels.linear_ops import LayerInChunks, finished, linear_gradient
-from dal_kernels.objectives import Objective, dynamics_aware_of
+from dal_kernels.objectives import OBJECTIVES, dynamics_aware_of
 from dal_kernels.once import DifferentiableOnce
 from dal_kernels.reference import run_weighted
 from dal_kernels.slices import IGNORED, Statistics, fields_of, finish, gradient, statistics
@@ -137,7 +137,7 @@ def class_parallel_dynamics_aware_loss(
     """
     check_choice("bootstrap", bootstrap, BOOTSTRAPS)
     loss: Tensor | tuple[Tensor, RowStats] = class_parallel_loss_of(
-        dynamics_aware_of(bootstrap), (q, bootstrap_weight), local_logits, target, class_offset=class_offset,
+        dynamics_aware_of(bootstrap).id, (q, bootstrap_weight), local_logits, target, class_offset=class_offset,
         num_classes=num_classes, group=group, weight=weight, ignore_index=ignore_index, reduction=reduction,
         return_stats=return_stats, sample_weight=sample_weight, backend=backend,
     )  # fmt: skip
@@ -146,7 +146,7 @@ def class_parallel_dynamics_aware_loss(
 
 @_breaks_graph
 def class_parallel_loss_of(
-    objective: Objective,
+    objective: int,
     knobs: tuple[KnobValue, ...] | Tensor,
     local_logits: Tensor,
     target: Tensor,
@@ -171,7 +171,9 @@ def class_parallel_loss_of(
     own = slice_of(local_logits.shape[place], target, local_logits.device, class_offset, num_classes, group)
     shape = (*local_logits.shape[:place], own.classes, *local_logits.shape[place + 1 :])
     whole = local_logits.new_empty(()).expand(shape)
-    call = check(whole, target, objective, knobs, weight, ignore_index, reduction, return_stats, sample_weight)
+    call = check(
+        whole, target, OBJECTIVES[objective], knobs, weight, ignore_index, reduction, return_stats, sample_weight
+    )
     raise_for_labels(call)
     name = choose(backend, local_logits)
     logits = local_logits.movedim(1, -1).flatten(0, -2) if place else local_logits.unsqueeze(0)
@@ -264,7 +266,7 @@ def class_parallel_linear_dynamics_aware_loss(
     """
     check_choice("bootstrap", bootstrap, BOOTSTRAPS)
     loss: Tensor | tuple[Tensor, RowStats] = class_parallel_linear_loss_of(
-        dynamics_aware_of(bootstrap), (q, bootstrap_weight), input, local_classifier_weight, target, bias=bias,
+        dynamics_aware_of(bootstrap).id, (q, bootstrap_weight), input, local_classifier_weight, target, bias=bias,
         class_offset=class_offset, num_classes=num_classes, group=group, weight=weight, ignore_index=ignore_index,
         reduction=reduction, return_stats=return_stats, sample_weight=sample_weight, backend=backend,
         chunk_bytes=chunk_bytes,
@@ -274,7 +276,7 @@ def class_parallel_linear_dynamics_aware_loss(
 
 @_breaks_graph
 def class_parallel_linear_loss_of(
-    objective: Objective,
+    objective: int,
     knobs: tuple[KnobValue, ...] | Tensor,
     input: Tensor,
     local_classifier_weight: Tensor,
@@ -297,7 +299,9 @@ def class_parallel_linear_loss_of(
     place = int(input.dim() > 1)
     own = slice_of(local.shape[place], target, input.device, class_offset, num_classes, group)
     whole = local.new_empty(()).expand((*local.shape[:place], own.classes, *local.shape[place + 1 :]))
-    call = check(whole, target, objective, knobs, weight, ignore_index, reduction, return_stats, sample_weight)
+    call = check(
+        whole, target, OBJECTIVES[objective], knobs, weight, ignore_index, reduction, return_stats, sample_weight
+    )
     raise_for_labels(call)
     name = choose(backend, input)
     wanted = [torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in layer[:3]]

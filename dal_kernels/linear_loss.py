@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from dal_kernels.arguments import Backend, Bootstrap, RowStats, check_class_weight
 from dal_kernels.fields import Reduction
 from dal_kernels.layer import check_budget
-from dal_kernels.linear import linear_dynamics_aware_loss
+from dal_kernels.linear import linear_loss_of
 from dal_kernels.loss import DynamicsAwareLoss
+from dal_kernels.objectives import dynamics_aware_of
 from dal_kernels.tensors import OF_LAYER, refuse_dtensor
 
 __all__ = ["LinearDynamicsAwareLoss"]
@@ -139,14 +140,14 @@ class LinearDynamicsAwareLoss(DynamicsAwareLoss):
 
         The other arguments are those of :meth:`DynamicsAwareLoss.forward`.
         """
-        q, bootstrap_weight = self._values_for(input)
+        knobs = self._knobs_for(input)
         features, classifier_weight, bias = plain_layer(self.classifier, input)
-        return linear_dynamics_aware_loss(
+        return linear_loss_of(
+            dynamics_aware_of(self.bootstrap).id,
+            knobs,
             features,
             classifier_weight,
             target,
-            q,
-            bootstrap_weight,
             bias=bias,
             return_stats=return_stats,
             sample_weight=sample_weight,

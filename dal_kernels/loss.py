@@ -19,7 +19,8 @@ from dal_kernels.arguments import (
     check_options,
 )
 from dal_kernels.fields import Reduction
-from dal_kernels.functional import dynamics_aware_loss
+from dal_kernels.functional import loss_of
+from dal_kernels.objectives import dynamics_aware_of
 from dal_kernels.schedule import DynamicsAwareSchedule
 from dal_kernels.tensors import check_choice
 
@@ -123,10 +124,12 @@ class DynamicsAwareLoss(nn.Module):
         Returns, Raises:
             As :func:`dal_kernels.dynamics_aware_loss`.
         """
-        return dynamics_aware_loss(
+        knobs = self._knobs_for(input)
+        return loss_of(
+            dynamics_aware_of(self.bootstrap).id,
+            knobs,
             input,
             target,
-            *self._values_for(input),
             return_stats=return_stats,
             sample_weight=sample_weight,
             **self._options(reduction),
@@ -168,12 +171,11 @@ class DynamicsAwareLoss(nn.Module):
             "weight": weight,
             "ignore_index": self.ignore_index,
             "reduction": self.reduction if reduction is None else reduction,
-            "bootstrap": self.bootstrap,
             "backend": self.backend,
         }
 
-    def _values_for(self, input: Tensor) -> tuple[Tensor, Tensor]:
-        """q and bootstrap_weight beside the input, to whose device the class weights go too."""
+    def _knobs_for(self, input: Tensor) -> Tensor:
+        """(q, bootstrap_weight) beside the input, to whose device the class weights go too."""
         if isinstance(input, Tensor) and input.device != self._device:
             self._device = input.device
             # Not to the meta device, from which no value comes back.
@@ -181,7 +183,7 @@ class DynamicsAwareLoss(nn.Module):
                 # Outside of inference mode, in which they would be made unfit for training.
                 with torch.inference_mode(False):
                     self.weight = self.weight.to(self._device)
-        return self.schedule.on(self._device)
+        return self.schedule.live.on(self._device)[0]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
