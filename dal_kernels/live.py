@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,6 +12,20 @@ from torch import Tensor
 from dal_kernels.surroundings import is_recording
 
 _CPU = torch.device("cpu")
+# A number is a whole part and a fraction in units of 2^-62, both int64. Integers, because loaders cast floating tensors
+# to the dtype of the model, or take the dtype of the model from them; linear, because state dicts are averaged.
+_UNIT = 2.0**-62
+
+
+def packed(numbers: Iterable[float]) -> Tensor:
+    """(n, 2) int64. On the CPU also where a meta device is the default: these are values, not memory to fill later."""
+    pairs = [(int(number), int(math.ldexp(number % 1.0, 62))) for number in numbers]
+    return torch.tensor(pairs, dtype=torch.int64, device="cpu")
+
+
+def unpacked(pairs: Tensor) -> list[float]:
+    """What :func:`packed` was given."""
+    return [whole + fraction * _UNIT for whole, fraction in pairs.tolist()]
 
 
 class LiveNumbers:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -20,26 +19,12 @@ from dal_kernels.arguments import (
 )
 from dal_kernels.fields import Reduction
 from dal_kernels.functional import loss_of
+from dal_kernels.live import packed, unpacked
 from dal_kernels.objectives import dynamics_aware_of
 from dal_kernels.schedule import DynamicsAwareSchedule
 from dal_kernels.tensors import check_choice
 
 __all__ = ["DynamicsAwareLoss"]
-
-
-# A number is a whole part and a fraction in units of 2^-62, both int64. Integers, because loaders cast floating tensors
-# to the dtype of the model, or take the dtype of the model from them; linear, because state dicts are averaged.
-_UNIT = 2.0**-62
-
-
-def _packed(numbers: Iterable[float]) -> Tensor:
-    """(n, 2) int64. On the CPU also where a meta device is the default: these are values, not memory to fill later."""
-    pairs = [(int(number), int(math.ldexp(number % 1.0, 62))) for number in numbers]
-    return torch.tensor(pairs, dtype=torch.int64, device="cpu")
-
-
-def _unpacked(pairs: Tensor) -> list[float]:
-    return [whole + fraction * _UNIT for whole, fraction in pairs.tolist()]
 
 
 class DynamicsAwareLoss(nn.Module):
@@ -140,7 +125,7 @@ class DynamicsAwareLoss(nn.Module):
         self.schedule.step(t)
 
     def get_extra_state(self) -> Tensor:
-        return _packed(self.schedule.state_dict().values())
+        return packed(self.schedule.state_dict().values())
 
     def set_extra_state(self, state: Tensor | Mapping[str, float]) -> None:
         """Take a schedule's state as :meth:`get_extra_state` gives it, or as it once did: as a dict."""
@@ -151,7 +136,7 @@ class DynamicsAwareLoss(nn.Module):
                     f"_extra_state must be a tensor of shape ({len(names)}, 2), of {', '.join(names)}, "
                     f"got shape {tuple(state.shape)}"
                 )
-            state = dict(zip(names, _unpacked(state), strict=True))
+            state = dict(zip(names, unpacked(state), strict=True))
         self.schedule.load_state_dict(state)
 
     def extra_repr(self) -> str:

@@ -23,7 +23,8 @@ _SETTINGS = ("q_start", "q_end", "total_steps")
 _STATE = (*_SETTINGS, "position")
 
 
-def _number(name: str, value: Any) -> float:
+def number(name: str, value: Any) -> float:
+    """``value`` as a float, or TypeError or ValueError: finite and >= 0, ``total_steps`` > 0."""
     accepted = f"finite and {'>' if name == 'total_steps' else '>='} 0"
     if not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
@@ -71,7 +72,7 @@ class DynamicsAwareSchedule:
         self.live = LiveNumbers(self.at(0.0))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, _number(name, value) if name in _STATE else value)
+        super().__setattr__(name, number(name, value) if name in _STATE else value)
         # Whatever moves or changes the schedule, the tensors must say it: a loss reads them and nothing else.
         if name in _STATE and "live" in self.__dict__:
             self.live.set(self.at(self.position))
@@ -87,7 +88,7 @@ class DynamicsAwareSchedule:
 
     def at(self, t: float) -> tuple[float, float]:
         """(q, bootstrap_weight) at time ``t`` >= 0, which may be fractional or past the end."""
-        t = _number("t", t)
+        t = number("t", t)
         start, end, total = self.q_start, self.q_end, self.total_steps
         if t >= total or start == end:
             return end, 1.0 if end > 1.0 else 0.0
@@ -126,7 +127,7 @@ class DynamicsAwareSchedule:
         missing = [name for name in _STATE if name not in state_dict]
         if missing:
             raise ValueError(f"state_dict must have the entries of state_dict(), missing: {', '.join(missing)}")
-        position = _number("position", state_dict["position"])
+        position = number("position", state_dict["position"])
         # Not exactly: an average of equal settings, as of weights in an exponential moving average, is off by an ulp.
         changed = [name for name in _SETTINGS if not math.isclose(state_dict[name], getattr(self, name), rel_tol=1e-6)]
         if changed:
@@ -145,5 +146,5 @@ class DynamicsAwareSchedule:
 # Not compiled, because the position is a number: compiled code would hold it fixed, and be compiled anew at each step.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _step(schedule: DynamicsAwareSchedule, t: float | None) -> tuple[float, float]:
-    schedule.position = schedule.position + 1.0 if t is None else _number("t", t)
+    schedule.position = schedule.position + 1.0 if t is None else number("t", t)
     return schedule.at(schedule.position)

@@ -134,7 +134,7 @@ def slopes_of(objective: Objective, row: RowQuantities, knobs: tuple[Tensor, ...
 
 
 class Coefficients(NamedTuple):
-    """Of the gradient of a row, dL/dz_j = e^d (scale + slope d + square e^d) + constant - t [j = y] - u [j = argmax]."""
+    """Of a row, dL/dz_j = e^d (scale + slope d + square e^d) + constant - target_term [j = y] - argmax_term [j = k]."""
 
     scale: Tensor
     slope: Tensor
