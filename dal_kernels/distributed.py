@@ -357,8 +357,8 @@ def _finish(
 def _joined(chunks: list[Statistics]) -> Statistics:
     """Of all rows, from those of chunks of them over the same classes."""
     columns = zip(*(chunk[:-1] for chunk in chunks), strict=True)
-    joined = (None if column[0] is None else torch.cat(cast(tuple[Tensor, ...], column)) for column in columns)
-    return Statistics(*joined, chunks[0].classes)  # type: ignore[arg-type]
+    joined: list[Any] = [None if column[0] is None else torch.cat(cast(Any, column)) for column in columns]
+    return Statistics(*joined[:6], chunks[0].classes)
 
 
 class _SliceLoss(torch.autograd.Function):

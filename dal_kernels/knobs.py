@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from numbers import Real
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -83,7 +83,7 @@ def _constant(numbers: tuple[Any, ...], dtype: torch.dtype, device: torch.device
 def _check_number(knob: Knob, value: Any, input: Tensor) -> None:
     if not isinstance(value, Real):
         raise TypeError(f"{knob.name} must be a number or a floating-point tensor, got {type(value).__name__}")
-    if not knob.accepts(value, torch.finfo(loss_dtype(input)).max):
+    if not knob.accepts(cast(float, value), torch.finfo(loss_dtype(input)).max):
         raise ValueError(f"{knob.name} must be {knob.accepted}, got {value}")
 
 

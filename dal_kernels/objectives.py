@@ -40,6 +40,11 @@ class RowQuantities(NamedTuple):
     classes: int
 
     @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """All but the number of classes."""
+        return self.log_prob, self.entropy, self.max_log_prob, self.sum_log_prob, self.square_sum
+
+    @property
     def prob(self) -> Tensor:
         """p_y."""
         return self.log_prob.exp()

@@ -158,13 +158,12 @@ def _mixed_loss(
     first = torch.where(counted[0], targets[0], targets[-1])
     rows, prediction = quantities_of_call(call._replace(target=first), (first, *targets[1:]), choose(backend, input))
     values = call.knobs.to(rows[0].log_prob.dtype).unbind(-1)
-    classes, total, weights = call.logits.shape[1], 0.0, 0.0
+    classes = call.logits.shape[1]
+    total = weights = torch.zeros_like(rows[0].log_prob)
     for row, of, has, share in zip(rows, targets, counted, shares, strict=True):
         if label_smoothing > 0:
             row = SmoothedQuantities.of(row, label_smoothing)
-        factor = share * row_factors(
-            of, classes, call.weight, call.ignore_index, values[0].dtype if values else rows[0].log_prob.dtype
-        )
+        factor = share * row_factors(of, classes, call.weight, call.ignore_index, row.log_prob.dtype)
         if call.sample_weight is not None:
             factor = factor * call.sample_weight
         total = total + torch.where(has, objective.formula(row, *values) * factor, 0.0)
@@ -177,10 +176,8 @@ def _mixed_loss(
     return call.shaped(loss, stats)
 
 
-def _reduced(rows: Any, weights: Any, reduction: str) -> Tensor:
-    loss: Tensor = rows
-    if reduction != "none":
-        loss = loss.sum()
+def _reduced(rows: Tensor, weights: Tensor, reduction: str) -> Tensor:
+    loss = rows if reduction == "none" else rows.sum()
     return loss / weights.sum() if reduction == "mean" else loss
 
 
@@ -250,7 +247,7 @@ def weighted_smoothed_cross_entropy(
     target: Tensor,
     label_smoothing: float,
     *,
-    weight: Tensor,
+    weight: Tensor | None,
     reduction: Reduction = "mean",
     ignore_index: int = -100,
     sample_weight: Tensor | None = None,

@@ -89,8 +89,8 @@ class RobustLoss(nn.Module):
                 check_numbers(objective, self.bind(**{**self.knobs, **values})[1])
             schedule.followers.append(self)
 
-    def bind(self, **knobs: Any) -> Bound:
-        """The loss of the table and its knobs, from the public ones."""
+    def bind(self, *args: Any, **knobs: Any) -> Bound:
+        """The loss of the table and its knobs, from the public ones by name."""
         raise NotImplementedError
 
     def forward(

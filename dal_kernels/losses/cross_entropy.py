@@ -13,12 +13,12 @@ from dal_kernels.variations import check_smoothing, varied_loss, weighted_smooth
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from dal_kernels.losses.options import LossOptions, ModuleOptions
+    from dal_kernels.losses.options import CrossEntropyOptions, LossOptions, ModuleOptions, ShiftOptions
     from dal_kernels.losses.ramp import Schedule
 
 
 def cross_entropy_loss(
-    input: Tensor, target: Tensor, label_smoothing: float = 0.0, **options: Unpack[LossOptions]
+    input: Tensor, target: Tensor, label_smoothing: float = 0.0, **options: Unpack[CrossEntropyOptions]
 ) -> Any:
     r"""Cross-entropy: what :func:`torch.nn.functional.cross_entropy` computes, by the fused kernels.
 
@@ -40,8 +40,8 @@ def cross_entropy_loss(
     check_smoothing(objectives.smoothed_cross_entropy, label_smoothing)
     soft = isinstance(target, Tensor) and target.is_floating_point()
     if soft or options.get("mix") is not None or label_smoothing == 0:
-        options["label_smoothing"] = label_smoothing
-        return varied_loss(objectives.symmetric_cross_entropy, (1.0, 0.0), input, target, **options)
+        plain = objectives.symmetric_cross_entropy
+        return varied_loss(plain, (1.0, 0.0), input, target, label_smoothing=label_smoothing, **options)
     if options.get("weight") is not None:
         return weighted_smoothed_cross_entropy(input, target, label_smoothing, **options)
     return varied_loss(objectives.smoothed_cross_entropy, (label_smoothing,), input, target, **options)
@@ -55,7 +55,7 @@ class CrossEntropyLoss(RobustLoss):
         options: see :class:`dal_kernels.losses.options.ModuleOptions`.
     """
 
-    def __init__(self, label_smoothing: float = 0.0, **options: Unpack[ModuleOptions]) -> None:
+    def __init__(self, label_smoothing: float = 0.0, **options: Unpack[ShiftOptions]) -> None:
         check_smoothing(objectives.smoothed_cross_entropy, label_smoothing)
         super().__init__({}, **options)
         self.label_smoothing = label_smoothing

@@ -15,7 +15,7 @@ from dal_kernels.variations import varied_loss
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from dal_kernels.losses.options import LossOptions, ModuleOptions
+    from dal_kernels.losses.options import MarginOptions, PlainOptions
 
 
 def label_distribution_aware_margin_loss(
@@ -24,7 +24,7 @@ def label_distribution_aware_margin_loss(
     class_counts: Tensor | Sequence[float],
     max_margin: float = 0.5,
     scale: float | Tensor = 30.0,
-    **options: Unpack[LossOptions],
+    **options: Unpack[MarginOptions],
 ) -> Any:
     r"""Label-distribution-aware margin loss (LDAM): cross-entropy with larger margins for rarer classes.
 
@@ -77,7 +77,7 @@ class LabelDistributionAwareMarginLoss(RobustLoss):
         class_counts: Tensor | Sequence[float],
         max_margin: float = 0.5,
         scale: float | Tensor = 30.0,
-        **options: Unpack[ModuleOptions],
+        **options: Unpack[PlainOptions],
     ) -> None:
         super().__init__({}, target_shift=-margins_of(class_counts, max_margin), scale=scale, **options)
 
