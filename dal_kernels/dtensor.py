@@ -22,11 +22,11 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
 from dal_kernels.arguments import RowStats
-from dal_kernels.distributed import class_parallel_loss_of
 from dal_kernels.functional import loss_of
 from dal_kernels.knobs import KnobValue
 from dal_kernels.objectives import OBJECTIVES
 from dal_kernels.reference import row_factors
+from dal_kernels.sliced import class_parallel_loss_of
 from dal_kernels.tensors import of_rows
 
 

@@ -44,7 +44,7 @@ def knob_tensor(
             return _filled(numbers, dtype, input.device)
         return _constant(numbers, dtype, input.device)
     tensors = [
-        _beside(knob.name, value, input, shape)
+        _beside(knob, value, input, shape)
         if isinstance(value, Tensor)
         else torch.full((), float(value), dtype=dtype, device=input.device)
         for knob, value in zip(objective.knobs, values, strict=True)
@@ -132,8 +132,11 @@ def _refused(objective: Objective, knobs: Tensor, largest: float) -> Tensor:
     return ~fits
 
 
-def _beside(name: str, value: Tensor, input: Tensor, shape: torch.Size) -> Tensor:
+def _beside(knob: Knob, value: Tensor, input: Tensor, shape: torch.Size) -> Tensor:
     """A knob as a 0-d or (N,) tensor next to the logits."""
+    name = knob.name
+    if knob.whole and not value.is_floating_point():
+        value = value.float()
     if value.dtype not in LOGITS:
         raise TypeError(f"{name} must be a number or a floating-point tensor, got {value.dtype}")
     refuse_dtensor(name, value)
