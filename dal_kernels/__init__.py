@@ -12,6 +12,7 @@ from dal_kernels import reference
 from dal_kernels._version import __version__
 from dal_kernels.arguments import RowStats
 from dal_kernels.backends.choose import available_backends
+from dal_kernels.forms import LinearLoss, linear_loss
 from dal_kernels.functional import dynamics_aware_loss
 from dal_kernels.linear import linear_dynamics_aware_loss
 from dal_kernels.linear_loss import LinearDynamicsAwareLoss
@@ -57,7 +58,7 @@ from dal_kernels.losses import (
     taylor_cross_entropy_loss,
 )
 from dal_kernels.losses.ramp import Ramp
-from dal_kernels.row_statistics import RowStatistics, row_statistics
+from dal_kernels.row_statistics import RowStatistics, linear_row_statistics, row_statistics
 from dal_kernels.schedule import DynamicsAwareSchedule
 
 __all__ = [
@@ -77,6 +78,7 @@ __all__ = [
     "JointAsymmetricLoss",
     "LabelDistributionAwareMarginLoss",
     "LinearDynamicsAwareLoss",
+    "LinearLoss",
     "MeanAbsoluteErrorLoss",
     "NormalizedCrossEntropyLoss",
     "PartiallyHuberisedCrossEntropyLoss",
@@ -103,6 +105,8 @@ __all__ = [
     "joint_asymmetric_loss",
     "label_distribution_aware_margin_loss",
     "linear_dynamics_aware_loss",
+    "linear_loss",
+    "linear_row_statistics",
     "mean_absolute_error_loss",
     "normalized_cross_entropy_loss",
     "partially_huberised_cross_entropy_loss",

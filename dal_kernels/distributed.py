@@ -17,6 +17,7 @@ from torch import Tensor
 from dal_kernels.arguments import BOOTSTRAPS, Backend, Bootstrap, OptionsOfKernels, RowStats
 from dal_kernels.exchange import Group
 from dal_kernels.fields import Reduction
+from dal_kernels.forms import Loss, check_loss
 from dal_kernels.objectives import dynamics_aware_of
 from dal_kernels.sliced import breaks_graph, class_parallel_linear_loss_of, class_parallel_loss_of
 from dal_kernels.tensors import check_choice
@@ -24,7 +25,12 @@ from dal_kernels.tensors import check_choice
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["class_parallel_dynamics_aware_loss", "class_parallel_linear_dynamics_aware_loss"]
+__all__ = [
+    "class_parallel_dynamics_aware_loss",
+    "class_parallel_linear_dynamics_aware_loss",
+    "class_parallel_linear_loss",
+    "class_parallel_loss",
+]
 
 
 class OptionsOfSlices(OptionsOfKernels, total=False):
@@ -196,3 +202,69 @@ def class_parallel_linear_dynamics_aware_loss(
         chunk_bytes=chunk_bytes,
     )  # fmt: skip
     return loss
+
+
+@breaks_graph
+def class_parallel_loss(
+    loss: Loss,
+    local_logits: Tensor,
+    target: Tensor,
+    *,
+    class_offset: int | None = None,
+    num_classes: int | None = None,
+    group: Group = None,
+    return_stats: bool = False,
+    sample_weight: Tensor | None = None,
+) -> Tensor | tuple[Tensor, RowStats]:
+    """Any loss of the family of logits whose classes are split over the ranks of a group.
+
+    Args:
+        loss: a module of the family, equal on every rank; class weights are (num_classes,).
+        local_logits, target, class_offset, num_classes, group, return_stats, sample_weight: as in
+            :func:`class_parallel_dynamics_aware_loss`.
+
+    Returns, Raises:
+        As :func:`class_parallel_dynamics_aware_loss`; TypeError also where ``loss`` is no module of the family.
+    """
+    check_loss(loss)
+    objective, knobs, options = loss.for_form(local_logits)
+    result: Tensor | tuple[Tensor, RowStats] = class_parallel_loss_of(
+        objective, knobs, local_logits, target, class_offset=class_offset, num_classes=num_classes, group=group,
+        return_stats=return_stats, sample_weight=sample_weight, **options,
+    )  # fmt: skip
+    return result
+
+
+@breaks_graph
+def class_parallel_linear_loss(
+    loss: Loss,
+    input: Tensor,
+    local_linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    class_offset: int | None = None,
+    num_classes: int | None = None,
+    group: Group = None,
+    return_stats: bool = False,
+    sample_weight: Tensor | None = None,
+    chunk_bytes: int | None = None,
+) -> Tensor | tuple[Tensor, RowStats]:
+    """:func:`dal_kernels.linear_loss` with the rows of the classifier split over the ranks of a group.
+
+    Args:
+        loss, target, class_offset, ...: as in :func:`class_parallel_loss`.
+        input, local_linear_weight, linear_bias, chunk_bytes: as input, local_classifier_weight, bias and chunk_bytes in
+            :func:`class_parallel_linear_dynamics_aware_loss`.
+
+    Returns, Raises:
+        As :func:`class_parallel_loss`.
+    """
+    check_loss(loss)
+    objective, knobs, options = loss.for_form(input)
+    result: Tensor | tuple[Tensor, RowStats] = class_parallel_linear_loss_of(
+        objective, knobs, input, local_linear_weight, target, bias=linear_bias, class_offset=class_offset,
+        num_classes=num_classes, group=group, return_stats=return_stats, sample_weight=sample_weight,
+        chunk_bytes=chunk_bytes, **options,
+    )  # fmt: skip
+    return result

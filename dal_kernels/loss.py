@@ -109,16 +109,17 @@ class DynamicsAwareLoss(nn.Module):
         Returns, Raises:
             As :func:`dal_kernels.dynamics_aware_loss`.
         """
-        knobs = self._knobs_for(input)
-        return loss_of(
-            dynamics_aware_of(self.bootstrap).id,
-            knobs,
-            input,
-            target,
-            return_stats=return_stats,
-            sample_weight=sample_weight,
-            **self._options(reduction),
+        objective, knobs, options = self.for_form(input)
+        if reduction is not None:
+            options["reduction"] = reduction
+        result: Tensor | tuple[Tensor, RowStats] = loss_of(
+            objective, knobs, input, target, return_stats=return_stats, sample_weight=sample_weight, **options
         )
+        return result
+
+    def for_form(self, input: Tensor) -> tuple[int, Tensor, dict[str, Any]]:
+        """What the forms of a loss (linear, class-parallel) take: its id in the table, its knobs and its options."""
+        return dynamics_aware_of(self.bootstrap).id, self._knobs_for(input), self._options()
 
     def step(self, t: float | None = None) -> None:
         """Advance the schedule by one, or to position ``t``. In compiled code this breaks the graph."""
@@ -147,7 +148,7 @@ class DynamicsAwareLoss(nn.Module):
             shown += f", ignore_index={self.ignore_index}"
         return shown + (f", backend={self.backend!r}" if self.backend != "auto" else "")
 
-    def _options(self, reduction: Reduction | None) -> Any:
+    def _options(self) -> dict[str, Any]:
         """What every form of the loss takes by the same names."""
         weight = self.weight
         if weight is not None and self._device.type == "meta":
@@ -155,7 +156,7 @@ class DynamicsAwareLoss(nn.Module):
         return {
             "weight": weight,
             "ignore_index": self.ignore_index,
-            "reduction": self.reduction if reduction is None else reduction,
+            "reduction": self.reduction,
             "backend": self.backend,
         }
 

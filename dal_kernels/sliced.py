@@ -20,7 +20,7 @@ from dal_kernels.linear_ops import LayerInChunks, finished, linear_gradient
 from dal_kernels.objectives import OBJECTIVES
 from dal_kernels.once import DifferentiableOnce
 from dal_kernels.reference import run_weighted
-from dal_kernels.slices import IGNORED, Statistics, fields_of, finish, gradient, statistics
+from dal_kernels.slices import IGNORED, Statistics, fields_of, finish, gradient, joined, statistics
 from dal_kernels.tensors import refuse_dtensor
 
 # torch.compile gives it as the reason of an error where fullgraph=True.
@@ -122,7 +122,7 @@ def class_parallel_linear_loss_of(
             if not found:
                 empty = local[:0].reshape(0, own.size)
                 found, target_logits = [statistics(empty, name, call.objective.is_wide)], [local.new_empty(0)]
-            of_rows = _joined(found)
+            of_rows = joined(found)
             loss, stats, kept = _finish(call, of_rows, torch.cat(target_logits), own, name, any(wanted))
         if kept is not None:
             loss = _SliceLinearLoss.apply(
@@ -158,15 +158,6 @@ def _finish(
     target = torch.where(call.target == call.ignore_index, IGNORED, within(call.target, own.size))
     prediction = within(whole.argmax, -1) if call.objective.needs_argmax else whole.argmax.new_empty(0)
     return done.loss, done.stats, (target, fields, prediction)
-
-
-def _joined(chunks: list[Statistics]) -> Statistics:
-    """Of all rows, from those of chunks of them over the same classes."""
-    columns: list[Any] = list(zip(*(chunk[:6] for chunk in chunks), strict=True))
-    peak, total, weighted, argmax, differences, squares = (
-        None if column[0] is None else torch.cat(column) for column in columns
-    )
-    return Statistics(peak, total, weighted, argmax, differences, squares, chunks[0].classes)  # type: ignore[arg-type]
 
 
 class _SliceLoss(torch.autograd.Function):

@@ -7,7 +7,7 @@ the slopes of it are autograd's.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -90,6 +90,15 @@ def _moved(slices: Statistics, peak: Tensor) -> Statistics:
     return moved._replace(
         differences=slices.differences + slices.classes * shift, squares=ratio * ratio * slices.squares
     )
+
+
+def joined(chunks: list[Statistics]) -> Statistics:
+    """Of all rows, from those of chunks of them over the same classes."""
+    columns: list[Any] = list(zip(*(chunk[:6] for chunk in chunks), strict=True))
+    peak, total, weighted, argmax, differences, squares = (
+        None if column[0] is None else torch.cat(column) for column in columns
+    )
+    return Statistics(peak, total, weighted, argmax, differences, squares, chunks[0].classes)  # type: ignore[arg-type]
 
 
 def merge(slices: Statistics) -> Statistics:

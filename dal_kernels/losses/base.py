@@ -118,6 +118,19 @@ class RobustLoss(nn.Module):
         """The loss with the knobs where they are, and all options."""
         return varied_loss(self._objective, self._knobs_for(input), input, target, **options)
 
+    def for_form(self, input: Tensor) -> tuple[int, tuple[float, ...] | Tensor, dict[str, Any]]:
+        """What the forms of a loss (linear, class-parallel) take: its id in the table, its knobs and its options.
+
+        Raises:
+            ValueError: an option that the forms do not have.
+        """
+        options = self._options(None)
+        for name, nothing in (("label_smoothing", 0.0), ("target_shift", None), ("scale", None)):
+            value = options.pop(name)
+            if value is not nothing and (isinstance(value, Tensor) or value != nothing):
+                raise ValueError(f"{name} must be {nothing} in this form of a loss, got {value!r:.60}")
+        return self._objective.id, self._knobs_for(input), options
+
     def step(self, t: float | None = None) -> None:
         """Advance the schedule by one, or to position ``t``. Without a schedule nothing happens."""
         if self.schedule is not None:

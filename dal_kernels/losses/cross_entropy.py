@@ -63,6 +63,16 @@ class CrossEntropyLoss(RobustLoss):
     def bind(self) -> Bound:
         return objectives.symmetric_cross_entropy, (1.0, 0.0)
 
+    def for_form(self, input: Tensor) -> tuple[int, tuple[float, ...] | Tensor, dict[str, Any]]:
+        if self.label_smoothing == 0 or self.weight is not None:
+            return super().for_form(input)
+        smoothing, self.label_smoothing = self.label_smoothing, 0.0
+        try:
+            _, _, options = super().for_form(input)
+        finally:
+            self.label_smoothing = smoothing
+        return objectives.smoothed_cross_entropy.id, (smoothing,), options
+
     def compute(self, input: Tensor, target: Tensor, **options: Any) -> Any:
         return cross_entropy_loss(input, target, **options)
 
