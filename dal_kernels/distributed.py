@@ -19,7 +19,12 @@ from dal_kernels.exchange import Group
 from dal_kernels.fields import Reduction
 from dal_kernels.forms import Loss, check_loss
 from dal_kernels.objectives import dynamics_aware_of
-from dal_kernels.sliced import breaks_graph, class_parallel_linear_loss_of, class_parallel_loss_of
+from dal_kernels.sliced import (
+    breaks_graph,
+    class_parallel_linear_loss_of,
+    class_parallel_loss_of,
+    class_parallel_row_statistics,
+)
 from dal_kernels.tensors import check_choice
 
 if TYPE_CHECKING:
@@ -30,6 +35,7 @@ __all__ = [
     "class_parallel_linear_dynamics_aware_loss",
     "class_parallel_linear_loss",
     "class_parallel_loss",
+    "class_parallel_row_statistics",
 ]
 
 

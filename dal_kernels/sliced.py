@@ -17,9 +17,10 @@ from dal_kernels.knobs import KnobValue
 from dal_kernels.layer import Layer, layer_of
 from dal_kernels.linear import anchors_of
 from dal_kernels.linear_ops import LayerInChunks, finished, linear_gradient
-from dal_kernels.objectives import OBJECTIVES
+from dal_kernels.objectives import OBJECTIVES, row_statistics_of
 from dal_kernels.once import DifferentiableOnce
 from dal_kernels.reference import run_weighted
+from dal_kernels.row_statistics import RowStatistics, as_statistics, differentiable_rows
 from dal_kernels.slices import IGNORED, Statistics, fields_of, finish, gradient, joined, statistics
 from dal_kernels.tensors import refuse_dtensor
 
@@ -52,21 +53,12 @@ def class_parallel_loss_of(
     backend: Backend = "auto",
 ) -> Any:
     """A loss of the table with its classes split over ranks."""
-    if not isinstance(local_logits, Tensor):
-        raise TypeError(f"local_logits must be a tensor, got {type(local_logits).__name__}")
-    refuse_dtensor("local_logits", local_logits, ": dal_kernels.dynamics_aware_loss takes it; or pass its to_local()")
-    if local_logits.dim() == 0:
-        raise ValueError("local_logits must have shape (C,), (N, C) or (N, C, d1, ...), got a 0-d tensor")
-    place = int(local_logits.dim() > 1)
-    own = slice_of(local_logits.shape[place], target, local_logits.device, class_offset, num_classes, group)
-    shape = (*local_logits.shape[:place], own.classes, *local_logits.shape[place + 1 :])
-    whole = local_logits.new_empty(()).expand(shape)
+    logits, own, whole = _slice(local_logits, target, class_offset, num_classes, group)
     call = check(
         whole, target, OBJECTIVES[objective], knobs, weight, ignore_index, reduction, return_stats, sample_weight
     )
     raise_for_labels(call)
     name = choose(backend, local_logits)
-    logits = local_logits.movedim(1, -1).flatten(0, -2) if place else local_logits.unsqueeze(0)
     wanted = torch.is_grad_enabled() and local_logits.requires_grad
 
     def run(call: Call) -> tuple[Tensor, RowStats | None]:
@@ -133,6 +125,59 @@ def class_parallel_linear_loss_of(
     return call.shaped(*run_weighted(run, call))
 
 
+@breaks_graph
+def class_parallel_row_statistics(
+    local_logits: Tensor,
+    target: Tensor,
+    *,
+    class_offset: int | None = None,
+    num_classes: int | None = None,
+    group: Group = None,
+    ignore_index: int = -100,
+    backend: Backend = "auto",
+) -> RowStatistics:
+    """:func:`dal_kernels.row_statistics` of logits whose classes are split over the ranks of a group.
+
+    Every rank gets the same statistics, and must make the same loss of them.
+
+    Args:
+        local_logits, target, class_offset, num_classes, group: as in
+            :func:`dal_kernels.distributed.class_parallel_dynamics_aware_loss`.
+        ignore_index, backend: as in :func:`dal_kernels.row_statistics`.
+
+    Returns, Raises:
+        As those two.
+    """
+    logits, own, whole_logits = _slice(local_logits, target, class_offset, num_classes, group)
+    call = check(whole_logits, target, row_statistics_of, (), None, ignore_index, "none", True)
+    raise_for_labels(call)
+    name = choose(backend, local_logits)
+    with torch.no_grad():
+        target_logit = _target_logit(logits, call.target, own)
+        whole, target_logit = exchange(call, statistics(logits, name, wide=True), target_logit, own)
+        local, prediction = _within(call, whole.argmax, own)
+    (row,) = differentiable_rows(
+        logits, local.unsqueeze(0), target_logit.unsqueeze(0), prediction, whole, own.classes, name
+    )
+    return as_statistics(call, row, whole.argmax)
+
+
+def _slice(
+    local_logits: Tensor, target: Tensor, class_offset: int | None, num_classes: int | None, group: Group
+) -> tuple[Tensor, Slice, Tensor]:
+    """(flat logits of this rank's slice, the slice, a tensor without memory that looks like the whole logits)."""
+    if not isinstance(local_logits, Tensor):
+        raise TypeError(f"local_logits must be a tensor, got {type(local_logits).__name__}")
+    refuse_dtensor("local_logits", local_logits, ": dal_kernels.dynamics_aware_loss takes it; or pass its to_local()")
+    if local_logits.dim() == 0:
+        raise ValueError("local_logits must have shape (C,), (N, C) or (N, C, d1, ...), got a 0-d tensor")
+    place = int(local_logits.dim() > 1)
+    own = slice_of(local_logits.shape[place], target, local_logits.device, class_offset, num_classes, group)
+    shape = (*local_logits.shape[:place], own.classes, *local_logits.shape[place + 1 :])
+    logits = local_logits.movedim(1, -1).flatten(0, -2) if place else local_logits.unsqueeze(0)
+    return logits, own, local_logits.new_empty(()).expand(shape)
+
+
 def _target_logit(logits: Tensor, target: Tensor, own: Slice) -> Tensor:
     """z_y of the rows whose label lies in this slice; anything for the others."""
     if own.size == 0:
@@ -151,13 +196,19 @@ def _finish(
         return done.loss, done.stats, None
     fields = fields_of(whole.peak, done.coefficients, done.loss.dtype, call.objective.is_wide)
 
+    target, prediction = _within(call, whole.argmax, own)
+    return done.loss, done.stats, (target, fields, prediction if call.objective.needs_argmax else prediction[:0])
+
+
+def _within(call: Call, argmax: Tensor, own: Slice) -> tuple[Tensor, Tensor]:
+    """Target and predicted class as classes of this slice, or as what :func:`dal_kernels.slices.gradient` takes."""
+
     def within(classes: Tensor, elsewhere: int) -> Tensor:
         at = classes - own.offset
         return torch.where((at >= 0) & (at < own.size), at, elsewhere)
 
-    target = torch.where(call.target == call.ignore_index, IGNORED, within(call.target, own.size))
-    prediction = within(whole.argmax, -1) if call.objective.needs_argmax else whole.argmax.new_empty(0)
-    return done.loss, done.stats, (target, fields, prediction)
+    ignored = call.target == call.ignore_index
+    return torch.where(ignored, IGNORED, within(call.target, own.size)), within(argmax, -1)
 
 
 class _SliceLoss(torch.autograd.Function):
