@@ -1,1 +1,1 @@
-"""Fused kernels in Triton: kernels (device code), plan (layout), launch (buffers and launches)."""
+"""Fused kernels in Triton: the losses (objectives), device code (row and the kernels, as in csrc/cuda), plan (layout), launch."""
