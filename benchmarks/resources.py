@@ -84,8 +84,13 @@ BACKWARD_WAYS = {
     "hard, if changed": Way(if_changed=True, objective=_HARD),
     "wide, unreduced": Way(reduced=False, objective=_WIDE),
 }
+# Losses that call the vendors' libraries of functions.
+LIBRARY_WAYS = {
+    "powers": Way(gradient=True, objective=objectives.normalized_and_asymmetric),
+    "angle": Way(gradient=True, objective=objectives.fisher_rao),
+}
 STATISTICS_WAYS = {"narrow": Way(), "wide sums": Way(objective=_WIDE)}
-ALL_WAYS = {**WAYS, **BF16_WAYS, **UNREDUCED, **LONG_WAYS, **BACKWARD_WAYS, **STATISTICS_WAYS}
+ALL_WAYS = {**WAYS, **BF16_WAYS, **UNREDUCED, **LONG_WAYS, **BACKWARD_WAYS, **LIBRARY_WAYS, **STATISTICS_WAYS}
 
 
 @dataclass(frozen=True)
@@ -234,6 +239,8 @@ def every_variant() -> Iterator[Variant]:
             yield Variant("loss_rows", dtype, classes, way)
     for way in WAYS:
         yield Variant("loss_rows", "fp64", 1000, way)
+    for dtype, way in product(DTYPES, LIBRARY_WAYS):
+        yield Variant("loss_rows", dtype, 1000, way)
     for dtype, way in product(("fp32", "bf16"), LONG_WAYS):
         yield Variant("loss_long_rows", dtype, LONG, way)
         for kernel in ("split_statistics", "merge_splits"):

@@ -40,6 +40,8 @@ OTHERS = [
     Variant("reduce_sums", "fp64", 1000, "soft"),
     Variant("loss_rows", "fp32", 16000, "wide, fields and prediction"),
     Variant("loss_rows", "bf16", 32000, "wide"),
+    Variant("loss_rows", "fp32", 32000, "powers"),
+    Variant("loss_rows", "fp64", 1000, "angle"),
     Variant("loss_rows", "fp32", 32000, "wide, fields and prediction"),
     Variant("split_statistics", "fp32", LONG, "wide, fields and prediction, no gradient", FEW_ROWS),
     Variant("merge_splits", "fp32", LONG, "wide, fields and prediction, no gradient", FEW_ROWS),

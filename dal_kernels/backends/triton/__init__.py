@@ -1,1 +1,1 @@
-"""Fused kernels in Triton: the losses (objectives), device code (row and the kernels, as in csrc/cuda), plan (layout), launch."""
+"""Fused kernels in Triton: losses (objectives), device code named as in csrc/cuda, layout (plan), launches (launch)."""
