@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from family import BY_NAME, hold, hold_entries, knobs_of, knobs_per_row, make_batch
+from family_truth import BY_NAME, hold, hold_entries, knobs_of, knobs_per_row, make_batch
 from marks import needs_executor
 from truth import LOSS_SLACK
 

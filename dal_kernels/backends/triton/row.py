@@ -171,7 +171,7 @@ def read_target(target_ptr, target_stride, row, live, ignore_index, CLASSES: tl.
 
 @triton.jit
 def read_knobs(knobs_ptr, knobs_stride, row, live, KNOBS: tl.constexpr, PER_ROW: tl.constexpr, ACC: tl.constexpr):
-    """Knobs, 0-d or one per row. A row beyond the last takes those of the first, because every loss of them is finite."""
+    """Knobs, 0-d or one per row. A row beyond the last takes those of the first, of which every loss is finite."""
     knobs = ()
     for k in tl.static_range(KNOBS):
         if PER_ROW:

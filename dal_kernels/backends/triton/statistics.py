@@ -17,9 +17,8 @@ def store_row_sums(
 ):  # fmt: skip
     """(3 or 5, N) sums, and the predicted class. A NaN is the maximum."""
     if ARGMAX:
-        peak = tl.where(nan_at < CLASSES, float("nan"), peak)
         tl.store(argmax_ptr + row, tl.where(nan_at < CLASSES, nan_at, argmax), mask=live)
-    tl.store(sums_ptr + row, peak, mask=live)
+    tl.store(sums_ptr + row, tl.where(nan_at < CLASSES, float("nan"), peak), mask=live)
     tl.store(sums_ptr + count + row, sums.total, mask=live)
     tl.store(sums_ptr + 2 * count + row, sums.weighted, mask=live)
     if WIDE:
@@ -37,7 +36,7 @@ def row_statistics(
     row = tl.program_id(0).to(tl.int64)
     start = logits_ptr + row * (CLASSES if PACKED else row_stride)
     peak, sums, argmax, nan_at = read_blocks(
-        start, 0, tl.cdiv(CLASSES, BLOCK), True, CLASSES, BLOCK, ARGMAX, ARGMAX, WIDE, ACC
+        start, 0, tl.cdiv(CLASSES, BLOCK), True, CLASSES, BLOCK, ARGMAX, True, WIDE, ACC
     )
     sums = RowSums(sums.total, sums.weighted * LN2, sums.differences, sums.squares)
     store_row_sums(
