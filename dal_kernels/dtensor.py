@@ -22,16 +22,16 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
 from dal_kernels.arguments import RowStats
-from dal_kernels.distributed import class_parallel_loss_of
 from dal_kernels.functional import loss_of
 from dal_kernels.knobs import KnobValue
-from dal_kernels.objectives import Objective
+from dal_kernels.objectives import OBJECTIVES
 from dal_kernels.reference import row_factors
+from dal_kernels.sliced import class_parallel_loss_of
 from dal_kernels.tensors import of_rows
 
 
 def dtensor_loss(
-    objective: Objective, knobs: tuple[KnobValue, ...] | Tensor, input: Tensor, target: Tensor, **options: Any
+    objective: int, knobs: tuple[KnobValue, ...] | Tensor, input: Tensor, target: Tensor, **options: Any
 ) -> Any:
     """The loss of DTensor logits; arguments as of :func:`dal_kernels.functional.loss_of`.
 
@@ -54,7 +54,9 @@ def dtensor_loss(
 
     target = local_of("target", target)
     if not isinstance(knobs, Tensor):
-        knobs = tuple(local_of(knob.name, value) for knob, value in zip(objective.knobs, knobs, strict=True))
+        knobs = tuple(
+            local_of(knob.name, value) for knob, value in zip(OBJECTIVES[objective].knobs, knobs, strict=True)
+        )
     for name in ("weight", "sample_weight"):
         options[name] = local_of(name, options[name])
     weight, sample_weight = options["weight"], options["sample_weight"]

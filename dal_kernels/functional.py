@@ -10,7 +10,7 @@ from dal_kernels.arguments import BOOTSTRAPS, Backend, Bootstrap, OptionsOfKerne
 from dal_kernels.backends.choose import RUN, choose
 from dal_kernels.fields import Reduction
 from dal_kernels.knobs import KnobValue
-from dal_kernels.objectives import Objective, dynamics_aware_of
+from dal_kernels.objectives import OBJECTIVES, dynamics_aware_of
 from dal_kernels.reference import run_weighted
 from dal_kernels.surroundings import hand_over, wants_the_call
 from dal_kernels.tensors import check_choice, is_dtensor
@@ -108,23 +108,17 @@ def dynamics_aware_loss(
         RuntimeError: the named backend is not available here; a second derivative through a fused kernel (the backend
             "eager" has them); under torch.compile, a bad label.
     """
-    options: dict[str, Any] = {
-        "weight": weight,
-        "ignore_index": ignore_index,
-        "reduction": reduction,
-        "return_stats": return_stats,
-        "sample_weight": sample_weight,
-        "backend": backend,
-    }
-    tensors = (input, target, q, bootstrap_weight, weight, sample_weight)
-    if wants_the_call(*tensors):
-        return hand_over(dynamics_aware_loss, tensors, *tensors[:4], bootstrap=bootstrap, **options)
     check_choice("bootstrap", bootstrap, BOOTSTRAPS)
-    return loss_of(dynamics_aware_of(bootstrap), (q, bootstrap_weight), input, target, **options)
+    result: Tensor | tuple[Tensor, RowStats] = loss_of(
+        dynamics_aware_of(bootstrap).id, (q, bootstrap_weight), input, target, weight=weight,
+        ignore_index=ignore_index, reduction=reduction, return_stats=return_stats, sample_weight=sample_weight,
+        backend=backend,
+    )  # fmt: skip
+    return result
 
 
 def loss_of(
-    objective: Objective,
+    objective: int,
     knobs: tuple[KnobValue, ...] | Tensor,
     input: Tensor,
     target: Tensor,
@@ -136,14 +130,30 @@ def loss_of(
     sample_weight: Tensor | None = None,
     backend: Backend = "auto",
 ) -> Any:
-    """A loss of the table: what every public function comes to. Knobs as :func:`dal_kernels.knobs.knob_tensor`."""
-    if is_dtensor(input):
+    """The loss of that id in the table: what every public function comes to.
+
+    Args:
+        knobs: as :func:`dal_kernels.knobs.knob_tensor` takes them.
+        input, target, ...: as in :func:`dal_kernels.dynamics_aware_loss`.
+    """
+    given = knobs if isinstance(knobs, tuple) else (knobs,)
+    if (handed_over := wants_the_call(input, target, weight, sample_weight, *given)) or is_dtensor(input):
+        options: dict[str, Any] = {
+            "weight": weight,
+            "ignore_index": ignore_index,
+            "reduction": reduction,
+            "return_stats": return_stats,
+            "sample_weight": sample_weight,
+            "backend": backend,
+        }
+        if handed_over:
+            tensors = (input, target, weight, sample_weight, *given)
+            return hand_over(loss_of, tensors, objective, knobs, input, target, **options)
         # Imported late: torch.distributed.tensor is not everyone's.
         from dal_kernels.dtensor import dtensor_loss
 
-        return dtensor_loss(
-            objective, knobs, input, target, weight=weight, ignore_index=ignore_index, reduction=reduction,
-            return_stats=return_stats, sample_weight=sample_weight, backend=backend,
-        )  # fmt: skip
-    call = check(input, target, objective, knobs, weight, ignore_index, reduction, return_stats, sample_weight)
+        return dtensor_loss(objective, knobs, input, target, **options)
+    call = check(
+        input, target, OBJECTIVES[objective], knobs, weight, ignore_index, reduction, return_stats, sample_weight
+    )
     return call.shaped(*run_weighted(RUN[choose(backend, input)], call))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from numbers import Real
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ def knob_tensor(
             return _filled(numbers, dtype, input.device)
         return _constant(numbers, dtype, input.device)
     tensors = [
-        _beside(knob.name, value, input, shape)
+        _beside(knob, value, input, shape)
         if isinstance(value, Tensor)
         else torch.full((), float(value), dtype=dtype, device=input.device)
         for knob, value in zip(objective.knobs, values, strict=True)
@@ -83,7 +83,7 @@ def _constant(numbers: tuple[Any, ...], dtype: torch.dtype, device: torch.device
 def _check_number(knob: Knob, value: Any, input: Tensor) -> None:
     if not isinstance(value, Real):
         raise TypeError(f"{knob.name} must be a number or a floating-point tensor, got {type(value).__name__}")
-    if not knob.accepts(value, torch.finfo(loss_dtype(input)).max):
+    if not knob.accepts(cast(float, value), torch.finfo(loss_dtype(input)).max):
         raise ValueError(f"{knob.name} must be {knob.accepted}, got {value}")
 
 
@@ -100,10 +100,8 @@ def _check_rule(objective: Objective, numbers: tuple[float, ...]) -> None:
     if objective.rule is not None:
         ok, words = objective.rule(*numbers)
         if not ok:
-            listed = ", ".join(
-                f"{knob.name} = {number:g}" for knob, number in zip(objective.knobs, numbers, strict=True)
-            )
-            raise ValueError(f"{words}, got {listed}")
+            named = zip(objective.knobs, numbers, strict=True)
+            raise ValueError(f"{words}, got {' and '.join(f'{knob.name} = {number:g}' for knob, number in named)}")
 
 
 def _check_tensor(objective: Objective, knobs: Tensor) -> None:
@@ -134,8 +132,11 @@ def _refused(objective: Objective, knobs: Tensor, largest: float) -> Tensor:
     return ~fits
 
 
-def _beside(name: str, value: Tensor, input: Tensor, shape: torch.Size) -> Tensor:
+def _beside(knob: Knob, value: Tensor, input: Tensor, shape: torch.Size) -> Tensor:
     """A knob as a 0-d or (N,) tensor next to the logits."""
+    name = knob.name
+    if knob.whole and not value.is_floating_point():
+        value = value.float()
     if value.dtype not in LOGITS:
         raise TypeError(f"{name} must be a number or a floating-point tensor, got {value.dtype}")
     refuse_dtensor(name, value)

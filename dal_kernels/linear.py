@@ -26,7 +26,7 @@ from dal_kernels.fields import ENTROPY, REDUCTION, TARGET_PROB, Reduction, loss_
 from dal_kernels.knobs import KnobValue
 from dal_kernels.layer import Layer, layer_of
 from dal_kernels.linear_ops import finished, linear_gradient, linear_loss
-from dal_kernels.objectives import Objective, dynamics_aware_of
+from dal_kernels.objectives import OBJECTIVES, dynamics_aware_of
 from dal_kernels.once import anchor_of
 from dal_kernels.surroundings import (
     graph_is_kept,
@@ -128,32 +128,17 @@ def linear_dynamics_aware_loss(
         TypeError, ValueError, RuntimeError: as :func:`dal_kernels.dynamics_aware_loss`, and where shapes, dtypes or
             devices of input, classifier_weight and bias do not fit, or chunk_bytes is not a positive int.
     """
-    tensors = (input, classifier_weight, target, q, bootstrap_weight, bias, weight, sample_weight)
-    if wants_the_call(*tensors):
-        return hand_over(
-            linear_dynamics_aware_loss,
-            tensors,
-            *tensors[:5],
-            bias=bias,
-            weight=weight,
-            ignore_index=ignore_index,
-            reduction=reduction,
-            bootstrap=bootstrap,
-            return_stats=return_stats,
-            sample_weight=sample_weight,
-            backend=backend,
-            chunk_bytes=chunk_bytes,
-        )
     check_choice("bootstrap", bootstrap, BOOTSTRAPS)
-    return linear_loss_of(
-        dynamics_aware_of(bootstrap), (q, bootstrap_weight), input, classifier_weight, target, bias=bias,
+    result: Tensor | tuple[Tensor, RowStats] = linear_loss_of(
+        dynamics_aware_of(bootstrap).id, (q, bootstrap_weight), input, classifier_weight, target, bias=bias,
         weight=weight, ignore_index=ignore_index, reduction=reduction, return_stats=return_stats,
         sample_weight=sample_weight, backend=backend, chunk_bytes=chunk_bytes,
     )  # fmt: skip
+    return result
 
 
 def linear_loss_of(
-    objective: Objective,
+    objective: int,
     knobs: tuple[KnobValue, ...] | Tensor,
     input: Tensor,
     classifier_weight: Tensor,
@@ -168,9 +153,19 @@ def linear_loss_of(
     backend: Backend = "auto",
     chunk_bytes: int | None = None,
 ) -> Any:
-    """A loss of the table behind a classifier layer. Knobs as :func:`dal_kernels.knobs.knob_tensor` takes them."""
+    """The loss of that id in the table behind a classifier layer. Knobs as :func:`dal_kernels.knobs.knob_tensor`."""
+    given = knobs if isinstance(knobs, tuple) else (knobs,)
+    tensors = (input, classifier_weight, target, bias, weight, sample_weight, *given)
+    if wants_the_call(*tensors):
+        return hand_over(
+            linear_loss_of, tensors, objective, knobs, input, classifier_weight, target, bias=bias, weight=weight,
+            ignore_index=ignore_index, reduction=reduction, return_stats=return_stats, sample_weight=sample_weight,
+            backend=backend, chunk_bytes=chunk_bytes,
+        )  # fmt: skip
     layer, logits = layer_of(input, classifier_weight, bias, chunk_bytes)
-    call = check(logits, target, objective, knobs, weight, ignore_index, reduction, return_stats, sample_weight)
+    call = check(
+        logits, target, OBJECTIVES[objective], knobs, weight, ignore_index, reduction, return_stats, sample_weight
+    )
     name = choose(backend, input)
     run = partial(_eager, layer) if name == "eager" else partial(_fused, layer, backend=name)
     return call.shaped(*reference.run_weighted(run, call))

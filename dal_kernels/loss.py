@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -19,26 +18,13 @@ from dal_kernels.arguments import (
     check_options,
 )
 from dal_kernels.fields import Reduction
-from dal_kernels.functional import dynamics_aware_loss
+from dal_kernels.functional import loss_of
+from dal_kernels.live import packed, unpacked
+from dal_kernels.objectives import dynamics_aware_of
 from dal_kernels.schedule import DynamicsAwareSchedule
 from dal_kernels.tensors import check_choice
 
 __all__ = ["DynamicsAwareLoss"]
-
-
-# A number is a whole part and a fraction in units of 2^-62, both int64. Integers, because loaders cast floating tensors
-# to the dtype of the model, or take the dtype of the model from them; linear, because state dicts are averaged.
-_UNIT = 2.0**-62
-
-
-def _packed(numbers: Iterable[float]) -> Tensor:
-    """(n, 2) int64. On the CPU also where a meta device is the default: these are values, not memory to fill later."""
-    pairs = [(int(number), int(math.ldexp(number % 1.0, 62))) for number in numbers]
-    return torch.tensor(pairs, dtype=torch.int64, device="cpu")
-
-
-def _unpacked(pairs: Tensor) -> list[float]:
-    return [whole + fraction * _UNIT for whole, fraction in pairs.tolist()]
 
 
 class DynamicsAwareLoss(nn.Module):
@@ -123,21 +109,24 @@ class DynamicsAwareLoss(nn.Module):
         Returns, Raises:
             As :func:`dal_kernels.dynamics_aware_loss`.
         """
-        return dynamics_aware_loss(
-            input,
-            target,
-            *self._values_for(input),
-            return_stats=return_stats,
-            sample_weight=sample_weight,
-            **self._options(reduction),
+        objective, knobs, options = self.for_form(input)
+        if reduction is not None:
+            options["reduction"] = reduction
+        result: Tensor | tuple[Tensor, RowStats] = loss_of(
+            objective, knobs, input, target, return_stats=return_stats, sample_weight=sample_weight, **options
         )
+        return result
+
+    def for_form(self, input: Tensor) -> tuple[int, Tensor, dict[str, Any]]:
+        """What the forms of a loss (linear, class-parallel) take: its id in the table, its knobs and its options."""
+        return dynamics_aware_of(self.bootstrap).id, self._knobs_for(input), self._options()
 
     def step(self, t: float | None = None) -> None:
         """Advance the schedule by one, or to position ``t``. In compiled code this breaks the graph."""
         self.schedule.step(t)
 
     def get_extra_state(self) -> Tensor:
-        return _packed(self.schedule.state_dict().values())
+        return packed(self.schedule.state_dict().values())
 
     def set_extra_state(self, state: Tensor | Mapping[str, float]) -> None:
         """Take a schedule's state as :meth:`get_extra_state` gives it, or as it once did: as a dict."""
@@ -148,7 +137,7 @@ class DynamicsAwareLoss(nn.Module):
                     f"_extra_state must be a tensor of shape ({len(names)}, 2), of {', '.join(names)}, "
                     f"got shape {tuple(state.shape)}"
                 )
-            state = dict(zip(names, _unpacked(state), strict=True))
+            state = dict(zip(names, unpacked(state), strict=True))
         self.schedule.load_state_dict(state)
 
     def extra_repr(self) -> str:
@@ -159,7 +148,7 @@ class DynamicsAwareLoss(nn.Module):
             shown += f", ignore_index={self.ignore_index}"
         return shown + (f", backend={self.backend!r}" if self.backend != "auto" else "")
 
-    def _options(self, reduction: Reduction | None) -> Any:
+    def _options(self) -> dict[str, Any]:
         """What every form of the loss takes by the same names."""
         weight = self.weight
         if weight is not None and self._device.type == "meta":
@@ -167,13 +156,12 @@ class DynamicsAwareLoss(nn.Module):
         return {
             "weight": weight,
             "ignore_index": self.ignore_index,
-            "reduction": self.reduction if reduction is None else reduction,
-            "bootstrap": self.bootstrap,
+            "reduction": self.reduction,
             "backend": self.backend,
         }
 
-    def _values_for(self, input: Tensor) -> tuple[Tensor, Tensor]:
-        """q and bootstrap_weight beside the input, to whose device the class weights go too."""
+    def _knobs_for(self, input: Tensor) -> Tensor:
+        """(q, bootstrap_weight) beside the input, to whose device the class weights go too."""
         if isinstance(input, Tensor) and input.device != self._device:
             self._device = input.device
             # Not to the meta device, from which no value comes back.
@@ -181,7 +169,7 @@ class DynamicsAwareLoss(nn.Module):
                 # Outside of inference mode, in which they would be made unfit for training.
                 with torch.inference_mode(False):
                     self.weight = self.weight.to(self._device)
-        return self.schedule.on(self._device)
+        return self.schedule.live.on(self._device)[0]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         super()._apply(fn, recurse)

@@ -40,6 +40,11 @@ class RowQuantities(NamedTuple):
     classes: int
 
     @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """All but the number of classes."""
+        return self.log_prob, self.entropy, self.max_log_prob, self.sum_log_prob, self.square_sum
+
+    @property
     def prob(self) -> Tensor:
         """p_y."""
         return self.log_prob.exp()
@@ -324,3 +329,7 @@ def epsilon_softmax(row: RowQuantities, m: Tensor, alpha: Tensor, beta: Tensor) 
 def dynamics_aware_of(bootstrap: str) -> Objective:
     """The loss of :func:`dal_kernels.dynamics_aware_loss` with that bootstrap, "soft" or "hard"."""
     return dynamics_aware_hard if bootstrap == "hard" else dynamics_aware
+
+
+# For calls that ask for the quantities alone: not in the table, for no kernel has it.
+row_statistics_of = Objective(-1, "row_statistics", (), lambda row: row.log_prob)

@@ -9,14 +9,15 @@ The operators of every backend have these schemas:
     statistics(logits, want_argmax, wide) -> (sums, argmax)
 
 with logits (N, C), objective an id of :data:`dal_kernels.objectives.OBJECTIVES`, knobs its K knobs, (K,) or (N, K),
-reduction an index into :data:`dal_kernels.fields.REDUCTIONS`, gradient (N, C) already divided for "mean", or empty where
-it is not wanted, fields (7, N) and prediction (N,) or empty; of wide objectives fields are (9, N). A gradient with a term
-at the predicted class needs the prediction. On a GPU there are target_prob and entropy only with it: fields of other
-objectives are (4, N) without. In ``gradient`` a target of C or more is a class that lies elsewhere: its row is written
-without the target's term.
+reduction an index into :data:`dal_kernels.fields.REDUCTIONS`, gradient (N, C) already divided for "mean", or empty
+where it is not wanted, fields (7, N) and prediction (N,) or empty; of wide objectives fields are (9, N). A gradient
+with a term at the predicted class needs the prediction. On a GPU there are target_prob and entropy only with it: fields
+of narrow objectives are (4, N) without. In ``gradient`` a target of C or more is a class that lies elsewhere: its row
+is written without the target's term.
 
 Statistics are (3, N): m = max z, S = sum e^(z - m), W = sum e^(z - m) (z - m), and with ``wide`` (5, N): also
-sum (z - m) and sum e^(2 (z - m)). m of a row of -inf alone is -inf, and all else of it is as if m were 0.
+D = sum (z - m) and P = sum e^(2 (z - m)). m of a row of -inf alone is -inf, and its S, W and P are 0; m of a row with a
+NaN is NaN.
 
 On a GPU the divisor of a mean is known only after the gradient is written: that is divided by N, and ``correction``,
 N over the true divisor, is left for the backward. On a CPU there is none.

@@ -61,7 +61,7 @@ def row_quantities(logits: Tensor, target: Tensor, uses: Collection[str]) -> Row
 
 
 def official_dynamics_aware(logits: Tensor, target: Tensor, hard: bool, q: Tensor, bootstrap_weight: Tensor) -> Tensor:
-    """The authors' arithmetic: p_y clamped to [1e-6, 1] and ln(p + 1e-6) in the entropy. Arguments as of the formulas."""
+    """The authors' arithmetic: p_y clamped to [1e-6, 1] and ln(p + 1e-6) in the entropy. Knobs as of the formulas."""
     row = row_quantities(logits, target, {"max_log_prob"})
     prob = F.softmax(logits, dim=1)
     target_prob = prob.gather(1, target.unsqueeze(1)).squeeze(1).clamp(OFFICIAL_EPSILON, 1.0)

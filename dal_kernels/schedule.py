@@ -15,16 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dal_kernels.surroundings import is_recording
+from dal_kernels.live import LiveNumbers
 
 __all__ = ["DynamicsAwareSchedule"]
 
 _SETTINGS = ("q_start", "q_end", "total_steps")
 _STATE = (*_SETTINGS, "position")
-_CPU = torch.device("cpu")
 
 
-def _number(name: str, value: Any) -> float:
+def number(name: str, value: Any) -> float:
+    """``value`` as a float, or TypeError or ValueError: finite and >= 0, ``total_steps`` > 0."""
     accepted = f"finite and {'>' if name == 'total_steps' else '>='} 0"
     if not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
@@ -55,6 +55,7 @@ class DynamicsAwareSchedule:
     Attributes:
         position: steps taken so far, a float; 0 at the start, so that the first epoch trains with ``q_start``.
         q, bootstrap_weight: the values at ``position``, floats. :meth:`on` gives them as tensors that follow.
+        live: those values for a loss to read.
 
     Raises:
         TypeError: a setting is not a number.
@@ -68,24 +69,13 @@ class DynamicsAwareSchedule:
         if self.q_start > self.q_end:
             raise ValueError(f"q_start must not be above q_end, got {self.q_start} and {self.q_end}")
         self.position = 0.0
-        self._tensors = {_CPU: self._new_tensors(_CPU)}
+        self.live = LiveNumbers(self.at(0.0))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, _number(name, value) if name in _STATE else value)
+        super().__setattr__(name, number(name, value) if name in _STATE else value)
         # Whatever moves or changes the schedule, the tensors must say it: a loss reads them and nothing else.
-        if name in _STATE and "_tensors" in self.__dict__:
-            values = self.at(self.position)
-            for tensors in self._tensors.values():
-                for tensor, number in zip(tensors, values, strict=True):
-                    tensor.fill_(number)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the tensors: a copy has its own."""
-        return {name: value for name, value in self.__dict__.items() if name != "_tensors"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._tensors = {_CPU: self._new_tensors(_CPU)}
+        if name in _STATE and "live" in self.__dict__:
+            self.live.set(self.at(self.position))
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """(q, bootstrap_weight) at :attr:`position` as 0-d float32 tensors on ``device``.
@@ -93,29 +83,12 @@ class DynamicsAwareSchedule:
         They are the same two tensors at each call, changed in place whenever the schedule is: code that was compiled
         or captured with them sees it move. Not to be written to.
         """
-        found = self._tensors.get(device)
-        if found is not None and not is_recording(found[0]):
-            return found
-        if torch.compiler.is_compiling():
-            # To make tensors here would write today's values into the compiled code.
-            q, bootstrap_weight = self._tensors[_CPU]
-            return q.to(device), bootstrap_weight.to(device)
-        made = self._new_tensors(device)
-        if not is_recording(made[0]):  # else they are nothing to keep
-            self._tensors[device] = made
-        return made
-
-    def _new_tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        # Tensors made in inference mode could not be changed outside of it.
-        with torch.inference_mode(False):
-            q, bootstrap_weight = (
-                torch.full((), value, dtype=torch.float32, device=device) for value in self.at(self.position)
-            )
+        q, bootstrap_weight = self.live.on(device)[1]
         return q, bootstrap_weight
 
     def at(self, t: float) -> tuple[float, float]:
         """(q, bootstrap_weight) at time ``t`` >= 0, which may be fractional or past the end."""
-        t = _number("t", t)
+        t = number("t", t)
         start, end, total = self.q_start, self.q_end, self.total_steps
         if t >= total or start == end:
             return end, 1.0 if end > 1.0 else 0.0
@@ -154,7 +127,7 @@ class DynamicsAwareSchedule:
         missing = [name for name in _STATE if name not in state_dict]
         if missing:
             raise ValueError(f"state_dict must have the entries of state_dict(), missing: {', '.join(missing)}")
-        position = _number("position", state_dict["position"])
+        position = number("position", state_dict["position"])
         # Not exactly: an average of equal settings, as of weights in an exponential moving average, is off by an ulp.
         changed = [name for name in _SETTINGS if not math.isclose(state_dict[name], getattr(self, name), rel_tol=1e-6)]
         if changed:
@@ -173,5 +146,5 @@ class DynamicsAwareSchedule:
 # Not compiled, because the position is a number: compiled code would hold it fixed, and be compiled anew at each step.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _step(schedule: DynamicsAwareSchedule, t: float | None) -> tuple[float, float]:
-    schedule.position = schedule.position + 1.0 if t is None else _number("t", t)
+    schedule.position = schedule.position + 1.0 if t is None else number("t", t)
     return schedule.at(schedule.position)

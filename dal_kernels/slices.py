@@ -7,7 +7,7 @@ the slopes of it are autograd's.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,11 +49,13 @@ def statistics(logits: Tensor, backend: str, wide: bool) -> Statistics:
     rows, classes = logits.shape
     if classes == 0:
         zero = logits.new_zeros(rows, dtype=torch.float64)
-        return Statistics(zero - math.inf, zero, zero, zero.long(), *((zero, zero) if wide else (None, None)))
+        nothing = zero if wide else None
+        return Statistics(zero - math.inf, zero, zero, zero.long(), nothing, nothing)
     if backend != "eager":
         sums, argmax = KERNELS[backend].statistics(logits, True, wide)
         peak, total, weighted, *others = sums.double().unbind(0)
-        return Statistics(peak, total, weighted, argmax, *(others or (None, None)), classes)
+        differences, squares = others or (None, None)
+        return Statistics(peak, total, weighted, argmax, differences, squares, classes)
     z = logits.float() if logits.dtype in HALVES else logits
     argmax = z.argmax(1)
     peak = z.gather(1, argmax.unsqueeze(1))
@@ -88,6 +90,15 @@ def _moved(slices: Statistics, peak: Tensor) -> Statistics:
     return moved._replace(
         differences=slices.differences + slices.classes * shift, squares=ratio * ratio * slices.squares
     )
+
+
+def joined(chunks: list[Statistics]) -> Statistics:
+    """Of all rows, from those of chunks of them over the same classes."""
+    columns: list[Any] = list(zip(*(chunk[:6] for chunk in chunks), strict=True))
+    peak, total, weighted, argmax, differences, squares = (
+        None if column[0] is None else torch.cat(column) for column in columns
+    )
+    return Statistics(peak, total, weighted, argmax, differences, squares, chunks[0].classes)  # type: ignore[arg-type]
 
 
 def merge(slices: Statistics) -> Statistics:
@@ -127,14 +138,17 @@ class Slopes(NamedTuple):
 def slopes_of(objective: Objective, row: RowQuantities, knobs: tuple[Tensor, ...]) -> tuple[Tensor, Slopes]:
     """The loss of rows, and its slopes by autograd."""
     with torch.enable_grad():
-        inner = [value.detach().clone().requires_grad_() for value in row[:5]]
-        loss = objective.formula(RowQuantities(*inner, row.classes), *knobs)
+        inner = [value.detach().clone().requires_grad_() for value in row.tensors]
+        log_prob, entropy, max_log_prob, sum_log_prob, square_sum = inner
+        loss = objective.formula(
+            RowQuantities(log_prob, entropy, max_log_prob, sum_log_prob, square_sum, row.classes), *knobs
+        )
         found = torch.autograd.grad(loss.sum(), inner, allow_unused=True)
     return loss.detach(), Slopes(*(torch.zeros_like(loss) if slope is None else slope for slope in found))
 
 
 class Coefficients(NamedTuple):
-    """Of the gradient of a row, dL/dz_j = e^d (scale + slope d + square e^d) + constant - t [j = y] - u [j = argmax]."""
+    """Of a row, dL/dz_j = e^d (scale + slope d + square e^d) + constant - target_term [j = y] - argmax_term [j = k]."""
 
     scale: Tensor
     slope: Tensor

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dal_kernels import dynamics_aware_loss, linear_dynamics_aware_loss
-from dal_kernels.linear_ops import chunk_row_bytes
+from dal_kernels.layer import chunk_row_bytes
 
 N, D, C = 45, 24, 150
 

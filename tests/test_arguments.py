@@ -99,7 +99,7 @@ CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"weight": torch.ones(C, device="meta")}, ValueError, "^weight .*device of input, cpu, got meta"),
     *schedule_values("q"),
     *schedule_values("bootstrap_weight"),
-    ({"q": 0}, ValueError, r"^q .*bootstrap_weight.*got .*0 and 0\.4"),
+    ({"q": 0}, ValueError, r"^q .*bootstrap_weight.*got q = 0 and bootstrap_weight = 0\.4"),
     ({"q": 0, "bootstrap_weight": torch.tensor(0.4)}, ValueError, "^q .*bootstrap_weight.*got .*0"),
     ({"q": torch.tensor(0.0)}, ValueError, "^q .*bootstrap_weight.*got .*0"),
     ({"q": rows(row1=0)}, ValueError, "^q .*bootstrap_weight.*got .*0.* row 1"),

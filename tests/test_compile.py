@@ -11,6 +11,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from truth import DTYPES, make_case
 
 from dal_kernels import dynamics_aware_loss
+from dal_kernels.objectives import Objective, dynamics_aware, dynamics_aware_hard, normalized_and_absolute
 from dal_kernels.ops import KERNELS
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
@@ -104,23 +105,32 @@ def test_a_bad_label_is_an_error_or_nan_in_a_compiled_call(fused: str) -> None:
         assert compiled(case.logits, case.target).isnan()
 
 
-def loss_arguments(dtype: torch.dtype, reduction: int, hard: bool) -> tuple[Any, ...]:
+# A narrow objective, one with a term at the predicted class, and a wide one; each has two knobs.
+objectives = pytest.mark.parametrize(
+    "objective", [dynamics_aware, dynamics_aware_hard, normalized_and_absolute], ids=lambda objective: objective.name
+)
+
+
+def loss_arguments(dtype: torch.dtype, reduction: int, objective: Objective) -> tuple[Any, ...]:
     case = make_case(6, 9, dtype)
     weight = torch.rand(9, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
-    return case.logits, case.target, torch.tensor(1.2), torch.rand(6), weight, -100, reduction, hard
+    knobs = torch.stack([torch.full((6,), 1.2), torch.rand(6)], 1)
+    return case.logits, case.target, knobs, weight, objective.id, -100, reduction
 
 
 @dtypes
 @pytest.mark.parametrize("reduction", [0, 1, 2])
-@pytest.mark.parametrize("hard", [False, True])
-def test_opcheck(fused: str, dtype: torch.dtype, reduction: int, hard: bool) -> None:
+@objectives
+def test_opcheck(fused: str, dtype: torch.dtype, reduction: int, objective: Objective) -> None:
     kernels = KERNELS[fused]
-    arguments = loss_arguments(dtype, reduction, hard)
+    arguments = loss_arguments(dtype, reduction, objective)
+    hard = objective.needs_argmax
     for want_gradient in (False, True):
         torch.library.opcheck(kernels.loss, (*arguments, want_gradient))
         torch.library.opcheck(kernels.loss_and_fields, (*arguments, want_gradient, hard))
     _, _, fields, prediction, *correction = kernels.loss_and_fields(*arguments, False, hard)
     upstream = torch.rand(6 if reduction == 0 else (), dtype=fields.dtype)
+    torch.library.opcheck(kernels.statistics, (arguments[0], hard, objective.is_wide))
     torch.library.opcheck(kernels.gradient, (*arguments[:2], fields, prediction, upstream, -100, *correction))
 
 
@@ -135,16 +145,20 @@ REFUSED = (ValueError, RuntimeError)
         (0, torch.zeros(6), "logits must be"),
         (1, torch.zeros(5, dtype=torch.long), "target must be"),
         (1, torch.zeros(6, dtype=torch.int32), "target must be"),
-        (2, torch.zeros(5), "q and bootstrap_weight"),
-        (3, torch.zeros(6, dtype=torch.int64), "q and bootstrap_weight"),
-        (4, torch.zeros(8), "weight must be"),
-        (4, torch.zeros(9, dtype=torch.float64), "weight must be"),
+        (2, torch.zeros(5, 2), "knobs must be"),
+        (2, torch.zeros(6, 3), "knobs must be"),
+        (2, torch.zeros(1), "knobs must be"),
+        (2, torch.zeros(2, dtype=torch.int64), "knobs must be"),
+        (3, torch.zeros(8), "weight must be"),
+        (3, torch.zeros(9, dtype=torch.float64), "weight must be"),
+        (4, 99, "objective must be"),
+        (4, -1, "objective must be"),
         (6, 7, "reduction must be"),
     ],
 )
 def test_the_raw_operator_refuses_what_it_cannot_read(fused: str, index: int, value: object, match: str) -> None:
     """The public function checks first; the operator must be memory-safe by itself."""
-    arguments: list[Any] = [*loss_arguments(torch.float32, 1, False), True]
+    arguments: list[Any] = [*loss_arguments(torch.float32, 1, dynamics_aware), True]
     KERNELS[fused].loss(*arguments)
     arguments[index] = value
     with pytest.raises(REFUSED, match=match):

@@ -165,6 +165,6 @@ def test_the_raw_cuda_operator_refuses_tensors_of_another_device() -> None:
     if "cuda" not in KERNELS:
         pytest.skip(available_backends()["cuda"])
     logits, target = torch.randn(8, 100, device="cuda"), torch.zeros(8, dtype=torch.long, device="cuda")
-    knob = torch.tensor(0.5)
-    with pytest.raises((ValueError, RuntimeError), match="q must be on the device of logits"):
-        KERNELS["cuda"].loss(logits, target, knob, knob, None, -100, 1, False, True)
+    knobs = torch.tensor([0.5, 0.5])
+    with pytest.raises((ValueError, RuntimeError), match="knobs must be on the device of logits"):
+        KERNELS["cuda"].loss(logits, target, knobs, None, 0, -100, 1, True)

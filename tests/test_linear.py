@@ -17,7 +17,7 @@ from truth import DTYPES, HALVES, SLACK, make_case, relative_error
 
 from benchmarks.layer import measure
 from dal_kernels import dynamics_aware_loss, linear_dynamics_aware_loss
-from dal_kernels.fields import FIELDS, GRADIENT_FIELDS
+from dal_kernels.fields import GRADIENT_FIELDS, NARROW_FIELDS
 from dal_kernels.linear_ops import _linear_gradient, _linear_loss, linear_gradient, linear_loss
 from dal_kernels.ops import KERNELS
 
@@ -120,7 +120,7 @@ def test_no_more_than_a_chunk_of_logits_is_ever_made(fused: str, reduction: str)
     assert max(sizes.made) == 640 * D  # of 640 * C
     with Sizes(given) as sizes, torch.no_grad():
         fused_layer(given, backend=fused, reduction=reduction)
-    fields = len(FIELDS) if fused == "cpu" else GRADIENT_FIELDS
+    fields = NARROW_FIELDS if fused == "cpu" else GRADIENT_FIELDS
     assert max(sizes.made) == 640 * fields  # of its rows: nothing is made for a gradient
 
 
@@ -308,7 +308,8 @@ def test_opcheck(fused: str, dtype: torch.dtype, wanted: list[bool]) -> None:
     tensors[-1].clamp_(0)  # NaN, the p_y of ignored rows, is not equal to itself
     how = (fused, 8, dtype)
     for reduction, hard in ((0, False), (1, True)):
-        arguments = (*tensors, torch.tensor(0.7), torch.tensor(0.4), None, -100, reduction, hard, *how, hard, wanted)
+        knobs, objective = torch.tensor([0.7, 0.4]), int(hard)
+        arguments = (*tensors, knobs, None, objective, -100, reduction, *how, hard, wanted)
         torch.library.opcheck(linear_loss, arguments)
         _, fields, prediction, *_ = linear_loss(*arguments)
         upstream = torch.ones(N if reduction == 0 else (), dtype=fields.dtype)
@@ -323,7 +324,7 @@ def test_a_gradient_in_the_place_of_its_logits_has_the_same_bits(
 ) -> None:
     case = make_case(9, classes, dtype)
     hard = bootstrap == "hard"
-    arguments = (case.logits, case.target, torch.tensor(0.7), torch.tensor(0.4), None, 2, 0, hard, False, hard)
+    arguments = (case.logits, case.target, torch.tensor([0.7, 0.4]), None, int(hard), 2, 0, False, hard)
     _, _, *kept = KERNELS[fused].loss_and_fields(*arguments)
     fields, prediction, *correction = kept
     upstream = torch.linspace(0.1, 1.0, 9, dtype=fields.dtype)

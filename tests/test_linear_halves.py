@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves
 from truth import HALVES, SLACK, relative_error
 
 from dal_kernels import linear_ops
-from dal_kernels.linear_ops import _linear_gradient, _linear_loss, chunk_row_bytes, linear_gradient, linear_loss
+from dal_kernels.layer import chunk_row_bytes
+from dal_kernels.linear_ops import _linear_gradient, _linear_loss, linear_gradient, linear_loss
 
 halves = pytest.mark.parametrize("dtype", HALVES, ids=str)
 instructions = pytest.mark.parametrize("instructions", [False, True])
@@ -103,10 +104,10 @@ def test_without_instructions_nothing_is_multiplied_in_halves(
 def test_a_torch_without_onednn_has_no_instructions(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     set_instructions(monkeypatch, True)
-    assert linear_ops._multiplies_halves(dtype, cpu)
+    assert linear_ops.multiplies_halves(dtype, cpu)
     with monkeypatch.context() as switched_off:
         switched_off.setattr(torch.backends.mkldnn, "enabled", False)
-        assert not linear_ops._multiplies_halves(dtype, cpu)
+        assert not linear_ops.multiplies_halves(dtype, cpu)
     monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
-    assert not linear_ops._multiplies_halves(dtype, cpu)
-    assert linear_ops._multiplies_halves(dtype, torch.device("cuda"))
+    assert not linear_ops.multiplies_halves(dtype, cpu)
+    assert linear_ops.multiplies_halves(dtype, torch.device("cuda"))

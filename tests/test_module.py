@@ -20,7 +20,7 @@ CLASSES = 5
 CLASS_WEIGHT = torch.tensor([0.5, 2.0, 1.0, 0.25, 3.0])
 VALUES = ("q", "bootstrap_weight")
 
-on_any_device = pytest.mark.filterwarnings("ignore:dynamics_aware_loss runs as plain PyTorch operations")
+on_any_device = pytest.mark.filterwarnings("ignore:the loss runs as plain PyTorch operations")
 
 
 def criterion(**changes: Any) -> DynamicsAwareLoss:

@@ -24,25 +24,36 @@ from truth import (
 )
 
 from dal_kernels import arguments
+from dal_kernels.objectives import dynamics_aware_of
 from dal_kernels.slices import IGNORED, Statistics, fields_of, finish, gradient, merge, statistics
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 bootstraps = pytest.mark.parametrize("bootstrap", ["soft", "hard"])
 
 
+def stacked(slices: list[Statistics]) -> Statistics:
+    """(R, N) of slices as ranks gather them."""
+    columns = list(zip(*(of[:-1] for of in slices), strict=True))
+    sizes = torch.tensor([[of.classes] for of in slices], dtype=torch.float64)
+    return Statistics(*(None if column[0] is None else torch.stack(column) for column in columns), sizes)
+
+
 def from_slices(case: Case, sizes: list[int], upstream: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, gradient, argmax) as ranks with so many classes each would make them."""
     options = {"weight": None, "ignore_index": -100, "reduction": "mean", "bootstrap": "soft", **case.options}
-    rows = arguments.check(case.logits, case.target, case.q, case.bootstrap_weight, **options, want_stats=True)
+    objective = dynamics_aware_of(options.pop("bootstrap"))
+    call = arguments.check(
+        case.logits, case.target, objective, (case.q, case.bootstrap_weight), **options, want_stats=True
+    )
     parts = case.logits.split(sizes, 1)
     firsts = [sum(sizes[:i]) for i in range(len(sizes))]
-    found = [statistics(part, backend) for part in parts]
+    found = [statistics(part, backend, wide=False) for part in parts]
     found = [of._replace(argmax=of.argmax + first) for of, first in zip(found, firsts, strict=True)]
-    whole = merge(Statistics(*map(torch.stack, zip(*found, strict=True))))
+    whole = merge(stacked(found))
     target = case.target.masked_fill(case.target == options["ignore_index"], 0)
-    done = finish(rows, whole, case.logits.gather(1, target.unsqueeze(1)).squeeze(1).double(), True)
+    done = finish(call, whole, case.logits.gather(1, target.unsqueeze(1)).squeeze(1).double(), True)
     assert done.coefficients is not None
-    fields = fields_of(whole.peak, done.coefficients, done.loss.dtype)
+    fields = fields_of(whole.peak, done.coefficients, done.loss.dtype, wide=False)
     gradients = []
     for part, first, size in zip(parts, firsts, sizes, strict=True):
         classes = []
@@ -50,7 +61,7 @@ def from_slices(case: Case, sizes: list[int], upstream: Tensor, backend: str) ->
             inside = (at >= first) & (at < first + size)
             classes.append(torch.where(inside, at - first, elsewhere))
         local = torch.where(case.target == options["ignore_index"], IGNORED, classes[0])
-        prediction = classes[1] if rows.hard else classes[1][:0]
+        prediction = classes[1] if objective.needs_argmax else classes[1][:0]
         arguments_of = (local, fields, prediction, upstream.to(fields.dtype), backend)
         apart = gradient(part.contiguous(), *arguments_of, in_place=False)
         in_place = gradient(part.clone(), *arguments_of, in_place=True)

@@ -394,10 +394,12 @@ template <class S> void row_sums(const SumsBatch<S>& batch, std::int64_t begin, 
       blocks[b] = batch.wide ? read_block<S, true>(z, span, nullptr) : read_block<S, false>(z, span, nullptr);
     }
     const RowSums<A> sums = merged(blocks.data(), count);
-    if (batch.argmax) batch.argmax[row] = argmax(z, classes, blocks.data(), sums);
-    // Of a row of -inf alone m is that, and nothing counts.
-    const bool empty = sums.max == -std::numeric_limits<A>::infinity() && sums.sum == sums.sum;
-    const A values[5] = {sums.max, empty ? A(0) : sums.sum, empty ? A(0) : sums.weighted, sums.differences,
+    const bool poisoned = sums.sum != sums.sum;
+    const std::int64_t largest = batch.argmax || poisoned ? argmax(z, classes, blocks.data(), sums) : 0;
+    if (batch.argmax) batch.argmax[row] = largest;
+    // m of a row with a NaN is that. Of a row of -inf alone m is that, and nothing counts.
+    const bool empty = sums.max == -std::numeric_limits<A>::infinity() && !poisoned;
+    const A values[5] = {poisoned ? load_one(z + largest) : sums.max, empty ? A(0) : sums.sum, empty ? A(0) : sums.weighted, sums.differences,
                          empty ? A(0) : sums.squares};
     for (int f = 0; f < (batch.wide ? 5 : 3); ++f) batch.sums[f * rows + row] = values[f];
   }

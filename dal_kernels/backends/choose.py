@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,9 @@ def _run_cuda(call: Call) -> tuple[Tensor, RowStats | None]:
     raise_for_labels(call)
     return fused_loss(call, "cuda")
 
+
+# Modules whose lines are not the user's.
+_INSIDE = ("dal_kernels.", "torch.nn.modules.module", "functools")
 
 RUN: dict[str, Run] = {"triton": _run_triton, "cuda": _run_cuda, "cpu": _run_cpu, "eager": _run_eager}
 
@@ -112,7 +116,17 @@ def available_backends() -> dict[str, str]:
 @functools.cache
 def _warn_once(device_type: str) -> None:
     reason = _cpu_reason() if device_type == "cpu" else f"no fused kernels for {device_type} tensors"
-    warnings.warn(f"the loss runs as plain PyTorch operations, exact but slower: {reason}", stacklevel=4)
+    warnings.warn(
+        f"the loss runs as plain PyTorch operations, exact but slower: {reason}", stacklevel=_frames_inside() + 1
+    )
+
+
+def _frames_inside() -> int:
+    """How many frames of this package, and of torch's modules, lie between the caller's code and the one that asks."""
+    frame, count = sys._getframe(1), 0
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_INSIDE):
+        frame, count = frame.f_back, count + 1
+    return count
 
 
 def choose(backend: str, input: Tensor) -> str:

@@ -23,7 +23,8 @@ def writes_gradient(logits: Tensor, objective: int) -> bool:
 def rescale(saved: tuple[Tensor, ...], upstream: Tensor, ignore_index: int, recompute: bool, _: Any) -> Tensor:
     """The written gradient times the upstream gradient and the correction, in place; a factor of 1 touches nothing.
 
-    With ``recompute`` the rows that change are made again from the logits and rounded once, not scaled and rounded twice.
+    With ``recompute`` the rows that change are made again from the logits and rounded once, not scaled and rounded
+    twice.
     """
     gradient, *rest, correction = saved
     if recompute:

@@ -1,0 +1,211 @@
+"""Losses whose classes are split over ranks: statistics of each rank's slice, merged, and the gradient of the slice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dal_kernels.arguments import Backend, Call, RowStats, check, raise_for_labels
+from dal_kernels.backends.choose import choose
+from dal_kernels.exchange import Group, Slice, exchange, slice_of
+from dal_kernels.fields import Reduction
+from dal_kernels.knobs import KnobValue
+from dal_kernels.layer import Layer, layer_of
+from dal_kernels.linear import anchors_of
+from dal_kernels.linear_ops import LayerInChunks, finished, linear_gradient
+from dal_kernels.objectives import OBJECTIVES
+from dal_kernels.once import DifferentiableOnce
+from dal_kernels.reference import run_weighted
+from dal_kernels.slices import IGNORED, Statistics, fields_of, finish, gradient, joined, statistics
+from dal_kernels.tensors import refuse_dtensor
+
+# torch.compile gives it as the reason of an error where fullgraph=True.
+_NO_GRAPH = "a loss whose classes are split over ranks breaks the graph: compile without fullgraph=True"
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def breaks_graph(function: _F) -> _F:
+    """:func:`torch.compiler.disable`, which would forget the types."""
+    return cast(_F, torch.compiler.disable(function, reason=_NO_GRAPH))
+
+
+@breaks_graph
+def class_parallel_loss_of(
+    objective: int,
+    knobs: tuple[KnobValue, ...] | Tensor,
+    local_logits: Tensor,
+    target: Tensor,
+    *,
+    class_offset: int | None = None,
+    num_classes: int | None = None,
+    group: Group = None,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    return_stats: bool = False,
+    sample_weight: Tensor | None = None,
+    backend: Backend = "auto",
+) -> Any:
+    """A loss of the table with its classes split over ranks."""
+    if not isinstance(local_logits, Tensor):
+        raise TypeError(f"local_logits must be a tensor, got {type(local_logits).__name__}")
+    refuse_dtensor("local_logits", local_logits, ": dal_kernels.dynamics_aware_loss takes it; or pass its to_local()")
+    if local_logits.dim() == 0:
+        raise ValueError("local_logits must have shape (C,), (N, C) or (N, C, d1, ...), got a 0-d tensor")
+    place = int(local_logits.dim() > 1)
+    own = slice_of(local_logits.shape[place], target, local_logits.device, class_offset, num_classes, group)
+    shape = (*local_logits.shape[:place], own.classes, *local_logits.shape[place + 1 :])
+    whole = local_logits.new_empty(()).expand(shape)
+    call = check(
+        whole, target, OBJECTIVES[objective], knobs, weight, ignore_index, reduction, return_stats, sample_weight
+    )
+    raise_for_labels(call)
+    name = choose(backend, local_logits)
+    logits = local_logits.movedim(1, -1).flatten(0, -2) if place else local_logits.unsqueeze(0)
+    wanted = torch.is_grad_enabled() and local_logits.requires_grad
+
+    def run(call: Call) -> tuple[Tensor, RowStats | None]:
+        with torch.no_grad():
+            target_logit = _target_logit(logits, call.target, own)
+            loss, stats, kept = _finish(
+                call, statistics(logits, name, call.objective.is_wide), target_logit, own, name, wanted
+            )
+        return loss if kept is None else _SliceLoss.apply(logits, loss, *kept, name), stats
+
+    return call.shaped(*run_weighted(run, call))
+
+
+@breaks_graph
+def class_parallel_linear_loss_of(
+    objective: int,
+    knobs: tuple[KnobValue, ...] | Tensor,
+    input: Tensor,
+    local_classifier_weight: Tensor,
+    target: Tensor,
+    *,
+    bias: Tensor | None = None,
+    class_offset: int | None = None,
+    num_classes: int | None = None,
+    group: Group = None,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    return_stats: bool = False,
+    sample_weight: Tensor | None = None,
+    backend: Backend = "auto",
+    chunk_bytes: int | None = None,
+) -> Any:
+    """A loss of the table behind a classifier whose rows are split over ranks."""
+    layer, local = layer_of(input, local_classifier_weight, bias, chunk_bytes, least_classes=0)
+    place = int(input.dim() > 1)
+    own = slice_of(local.shape[place], target, input.device, class_offset, num_classes, group)
+    whole = local.new_empty(()).expand((*local.shape[:place], own.classes, *local.shape[place + 1 :]))
+    call = check(
+        whole, target, OBJECTIVES[objective], knobs, weight, ignore_index, reduction, return_stats, sample_weight
+    )
+    raise_for_labels(call)
+    name = choose(backend, input)
+    wanted = [torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in layer[:3]]
+
+    def run(call: Call) -> tuple[Tensor, RowStats | None]:
+        with torch.no_grad(), torch.autocast(input.device.type, enabled=False):
+            found, target_logits = [], []
+            in_chunks = LayerInChunks(*layer[:3], layer.dtype, layer.chunk, [False] * 3)
+            for of, _, logits in in_chunks.chunks():
+                found.append(statistics(logits, name, call.objective.is_wide))
+                target_logits.append(_target_logit(logits, call.target[of], own))
+            if not found:
+                empty = local[:0].reshape(0, own.size)
+                found, target_logits = [statistics(empty, name, call.objective.is_wide)], [local.new_empty(0)]
+            of_rows = joined(found)
+            loss, stats, kept = _finish(call, of_rows, torch.cat(target_logits), own, name, any(wanted))
+        if kept is not None:
+            loss = _SliceLinearLoss.apply(
+                *layer[:3], loss, *kept, layer, name, wanted, group, anchors_of(layer[:3], wanted)
+            )
+        return loss, stats
+
+    return call.shaped(*run_weighted(run, call))
+
+
+def _target_logit(logits: Tensor, target: Tensor, own: Slice) -> Tensor:
+    """z_y of the rows whose label lies in this slice; anything for the others."""
+    if own.size == 0:
+        return logits.new_zeros(len(target))
+    local = (target - own.offset).clamp(0, own.size - 1)
+    return logits.gather(1, local.unsqueeze(1)).squeeze(1)
+
+
+def _finish(
+    call: Call, local: Statistics, target_logit: Tensor, own: Slice, backend: str, wanted: bool
+) -> tuple[Tensor, RowStats | None, tuple[Tensor, ...] | None]:
+    """Reduced loss and statistics, and with ``wanted`` (target, fields, prediction) for the gradient of the slice."""
+    whole, target_logit = exchange(call, local, target_logit, own)
+    done = finish(call, whole, target_logit, wanted)
+    if done.coefficients is None:
+        return done.loss, done.stats, None
+    fields = fields_of(whole.peak, done.coefficients, done.loss.dtype, call.objective.is_wide)
+
+    def within(classes: Tensor, elsewhere: int) -> Tensor:
+        at = classes - own.offset
+        return torch.where((at >= 0) & (at < own.size), at, elsewhere)
+
+    target = torch.where(call.target == call.ignore_index, IGNORED, within(call.target, own.size))
+    prediction = within(whole.argmax, -1) if call.objective.needs_argmax else whole.argmax.new_empty(0)
+    return done.loss, done.stats, (target, fields, prediction)
+
+
+class _SliceLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, loss: Tensor, target: Tensor, fields: Tensor, prediction: Tensor, backend: str
+    ) -> Tensor:
+        ctx.save_for_backward(logits, target, fields, prediction)
+        ctx.backend = backend
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        logits, target, fields, prediction = ctx.saved_tensors
+        made = gradient(logits, target, fields, prediction, upstream, ctx.backend, in_place=False)
+        if torch.is_grad_enabled():
+            made = DifferentiableOnce.apply(made, logits)
+        return made, None, None, None, None, None
+
+
+class _SliceLinearLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        features: Tensor,
+        classifier: Tensor,
+        bias: Tensor | None,
+        loss: Tensor,
+        target: Tensor,
+        fields: Tensor,
+        prediction: Tensor,
+        layer: Layer,
+        backend: str,
+        wanted: list[bool],
+        group: Group,
+        anchors: list[Tensor],
+    ) -> Tensor:
+        tensors = (features, classifier, bias)
+        ctx.save_for_backward(*tensors, target, fields, prediction)
+        ctx.plan = (backend, layer.chunk, layer.dtype, wanted, group)
+        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in tensors]
+        ctx.anchors = anchors
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        backend, chunk, dtype, wanted, group = ctx.plan
+        gradients = linear_gradient(*ctx.saved_tensors, upstream, IGNORED, backend, chunk, dtype, wanted)
+        if wanted[0]:
+            dist.all_reduce(gradients[0], group=group)
+        return (*finished(gradients, ctx.dtypes, ctx.anchors, wanted), *(None,) * 9)
