@@ -25,7 +25,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.executor import MissingError, load
-from dal_kernels.fields import FIELDS, REDUCTIONS, loss_dtype
+from dal_kernels import objectives
+from dal_kernels.fields import FIELDS, NARROW_FIELDS, REDUCTIONS, loss_dtype
+from dal_kernels.objectives import Objective
 
 __all__ = ["QUICK", "TARGETS", "Launch", "MissingError", "Resources", "Variant", "compile_variant", "every_variant"]
 
@@ -35,47 +37,60 @@ TYPES = {dtype: name for name, dtype in DTYPES.items()} | {torch.int64: "i64"}
 SHORT, LONG = (10, 14, 50, 100, 200, 1000, 4000, 16000, 32000), 131072
 # Batches, like most a multiple of 16, which Triton's JIT tells the compiler; of few long rows, several programs a row.
 ROWS, FEW_ROWS = 8192, 16
+# Kernels of the operator "statistics" alone.
+STATISTICS = ("row_statistics", "merge_statistics")
 IGNORE_INDEX = -100
 
 
 @dataclass(frozen=True)
 class Way:
-    """How an operator is called; ``if_changed`` is of the backward, ``reduced`` of both."""
+    """How an operator is called; ``if_changed`` is of the backward, ``objective`` and ``reduced`` of both."""
 
-    hard: bool = False
+    objective: Objective = objectives.dynamics_aware
     gradient: bool = False
     fields: bool = False
     prediction: bool = False
     reduced: bool = True
-    schedule_per_row: bool = False
+    knobs_per_row: bool = False
     if_changed: bool = False
 
 
+_HARD, _WIDE = objectives.dynamics_aware_hard, objectives.joint_asymmetric
 WAYS = {
     "soft": Way(gradient=True),
-    "hard": Way(gradient=True, hard=True),
+    "hard": Way(gradient=True, objective=_HARD),
+    "wide": Way(gradient=True, objective=_WIDE),
     "soft, no gradient": Way(),
     "soft, fields and prediction": Way(gradient=True, fields=True, prediction=True),
+    "wide, fields and prediction": Way(gradient=True, fields=True, prediction=True, objective=_WIDE),
 }
 # What training runs: bfloat16 keeps the fields, and with a hard bootstrap the prediction too.
 BF16_WAYS = {
     "soft, fields": Way(gradient=True, fields=True),
-    "hard, fields and prediction": Way(gradient=True, fields=True, prediction=True, hard=True),
+    "hard, fields and prediction": Way(gradient=True, fields=True, prediction=True, objective=_HARD),
 }
-UNREDUCED = {"soft, unreduced, schedule per row": Way(fields=True, schedule_per_row=True, reduced=False)}
+UNREDUCED = {"soft, unreduced, knobs per row": Way(fields=True, knobs_per_row=True, reduced=False)}
 # Of long rows the gradient is made in the backward, whatever the dtype.
 LONG_WAYS = {
     "soft, fields, no gradient": Way(fields=True),
-    "hard, fields and prediction, no gradient": Way(fields=True, prediction=True, hard=True),
+    "hard, fields and prediction, no gradient": Way(fields=True, prediction=True, objective=_HARD),
     "soft, no gradient": Way(),
     "soft, fields and prediction, no gradient": Way(fields=True, prediction=True),
+    "wide, fields and prediction, no gradient": Way(fields=True, prediction=True, objective=_WIDE),
 }
 BACKWARD_WAYS = {
     "soft, unreduced": Way(reduced=False),
-    "hard, unreduced": Way(reduced=False, hard=True),
-    "hard, if changed": Way(if_changed=True, hard=True),
+    "hard, unreduced": Way(reduced=False, objective=_HARD),
+    "hard, if changed": Way(if_changed=True, objective=_HARD),
+    "wide, unreduced": Way(reduced=False, objective=_WIDE),
 }
-ALL_WAYS = {**WAYS, **BF16_WAYS, **UNREDUCED, **LONG_WAYS, **BACKWARD_WAYS}
+# Losses that call the vendors' libraries of functions.
+LIBRARY_WAYS = {
+    "powers": Way(gradient=True, objective=objectives.normalized_and_asymmetric),
+    "angle": Way(gradient=True, objective=objectives.fisher_rao),
+}
+STATISTICS_WAYS = {"narrow": Way(), "wide sums": Way(objective=_WIDE)}
+ALL_WAYS = {**WAYS, **BF16_WAYS, **UNREDUCED, **LONG_WAYS, **BACKWARD_WAYS, **LIBRARY_WAYS, **STATISTICS_WAYS}
 
 
 @dataclass(frozen=True)
@@ -109,24 +124,26 @@ class Variant:
 
 
 class _Recorder:
-    """In place of the module of kernels: keeps launches instead of making them."""
+    """In place of a kernel: keeps launches instead of making them."""
 
-    def __init__(self, kernels: Any) -> None:
-        self.kernels, self.found = kernels, dict[str, Launch]()
+    def __init__(self, kernel: Any, found: dict[str, Launch]) -> None:
+        self.kernel, self.found = kernel, found
 
-    def __getattr__(self, name: str) -> Any:
-        kernel = getattr(self.kernels, name)
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        return self._launch
 
-        def launch(*arguments: Any, num_warps: int, **constants: Any) -> None:
-            given = dict(zip(kernel.arg_names, arguments, strict=False)) | constants
-            signature = {parameter.name: _specialized(given[parameter.name], parameter) for parameter in kernel.params}
-            self.found[name] = Launch(name, signature, num_warps)
+    def _launch(self, *arguments: Any, num_warps: int, **constants: Any) -> None:
+        given = dict(zip(self.kernel.arg_names, arguments, strict=False)) | constants
+        signature = {parameter.name: _specialized(given[parameter.name], parameter) for parameter in self.kernel.params}
+        name = self.kernel.__name__
+        self.found[name] = Launch(name, signature, num_warps)
 
-        class Grid:
-            def __getitem__(self, grid: tuple[int, ...]) -> Any:
-                return launch
 
-        return Grid()
+def _kernels() -> dict[str, Any]:
+    """What launch.py launches, by name."""
+    from dal_kernels.backends.triton import launch
+
+    return {name: value for name, value in vars(launch).items() if hasattr(value, "arg_names")}
 
 
 def _specialized(value: Any, parameter: Any) -> Any:
@@ -142,12 +159,12 @@ def _specialized(value: Any, parameter: Any) -> Any:
 
 
 def _launches(variant: Variant, lanes: int) -> dict[str, Launch]:
-    """What launch.py launches for the call of a variant: on tensors without memory, with a recorder for kernels."""
-    from dal_kernels.backends.triton import kernels, launch
+    """What launch.py launches for the call of a variant: on tensors without memory, with recorders for kernels."""
+    from dal_kernels.backends.triton import launch
 
-    recorder = _Recorder(kernels)
+    found: dict[str, Launch] = {}
     with (
-        mock.patch.object(launch, "kernels", recorder),
+        mock.patch.multiple(launch, **{name: _Recorder(kernel, found) for name, kernel in _kernels().items()}),
         mock.patch.object(launch, "_warp_size", return_value=lanes),
         torch.device("meta"),
     ):
@@ -157,9 +174,11 @@ def _launches(variant: Variant, lanes: int) -> dict[str, Launch]:
         one, each = torch.empty((), dtype=dtype), torch.empty(variant.rows, dtype=dtype)
         if variant.kernel == "scale_gradient":
             launch.rescale((logits, one), one, IGNORE_INDEX, False, None)
+        elif variant.kernel in STATISTICS:
+            launch.statistics(logits, True, way.objective.is_wide)
         elif variant.kernel == "gradient_rows":
-            fields = torch.empty(len(FIELDS), variant.rows, dtype=dtype)
-            prediction = target if way.hard else target[:0]
+            fields = torch.empty(len(FIELDS) if way.objective.is_wide else NARROW_FIELDS, variant.rows, dtype=dtype)
+            prediction = target if way.objective.needs_argmax else target[:0]
             upstream, correction = (one, one) if way.reduced else (each, each[:0])
             launch.rewrite_gradient(
                 torch.empty_like(logits),
@@ -173,14 +192,15 @@ def _launches(variant: Variant, lanes: int) -> dict[str, Launch]:
                 way.if_changed,
             )
         else:
-            schedule = each if way.schedule_per_row else one
+            count = len(way.objective.knobs)
+            knobs = torch.empty((variant.rows, count) if way.knobs_per_row else (count,), dtype=dtype)
             reduction = REDUCTIONS.index("mean" if way.reduced else "none")
-            arguments = (logits, target, schedule, schedule, None, IGNORE_INDEX, reduction, way.hard, way.gradient)
+            arguments = (logits, target, knobs, None, way.objective.id, IGNORE_INDEX, reduction, way.gradient)
             if way.fields:
                 launch.loss_and_fields(*arguments, way.prediction)
             else:
                 launch.loss(*arguments)
-    return recorder.found
+    return found
 
 
 @dataclass(frozen=True)
@@ -219,10 +239,16 @@ def every_variant() -> Iterator[Variant]:
             yield Variant("loss_rows", dtype, classes, way)
     for way in WAYS:
         yield Variant("loss_rows", "fp64", 1000, way)
+    for dtype, way in product(DTYPES, LIBRARY_WAYS):
+        yield Variant("loss_rows", dtype, 1000, way)
     for dtype, way in product(("fp32", "bf16"), LONG_WAYS):
         yield Variant("loss_long_rows", dtype, LONG, way)
         for kernel in ("split_statistics", "merge_splits"):
             yield Variant(kernel, dtype, LONG, way, FEW_ROWS)
+    for dtype, way in product(("fp32", "bf16"), STATISTICS_WAYS):
+        for classes in (1000, LONG):
+            yield Variant("row_statistics", dtype, classes, way)
+        yield Variant("merge_statistics", dtype, LONG, way, FEW_ROWS)
     for classes, dtype in product((10, 100, 1000, LONG), ("fp32", "bf16")):
         for way in BACKWARD_WAYS:
             if dtype == "bf16" or classes == LONG or not BACKWARD_WAYS[way].if_changed:
@@ -255,10 +281,8 @@ def _accesses(row: Any, what: str) -> tuple[int, int]:
 def compile_variant(variant: Variant, target: str) -> Resources:
     """Compile ahead of time; raises gpuless.aot.CompileError, or MissingError without the helper."""
     compiler = load_compiler()
-    from dal_kernels.backends.triton import kernels
-
     launch = variant.launch(lanes_of(target))
-    row = compiler.compile_one(getattr(kernels, launch.kernel), launch.signature, target, num_warps=launch.warps)
+    row = compiler.compile_one(_kernels()[launch.kernel], launch.signature, target, num_warps=launch.warps)
     loads, stores = _accesses(row, "load"), _accesses(row, "store")
     return Resources(variant, target, launch, row.registers, row.spill_bytes, row.shared_bytes, *loads, *stores)
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -63,53 +64,99 @@ MUTANTS = {
 
 # Of the Triton kernels, with the tests that must catch each under the executor.
 TRITON_MUTANTS = {
-    "barrier removed": ("    tl.debug_barrier()\n", "", "matches_truth and 4099 and float32 and soft-mean"),
+    "barrier removed": (
+        "row.py",
+        "    tl.debug_barrier()\n    same",
+        "    same",
+        "matches_truth and 4099 and float32 and soft-mean",
+    ),
     "target term dropped": (
+        "row.py",
         "at_target - t, mask=has_target)\n",
         "at_target, mask=has_target)\n",
         "matches_truth and 17 and mean",
     ),
     "row mask dropped": (
+        "short_rows.py",
         "inside = tl.expand_dims(live, AXIS) & (across + tile * BLOCK < CLASSES)",
         "inside = across + tile * BLOCK < CLASSES",
         "matches_truth and 100 and float32 and mean",
     ),
     "twice the exponential taken for it": (
-        "            scale *= 0.5\n",
-        "",
+        "short_rows.py",
+        "1.0 if KEPT else 0.5",
+        "1.0",
         "matches_truth and 20011 and float32 and soft-mean",
     ),
     "place within a tile taken for the class": (
+        "short_rows.py",
         "column = tl.where(better, across + tile * BLOCK, column)",
         "column = tl.where(better, across, column)",
         "matches_truth and 20011 and float32 and soft-mean",
     ),
     "splits keep their own maximum": (
-        "totals, weights = rebase(totals, weights, peaks, peak[:, None])",
-        "totals, weights = totals, weights",
+        "long_rows.py",
+        "    parts = rebase(parts, classes, peaks, peak[:, None], WIDE)\n",
+        "",
         "matches_truth and 33000 and float32 and soft-mean",
     ),
     "correction forgotten": (
+        "row.py",
         "count / tl.where(divisor == 0.0, 1.0, divisor)",
         "1.0",
         "ignored_rows and float32 and mean and False",
     ),
     "logits taken to base 2 before they are subtracted": (
+        "row.py",
         "return (z - origin) * LOG2E",
         "return tl.fma(z, tl.full(z.shape, LOG2E, z.dtype), -origin * LOG2E)",
         "finite_logits_of_any_size and float32 and soft-0.5-300",
     ),
     "0 / 0 taken for 0": (
+        "row.py",
         "                spoil_counted_rows(\n",
         "                pass\n            if False:\n                spoil_counted_rows(\n",
         "mean_over_nothing and float32 and 7-0.0",
     ),
     "no barrier before the gradient takes the place of its logits": (
+        "gradient.py",
         "        tl.debug_barrier()  # no warp",
         "        pass  # no warp",
         "in_the_place and 4099 and soft and float32",
     ),
-    "upstream gradient ignored": ("if factor == 1.0:", "if factor == factor:", "scalar_upstream and float32"),
+    "upstream gradient ignored": (
+        "gradient.py",
+        "if factor == 1.0:",
+        "if factor == factor:",
+        "scalar_upstream and float32",
+    ),
+}
+# Of those of losses that sum over all classes.
+TRITON_WIDE_MUTANTS = {
+    "masked classes counted among the differences": (
+        "short_rows.py",
+        "difference = tl.where(across + tile * BLOCK < CLASSES, difference, 0.0)",
+        "pass",
+        "joint_asymmetric and float32 and 1000",
+    ),
+    "merge forgets the classes": (
+        "row.py",
+        "classes * (peak - new)",
+        "peak - new",
+        "joint_asymmetric and float32 and 40000",
+    ),
+    "gradient without the term of all classes": (
+        "row.py",
+        "a -= row.classes * slopes.by_sum_log_prob",
+        "pass",
+        "joint_asymmetric and float32 and 1000",
+    ),
+    "slope of a loss dropped": (
+        "objectives.py",
+        "active.by_log_prob - weight * scaled,",
+        "active.by_log_prob,",
+        "joint_asymmetric and float32 and 1000",
+    ),
 }
 
 # Of the CUDA kernels, likewise.
@@ -239,35 +286,56 @@ def test_the_suite_catches(tree: Path, name: str) -> None:
     assert "1 failed" in result.stdout
 
 
-def run_triton_tests(source: str | None, selection: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def run_triton_tests(
+    mutant: Sequence[str], selection: str, folder: Path, files: tuple[str, ...], **variables: str
+) -> subprocess.CompletedProcess[str]:  # fmt: skip
     for name in ("dal_kernels", "tests", "benchmarks"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    if source is not None:
-        (folder / "dal_kernels/backends/triton/kernels.py").write_text(source)
+    if mutant:
+        file, old, new = mutant
+        path = folder / "dal_kernels/backends/triton" / file
+        text = path.read_text()
+        assert old in text, f"the source of the mutant moved: {old}"
+        path.write_text(text.replace(old, new))
     # The copy lies elsewhere: the executor is found from here.
-    paths = [str(folder), str(ROOT.parent / "shared")]
-    variables = {"DAL_TEST_TRITON": "executor asc", "PYTHONPATH": os.pathsep.join(paths)}
-    return run_pytest("-q", "-x", "-k", selection, NUMERICS, "tests/test_linear.py", cwd=folder, **variables)
+    paths = {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT.parent / "shared")])}
+    return run_pytest("-q", "-x", "-k", selection, *files, cwd=folder, **paths, **variables)
 
 
-KERNELS = ROOT / "dal_kernels/backends/triton/kernels.py"
+SHARED = (NUMERICS, "tests/test_linear.py")
+BY_EXECUTOR = {"DAL_TEST_TRITON": "executor asc"}
+FAMILY = ("tests/test_triton_objectives.py",)
 
 
 @needs_executor
 @pytest.mark.parametrize("name", TRITON_MUTANTS)
 def test_the_suite_catches_in_triton(name: str, tmp_path: Path) -> None:
-    old, new, selection = TRITON_MUTANTS[name]
-    text = KERNELS.read_text()
-    assert old in text, f"the source of the mutant moved: {old}"
-    result = run_triton_tests(text.replace(old, new), selection, tmp_path)
+    *mutant, selection = TRITON_MUTANTS[name]
+    result = run_triton_tests(mutant, selection, tmp_path, SHARED, **BY_EXECUTOR)
     assert result.returncode == 1, result.stdout[-3000:] + result.stderr[-2000:]
     assert "1 failed" in result.stdout
 
 
 @needs_executor
-def test_the_unchanged_triton_source_passes_what_catches_mutants(tmp_path: Path) -> None:
-    selection = " or ".join(f"({selection})" for _, _, selection in TRITON_MUTANTS.values())
-    result = run_triton_tests(None, selection, tmp_path)
+@pytest.mark.parametrize("name", TRITON_WIDE_MUTANTS)
+def test_the_suite_catches_in_wide_losses_of_triton(name: str, tmp_path: Path) -> None:
+    *mutant, selection = TRITON_WIDE_MUTANTS[name]
+    result = run_triton_tests(mutant, selection, tmp_path, FAMILY)
+    assert result.returncode == 1, result.stdout[-3000:] + result.stderr[-2000:]
+    assert "1 failed" in result.stdout
+
+
+@needs_executor
+@pytest.mark.parametrize(
+    ("mutants", "files", "variables"),
+    [(TRITON_MUTANTS, SHARED, BY_EXECUTOR), (TRITON_WIDE_MUTANTS, FAMILY, {})],
+    ids=["shared", "wide"],
+)
+def test_the_unchanged_triton_source_passes_what_catches_mutants(
+    mutants: dict[str, tuple[str, ...]], files: tuple[str, ...], variables: dict[str, str], tmp_path: Path
+) -> None:
+    selection = " or ".join(f"({selection})" for *_, selection in mutants.values())
+    result = run_triton_tests((), selection, tmp_path, files, **variables)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
     assert " passed" in result.stdout
 

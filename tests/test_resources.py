@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import resources
 from benchmarks.resources import FEW_ROWS, LONG, TARGETS, Resources, Variant
-from dal_kernels.backends.triton.plan import plan_backward, plan_forward
+from dal_kernels.backends.triton.plan import plan_backward, plan_forward, plan_statistics
 
 try:
     resources.load_compiler()
@@ -25,6 +25,9 @@ WIDE = [
     Variant("loss_long_rows", "bf16", LONG, "hard, fields and prediction, no gradient"),
     Variant("gradient_rows", "fp32", 1000, "soft, unreduced"),
     Variant("gradient_rows", "bf16", LONG, "hard, if changed"),
+    Variant("loss_rows", "fp32", 1000, "wide"),
+    Variant("gradient_rows", "bf16", LONG, "wide, unreduced"),
+    Variant("row_statistics", "bf16", LONG, "wide sums"),
 ]
 OTHERS = [
     Variant("loss_rows", "bf16", 10, "hard, fields and prediction"),
@@ -35,8 +38,16 @@ OTHERS = [
     Variant("merge_splits", "fp32", LONG, "hard, fields and prediction, no gradient", FEW_ROWS),
     Variant("gradient_rows", "fp64", 1000, "hard, unreduced"),
     Variant("reduce_sums", "fp64", 1000, "soft"),
+    Variant("loss_rows", "fp32", 16000, "wide, fields and prediction"),
+    Variant("loss_rows", "bf16", 32000, "wide"),
+    Variant("loss_rows", "fp32", 32000, "powers"),
+    Variant("loss_rows", "fp64", 1000, "angle"),
+    Variant("loss_rows", "fp32", 32000, "wide, fields and prediction"),
+    Variant("split_statistics", "fp32", LONG, "wide, fields and prediction, no gradient", FEW_ROWS),
+    Variant("merge_splits", "fp32", LONG, "wide, fields and prediction, no gradient", FEW_ROWS),
+    Variant("merge_statistics", "fp32", LONG, "wide sums", FEW_ROWS),
 ]
-# What is not an element of a block: schedule, label, its logit, fields, sums, the corrected classes. Some are loaded
+# What is not an element of a block: knobs, label, its logit, fields, sums, the corrected classes. Some are loaded
 # twice, for two layouts. Elements one by one would be 16 to 64 more.
 MOST_SCALAR_LOADS, MOST_SCALAR_STORES = 20, 16
 
@@ -69,7 +80,7 @@ def test_elements_are_read_and_written_16_bytes_at_a_time(variant: Variant, targ
     assert binary.loads - binary.wide_loads <= MOST_SCALAR_LOADS, binary
     # As many again where each branch of a condition stores: with a bootstrap, without one, and, where a program has a
     # single row, for one that is ignored.
-    branches = (0,) if variant.kernel == "loss_long_rows" else (1, 2, 3)
+    branches = (0,) if variant.kernel in ("loss_long_rows", "row_statistics") else (1, 2, 3)
     assert binary.wide_stores in [needed * times for times in branches], binary
     assert binary.stores - binary.wide_stores <= MOST_SCALAR_STORES, binary
 
@@ -83,8 +94,10 @@ def test_elements_are_read_and_written_16_bytes_at_a_time(variant: Variant, targ
 )
 def test_every_variant_is_launched_with_the_layout_of_the_plan(variant: Variant, lanes: int) -> None:
     launch = variant.launch(lanes)
-    if variant.kernel in ("loss_rows", "loss_long_rows", "split_statistics", "gradient_rows"):
-        plan_of = plan_backward if variant.kernel == "gradient_rows" else plan_forward
+    plans = {"gradient_rows": plan_backward, "row_statistics": plan_statistics}
+    plans |= dict.fromkeys(("loss_rows", "loss_long_rows", "split_statistics"), plan_forward)
+    if variant.kernel in plans:
+        plan_of = plans[variant.kernel]
         plan = plan_of(variant.rows, variant.classes, resources.DTYPES[variant.dtype].itemsize, lanes)
         assert (launch.signature["BLOCK"], launch.warps) == (plan.block, plan.warps)
         assert launch.signature.get("ROWS", 1) == plan.rows
@@ -100,8 +113,8 @@ def test_arguments_are_specialized_as_the_jit_does_it() -> None:
         "class_stride": "i32",  # do_not_specialize
         "target_ptr": "*i64:16",
         "target_stride": 1,
-        "q_ptr": "*fp32:16",
-        "q_stride": "i32:16",  # 0
+        "knobs_ptr": "*fp32:16",
+        "knobs_stride": "i32:16",  # 0
         "weight_ptr": None,
         "count": "i32:16",
         "ignore_index": "i32",

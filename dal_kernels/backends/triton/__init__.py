@@ -1,1 +1,1 @@
-"""Fused kernels in Triton: kernels (device code), plan (layout), launch (buffers and launches)."""
+"""Fused kernels in Triton: losses (objectives), device code named as in csrc/cuda, layout (plan), launches (launch)."""

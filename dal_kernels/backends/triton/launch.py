@@ -10,9 +10,14 @@ import torch
 import triton
 from torch import Tensor
 
-from dal_kernels.backends.triton import kernels
-from dal_kernels.backends.triton.plan import plan_backward, plan_forward
-from dal_kernels.fields import FIELDS, GRADIENT_FIELDS, REDUCTIONS, loss_dtype
+from dal_kernels.backends.triton.gradient import gradient_rows, reduce_sums, scale_gradient
+from dal_kernels.backends.triton.long_rows import loss_long_rows, merge_splits, split_statistics
+from dal_kernels.backends.triton.objectives import FUNCTIONS
+from dal_kernels.backends.triton.plan import LaunchPlan, plan_backward, plan_forward, plan_statistics
+from dal_kernels.backends.triton.short_rows import loss_rows
+from dal_kernels.backends.triton.statistics import merge_statistics, row_statistics
+from dal_kernels.fields import FIELDS, GRADIENT_FIELDS, NARROW_FIELDS, REDUCTIONS, loss_dtype
+from dal_kernels.objectives import OBJECTIVES
 
 _SCALE_BLOCK = 8192
 _LOGITS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -40,29 +45,37 @@ def _require(ok: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _check_rows(logits: Tensor, target: Tensor) -> None:
+def _check_logits(logits: Tensor) -> None:
     _require(logits.dim() == 2 and logits.shape[1] > 0, "logits must be (N, C) with C >= 1")
     _require(logits.dtype in _LOGITS, "logits must be float32, float64, bfloat16 or float16")
+
+
+def _check_rows(logits: Tensor, target: Tensor) -> None:
+    _check_logits(logits)
     _require(target.shape == logits.shape[:1] and target.dtype == torch.int64, "target must be (N,) int64")
 
 
-def _is_one_or_per_row(value: Tensor, logits: Tensor) -> bool:
-    return value.dim() == 0 or value.shape == logits.shape[:1]
+def _checked_knobs(knobs: Tensor, objective: int, rows: int) -> Tensor:
+    """Knobs with those of a row side by side."""
+    _require(0 <= objective < len(OBJECTIVES), f"objective must be below {len(OBJECTIVES)}")
+    count = len(OBJECTIVES[objective].knobs)
+    _require(
+        knobs.dtype in (torch.float32, torch.float64) and knobs.shape in ((count,), (rows, count)),
+        f"knobs must be float32 or float64, ({count},) or (N, {count})",
+    )
+    return knobs if count <= 1 or knobs.stride(-1) == 1 else knobs.contiguous()
 
 
 def _launch_loss(
     arguments: tuple[Any, ...], want_prediction: bool, want_fields: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    logits, target, q, bootstrap_weight, weight, ignore_index, reduction, hard, want_gradient = arguments
+    logits, target, knobs, weight, objective, ignore_index, reduction, want_gradient = arguments
     _check_rows(logits, target)
     logits = _unit_class_stride(logits)
     rows, classes = logits.shape
     dtype = loss_dtype(logits)
-    for value in (q, bootstrap_weight):
-        _require(
-            value.dtype in (torch.float32, torch.float64) and _is_one_or_per_row(value, logits),
-            "q and bootstrap_weight must be float32 or float64, 0-d or one value a row",
-        )
+    knobs = _checked_knobs(knobs, objective, rows)
+    of = OBJECTIVES[objective]
     if weight is not None:
         _require(weight.shape == (classes,) and weight.dtype == dtype, "weight must be (C,) in the dtype of the loss")
     _require(0 <= reduction < len(REDUCTIONS), "reduction must be 0, 1 or 2")
@@ -70,27 +83,28 @@ def _launch_loss(
     new = logits.new_empty
     gradient = new((rows, classes) if want_gradient else (0,))
     loss = new(() if reduced else (rows,), dtype=dtype)
-    kept = len(FIELDS) if want_prediction else GRADIENT_FIELDS
+    kept = len(FIELDS) if of.is_wide else NARROW_FIELDS if want_prediction else GRADIENT_FIELDS
     fields = new((kept, rows) if want_fields else (0,), dtype=dtype)
     prediction = new((rows,) if want_prediction else (0,), dtype=torch.int64)
     correction = new(() if reduced else (0,), dtype=dtype)
     plan = plan_forward(rows, classes, logits.element_size(), _warp_size())
     _require(not (plan.long and want_gradient), "the gradient of rows this long is made in the backward")
+    of_knobs = (knobs, knobs.stride(0) if knobs.dim() == 2 else 0)
     inputs = (
         logits,
         logits.stride(0),
         target,
         target.stride(0),
-        q,
-        _row_stride(q),
-        bootstrap_weight,
-        _row_stride(bootstrap_weight),
+        *of_knobs,
         None if weight is None else weight.contiguous(),
     )
+    needs = {"ENTROPY": "entropy" in of.uses, "ARGMAX": of.needs_argmax}
     shared: dict[str, Any] = {
+        "OBJECTIVE": FUNCTIONS[objective],
+        "KNOBS": len(of.knobs),
+        "WIDE": of.is_wide,
         "CLASSES": classes,
         "LOG_CLASSES": math.log(classes),
-        "HARD": hard,
         "MEAN": mean,
         "REDUCED": reduced,
         "FIELDS": want_fields,
@@ -101,25 +115,11 @@ def _launch_loss(
     programs = triton.cdiv(rows, plan.rows)
     with _on(logits):
         if plan.splits > 1 and rows:
-            parts = new((3, rows, plan.splits), dtype=dtype)
-            places = new((2, rows, plan.splits), dtype=torch.int64)
-            kernels.split_statistics[(rows, plan.splits)](
-                logits,
-                logits.stride(0),
-                bootstrap_weight,
-                _row_stride(bootstrap_weight),
-                parts,
-                places,
-                CLASSES=classes,
-                BLOCK=plan.block,
-                SPLITS=plan.splits,
-                PACKED=packed,
-                HARD=hard,
-                PREDICTION=want_prediction,
-                num_warps=plan.warps,
+            parts, places = _launch_splits(
+                logits, plan, of_knobs, needs | {"WIDE": of.is_wide, "PREDICTION": want_prediction}
             )
             # One warp: rows times splits are at most 512, a few values a lane.
-            kernels.merge_splits[(1,)](
+            merge_splits[(1,)](
                 parts,
                 places,
                 *inputs,
@@ -129,6 +129,7 @@ def _launch_loss(
                 prediction,
                 rows,
                 ignore_index,
+                BLOCK=plan.block,
                 ROWS=triton.next_power_of_2(rows),
                 SPLITS=plan.splits,
                 **(shared | {"num_warps": 1}),
@@ -137,9 +138,9 @@ def _launch_loss(
         partial = new((2, programs) if reduced else (0,), dtype=dtype)
         outputs = (loss, partial, fields, prediction, rows, ignore_index)
         if plan.long and rows:
-            kernels.loss_long_rows[(programs,)](*inputs, *outputs, BLOCK=plan.block, PACKED=packed, **shared)
+            loss_long_rows[(programs,)](*inputs, *outputs, BLOCK=plan.block, PACKED=packed, **needs, **shared)
         elif rows:
-            kernels.loss_rows[(programs,)](
+            loss_rows[(programs,)](
                 *inputs[:2],
                 1,
                 *inputs[2:],
@@ -151,13 +152,14 @@ def _launch_loss(
                 KEPT=plan.kept,
                 AXIS=0 if plan.lanes else 1,
                 PACKED=packed,
-                PER_ROW=q.dim() + bootstrap_weight.dim() > 0,
+                PER_ROW=knobs.dim() == 2,
                 GRADIENT=want_gradient,
+                **needs,
                 **shared,
             )
         if reduced:
             block = min(1024, max(32, triton.next_power_of_2(max(1, programs))))
-            kernels.reduce_sums[(1,)](
+            reduce_sums[(1,)](
                 partial,
                 loss,
                 correction,
@@ -179,7 +181,30 @@ def _launch_loss(
     return loss, gradient, fields, prediction, correction
 
 
-def writes_gradient(logits: Tensor) -> bool:
+def _launch_splits(
+    logits: Tensor, plan: LaunchPlan, of_knobs: tuple[Tensor | None, int], needs: dict[str, bool]
+) -> tuple[Tensor, Tensor]:
+    """Statistics of the shares of long rows: (parts, places) as split_statistics says."""
+    rows, classes = logits.shape
+    parts = logits.new_empty((5 if needs["WIDE"] else 3, rows, plan.splits), dtype=loss_dtype(logits))
+    places = logits.new_empty((2, rows, plan.splits), dtype=torch.int64)
+    split_statistics[(rows, plan.splits)](
+        logits,
+        logits.stride(0),
+        *of_knobs,
+        parts,
+        places,
+        CLASSES=classes,
+        BLOCK=plan.block,
+        SPLITS=plan.splits,
+        PACKED=logits.stride(0) == classes,
+        num_warps=plan.warps,
+        **needs,
+    )
+    return parts, places
+
+
+def writes_gradient(logits: Tensor, _: int) -> bool:
     """Whether the forward can write the gradient; of rows that do not fit the registers it is made in the backward."""
     rows, classes = logits.shape
     return not plan_forward(rows, classes, logits.element_size(), _warp_size()).long
@@ -228,20 +253,20 @@ def rewrite_gradient(
         and fields.shape[0] >= GRADIENT_FIELDS + (prediction.numel() > 0)
         and fields.shape[1] == rows
         and fields.is_contiguous(),
-        "fields must be contiguous, (5, N) or longer, (4, N) without prediction",
+        f"fields must be contiguous, (5, N) or longer, (4, N) without prediction, ({len(FIELDS)}, N) of wide losses",
     )
     _require(
         prediction.dtype == torch.int64 and prediction.shape in ((0,), (rows,)) and prediction.is_contiguous(),
         "prediction must be a contiguous (N,) int64 or empty",
     )
     _require(
-        fields.dtype == upstream.dtype == loss_dtype(logits) and _is_one_or_per_row(upstream, logits),
+        fields.dtype == upstream.dtype == loss_dtype(logits) and upstream.shape in ((), (rows,)),
         "upstream must be 0-d or one value a row; it and fields must be in the dtype of the loss",
     )
     plan = plan_backward(rows, classes, logits.element_size(), _warp_size())
     if rows:
         with _on(logits):
-            kernels.gradient_rows[(triton.cdiv(rows, plan.rows), triton.cdiv(classes, plan.block))](
+            gradient_rows[(triton.cdiv(rows, plan.rows), triton.cdiv(classes, plan.block))](
                 logits,
                 logits.stride(0),
                 target,
@@ -258,7 +283,8 @@ def rewrite_gradient(
                 BLOCK=plan.block,
                 ROWS=plan.rows,
                 PACKED=logits.stride(0) == classes,
-                HARD=prediction.numel() > 0,
+                ARGMAX=prediction.numel() > 0,
+                WIDE=fields.shape[0] == len(FIELDS),
                 IF_CHANGED=if_changed,
                 IN_PLACE=out is logits,
                 num_warps=plan.warps,
@@ -281,13 +307,13 @@ def overwrite(
     )
 
 
-def rescale(saved: tuple[Tensor, ...], upstream: Tensor, ignore_index: int, again: bool, _: Any) -> Tensor:
+def rescale(saved: tuple[Tensor, ...], upstream: Tensor, ignore_index: int, recompute: bool, _: Any) -> Tensor:
     """The written gradient times the upstream gradient and the correction, in place; a factor of 1 touches nothing.
 
-    With ``again`` the rows that change are made again from the logits and rounded once, not scaled and rounded twice.
+    With ``recompute`` the rows that change are made from the logits and rounded once, not scaled and rounded twice.
     """
     gradient, *rest, correction = saved
-    if again:
+    if recompute:
         logits, target, fields, prediction = rest
         return rewrite_gradient(
             gradient, logits, target, fields, prediction, upstream, ignore_index, correction, if_changed=True
@@ -295,11 +321,47 @@ def rescale(saved: tuple[Tensor, ...], upstream: Tensor, ignore_index: int, agai
     size = gradient.numel()
     if size:
         with _on(gradient):
-            kernels.scale_gradient[(triton.cdiv(size, _SCALE_BLOCK),)](
+            scale_gradient[(triton.cdiv(size, _SCALE_BLOCK),)](
                 gradient, upstream, correction, size, BLOCK=_SCALE_BLOCK, num_warps=8 * 32 // _warp_size()
             )
     return gradient
 
 
 def statistics(logits: Tensor, want_argmax: bool, wide: bool) -> tuple[Tensor, Tensor]:
-    raise NotImplementedError
+    _check_logits(logits)
+    logits = _unit_class_stride(logits)
+    rows, classes = logits.shape
+    sums = logits.new_empty((5 if wide else 3, rows), dtype=loss_dtype(logits))
+    argmax = logits.new_empty((rows,) if want_argmax else (0,), dtype=torch.int64)
+    if not rows:
+        return sums, argmax
+    plan = plan_statistics(rows, classes, logits.element_size(), _warp_size())
+    constants: dict[str, Any] = {"ARGMAX": want_argmax, "WIDE": wide, "CLASSES": classes, "BLOCK": plan.block}
+    with _on(logits):
+        if plan.splits > 1:
+            # As with a prediction: W and the first NaN are wanted whatever the loss.
+            needs = {"ENTROPY": True, "ARGMAX": want_argmax, "WIDE": wide, "PREDICTION": True}
+            parts, places = _launch_splits(logits, plan, (None, 0), needs)
+            merge_statistics[(1,)](
+                parts,
+                places,
+                sums,
+                argmax,
+                rows,
+                ROWS=triton.next_power_of_2(rows),
+                SPLITS=plan.splits,
+                num_warps=1,
+                **constants,
+            )
+        else:
+            row_statistics[(rows,)](
+                logits,
+                logits.stride(0),
+                sums,
+                argmax,
+                rows,
+                PACKED=logits.stride(0) == classes,
+                num_warps=plan.warps,
+                **constants,
+            )
+    return sums, argmax

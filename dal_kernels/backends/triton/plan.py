@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["LaunchPlan", "plan_backward", "plan_forward"]
+__all__ = ["LaunchPlan", "plan_backward", "plan_forward", "plan_statistics"]
 
 NVIDIA_WARP = 32
 # Programs of 8 warps that keep a large GPU (132 multiprocessors) busy.
@@ -51,12 +51,7 @@ def plan_forward(rows: int, classes: int, itemsize: int, warp_size: int = NVIDIA
     if wide == 1 and REGISTER_CLASSES < classes <= TILED_CLASSES:
         return LaunchPlan(block=TILE, rows=1, warps=8 * 32 // warp_size, tiles=-(-classes // TILE), kept=False)
     if classes > REGISTER_CLASSES // wide:
-        block = 8192 // wide
-        splits = 1
-        # Few rows would leave most of the device idle: shares of at least one block, until it is filled twice.
-        while rows * splits < FILLED and 2 * splits * block <= classes:
-            splits *= 2
-        return LaunchPlan(block=block, rows=1, warps=8 * 32 // warp_size, long=True, splits=splits)
+        return plan_statistics(rows, classes, itemsize, warp_size)
     if block <= 256:
         # 32 values a lane: few lanes share a row, so its objective is computed few times over.
         return LaunchPlan(block=block, rows=min(warp_size, warp_size * 32 // wide // block), warps=1, lanes=True)
@@ -64,6 +59,18 @@ def plan_forward(rows: int, classes: int, itemsize: int, warp_size: int = NVIDIA
     # A tile is 16 bytes a lane: all are whole but the last, and sums run from tile to tile.
     tile = warps * warp_size * 16 // itemsize
     return LaunchPlan(block=tile, rows=1, warps=warps, tiles=-(-classes // tile))
+
+
+def plan_statistics(rows: int, classes: int, itemsize: int, warp_size: int = NVIDIA_WARP) -> LaunchPlan:
+    """The plan for statistics alone, which are read in blocks whatever the length."""
+    wide = 2 if itemsize == 8 else 1
+    block = min(_power_of_two(classes), 8192 // wide)
+    warps = max(1, block * wide // 1024 * 32 // warp_size)
+    splits = 1
+    # Few rows would leave most of the device idle: shares of at least one block, until it is filled twice.
+    while rows * splits < FILLED and 2 * splits * block <= classes:
+        splits *= 2
+    return LaunchPlan(block=block, rows=1, warps=warps, long=True, splits=splits)
 
 
 def plan_backward(rows: int, classes: int, itemsize: int, warp_size: int = NVIDIA_WARP) -> LaunchPlan:
