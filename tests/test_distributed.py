@@ -19,10 +19,26 @@ from ranks import C, Collectives, N, case, close, names_of, raises, report, run,
 from torch import Tensor
 from torch.nn import functional as F
 
-from dal_kernels import distributed, dynamics_aware_loss, exchange, linear_dynamics_aware_loss
+from dal_kernels import (
+    ActivePassiveLoss,
+    CrossEntropyLoss,
+    DynamicsAwareLoss,
+    EpsilonSoftmaxLoss,
+    JointAsymmetricLoss,
+    SymmetricCrossEntropyLoss,
+    distributed,
+    dynamics_aware_loss,
+    exchange,
+    linear_dynamics_aware_loss,
+    linear_loss,
+    row_statistics,
+)
 from dal_kernels.distributed import (
     class_parallel_dynamics_aware_loss,
     class_parallel_linear_dynamics_aware_loss,
+    class_parallel_linear_loss,
+    class_parallel_loss,
+    class_parallel_row_statistics,
 )
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without torch.distributed")
@@ -75,6 +91,57 @@ def check_matches_one_process(world: int) -> None:
         got.backward(upstream_of(got))
         expected.backward(upstream_of(expected))
         close(local.grad, place.of(whole.grad, 1))
+
+
+def check_losses_of_the_family(world: int) -> None:
+    """One of each kind: of l alone, with H, M, G, and with G and Q; by kernels and by plain operations."""
+    place = Place(SLICES[world][0])
+    losses: list[Any] = [
+        SymmetricCrossEntropyLoss(),
+        DynamicsAwareLoss(total_steps=4),
+        EpsilonSoftmaxLoss(m=10.0, beta=0.5),
+        ActivePassiveLoss(weight=torch.linspace(0.1, 2.0, C)),
+        JointAsymmetricLoss(reduction="none"),
+        CrossEntropyLoss(label_smoothing=0.1),
+    ]
+    for index, loss in enumerate(losses):
+        loss.backend = "eager" if index % 2 else "cpu"
+        logits, target = case(index)
+        whole, local = logits.clone().requires_grad_(), place.of(logits, 1).requires_grad_()
+        expected, true_stats = loss(whole, target, return_stats=True)
+        got, stats = class_parallel_loss(loss, local, target, return_stats=True)
+        close(got, expected, 1e-5)
+        close(stats, true_stats, 1e-5)
+        got.backward(upstream_of(got))
+        expected.backward(upstream_of(expected))
+        close(local.grad, place.of(whole.grad, 1), 1e-5)
+        torch.manual_seed(0)
+        features, layer = torch.randn(N, 6, requires_grad=True), torch.nn.Linear(6, C)
+        local_weight, local_bias = (place.of(of.detach(), 0).requires_grad_() for of in (layer.weight, layer.bias))
+        expected = linear_loss(loss, features, layer.weight, target, linear_bias=layer.bias)
+        got = class_parallel_linear_loss(
+            loss, features, local_weight, target, linear_bias=local_bias, chunk_bytes=C * 4 * 7
+        )
+        close(got, expected, 1e-5)
+        of_one = torch.autograd.grad(expected, (features, layer.weight, layer.bias), upstream_of(expected))
+        of_rank = torch.autograd.grad(got, (features, local_weight, local_bias), upstream_of(got))
+        close(of_rank, (of_one[0], *(place.of(of, 0) for of in of_one[1:])), 1e-5)
+
+
+def check_row_statistics(world: int) -> None:
+    place = Place(SLICES[world][1])
+    for backend in ("cpu", "eager"):
+        logits, target = case(2)
+        whole, local = logits.clone().requires_grad_(), place.of(logits, 1).requires_grad_()
+        gradients = []
+        for leaf, row in (
+            (whole, row_statistics(whole, target, backend=backend)),
+            (local, class_parallel_row_statistics(local, target, backend=backend)),
+        ):
+            known = target != -100
+            loss = (torch.where(known, -row.log_prob * row.square_sum, 0.0) + row.entropy - row.max_log_prob)[known]
+            gradients.append(torch.autograd.grad((loss + 0.01 * row.sum_log_prob[known]).sum(), leaf)[0])
+        close(gradients[1], place.of(gradients[0], 1), 1e-5)
 
 
 def check_dtypes_and_shapes(world: int) -> None:

@@ -17,7 +17,7 @@ from benchmarks.training import PRESETS, Recipe, Run, UsageError
 from benchmarks.training.data import DATA
 from benchmarks.training.data.base import TensorImages
 from benchmarks.training.loader import evaluation_loader, stream, training_loader
-from benchmarks.training.losses import LOSSES, build_loss, exponents
+from benchmarks.training.losses import FAMILY, LOSSES, build_loss, exponents
 from benchmarks.training.metrics import EpochMetrics, count_hits, share
 from benchmarks.training.models import build_model
 from benchmarks.training.noise import parse_noise
@@ -248,6 +248,14 @@ def test_losses_are_their_formulas(name: str, expected: Callable[[Tensor], Tenso
         torch.testing.assert_close(loss.target_prob, p)
 
 
+@pytest.mark.parametrize("name", [name for name in FAMILY if name not in LOSSES])
+def test_losses_of_the_family_are_known_by_name(name: str) -> None:
+    logits, labels = torch.randn(6, 10, generator=torch.Generator().manual_seed(0)), torch.arange(6)
+    loss = build_loss(name, PRESETS["digits"], 4)
+    torch.testing.assert_close(loss(logits, labels), FAMILY[name](logits, labels))
+    torch.testing.assert_close(loss.target_prob, logits.softmax(1)[torch.arange(6), labels])
+
+
 @pytest.mark.parametrize(
     ("name", "first", "last"),
     [
@@ -271,7 +279,7 @@ def test_losses_start_before_any_step_and_end_where_they_should(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("focal", "losses must be among cross-entropy, gce, mae, dal, or package.module:attribute, got 'focal'"),
+        ("vocal", "losses must be among cross-entropy, gce, mae, dal, .*, or package.module:attribute, got 'vocal'"),
         ("torch.nn.NoSuchLoss", "cannot be imported: .*NoSuchLoss"),
         ("no_such_package:Loss", "cannot be imported: No module named"),
         (":Loss", "losses must be among"),

@@ -1,4 +1,4 @@
-"""The losses under comparison: four of ours by name, any other by where it is imported from."""
+"""The losses under comparison: ours by name, any other by where it is imported from."""
 
 from __future__ import annotations
 
@@ -11,12 +11,18 @@ from torch import Tensor
 
 from benchmarks.training.errors import UsageError
 from benchmarks.training.recipes import Recipe
-from dal_kernels import DynamicsAwareLoss, dynamics_aware_loss
+from dal_kernels import DynamicsAwareLoss, dynamics_aware_loss, losses
 
-__all__ = ["LOSSES", "KernelLoss", "build_loss", "exponents", "loss_title"]
+__all__ = ["FAMILY", "LOSSES", "FamilyLoss", "KernelLoss", "build_loss", "exponents", "loss_title"]
 
-# Names, and what they are called in print.
+# Names, and what they are called in print: what is compared unless others are asked for.
 LOSSES = {"cross-entropy": "cross-entropy", "gce": "GCE", "mae": "MAE", "dal": "DAL"}
+# The other losses of the package, with the settings of their papers, by the names of their functions.
+FAMILY = {
+    name.removesuffix("_loss").replace("_", "-"): getattr(losses, name)
+    for name in losses.__all__
+    if name.endswith("_loss") and name != "label_distribution_aware_margin_loss"
+}
 
 
 class KernelLoss(DynamicsAwareLoss):
@@ -38,10 +44,29 @@ class KernelLoss(DynamicsAwareLoss):
         return loss
 
 
+class FamilyLoss:
+    """A loss of the family that keeps what its pass learnt of the batch.
+
+    Attributes:
+        target_prob: (N,) probabilities of the labels of the last batch.
+    """
+
+    target_prob: Tensor
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+
+    def __call__(self, input: Tensor, target: Tensor) -> Tensor:
+        loss: Tensor
+        loss, stats = self._function(input, target, return_stats=True)
+        self.target_prob = stats.target_prob
+        return loss
+
+
 def build_loss(name: str, recipe: Recipe, total_steps: int) -> Any:
     """A criterion(logits, labels) whose schedule, if it has one, takes ``total_steps``.
 
-    ``name`` is one of ``LOSSES``, or says where to import a loss from: "package.module.attribute" or
+    ``name`` is one of ``LOSSES`` or ``FAMILY``, or says where to import a loss from: "package.module.attribute" or
     "package.module:attribute". A class, or a function that needs no argument, is called to make the loss; anything
     else is the loss itself.
 
@@ -53,6 +78,8 @@ def build_loss(name: str, recipe: Recipe, total_steps: int) -> Any:
     if name in LOSSES:
         q_start, q_end = exponents.get(name, (recipe.q_start, recipe.q_end))
         return KernelLoss(q_start, q_end, total_steps=total_steps)
+    if name in FAMILY:
+        return FamilyLoss(FAMILY[name])
     found = _imported(name)
     if not callable(found):
         raise UsageError(f"loss {name} must be callable, got {type(found).__name__}")
@@ -74,7 +101,8 @@ def build_loss(name: str, recipe: Recipe, total_steps: int) -> Any:
 def _imported(name: str) -> Any:
     module, _, attribute = name.partition(":") if ":" in name else name.rpartition(".")
     if not module or not attribute:
-        raise UsageError(f"losses must be among {', '.join(LOSSES)}, or package.module:attribute, got {name!r}")
+        names = ", ".join(dict.fromkeys([*LOSSES, *FAMILY]))
+        raise UsageError(f"losses must be among {names}, or package.module:attribute, got {name!r}")
     try:
         found: Any = import_module(module)
         for part in attribute.split("."):

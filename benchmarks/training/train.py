@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from benchmarks.training.data.base import UNKNOWN, DataSet
 from benchmarks.training.errors import UsageError
 from benchmarks.training.loader import evaluation_loader, stream, training_loader
-from benchmarks.training.losses import KernelLoss, build_loss, exponents
+from benchmarks.training.losses import FamilyLoss, KernelLoss, build_loss, exponents
 from benchmarks.training.metrics import EpochMetrics, StepClock, count_hits, share
 from benchmarks.training.models import build_model
 from benchmarks.training.optim import make_optimizer, make_scheduler
@@ -158,7 +158,7 @@ class Trainer:
         self.scaler.update()
         self.clock.add(start, loss_start, loss_end)
         unknown = torch.full_like(loss, math.nan)
-        return loss.detach(), self.loss.target_prob if isinstance(self.loss, KernelLoss) else unknown
+        return loss.detach(), self.loss.target_prob if isinstance(self.loss, KernelLoss | FamilyLoss) else unknown
 
     def _forward(self, inputs: Tensor) -> Tensor:
         try:
