@@ -15,7 +15,7 @@ from dal_kernels.backends.choose import available_backends
 from dal_kernels.forms import LinearLoss, linear_loss
 from dal_kernels.functional import dynamics_aware_loss
 from dal_kernels.linear import linear_dynamics_aware_loss
-from dal_kernels.linear_loss import LinearDynamicsAwareLoss
+from dal_kernels.linear_dynamics_aware import LinearDynamicsAwareLoss
 from dal_kernels.loss import DynamicsAwareLoss
 from dal_kernels.losses import (
     ActivePassiveLoss,
@@ -58,7 +58,7 @@ from dal_kernels.losses import (
     taylor_cross_entropy_loss,
 )
 from dal_kernels.losses.ramp import Ramp
-from dal_kernels.row_statistics import RowStatistics, linear_row_statistics, row_statistics
+from dal_kernels.quantities import RowStatistics, linear_row_statistics, row_statistics
 from dal_kernels.schedule import DynamicsAwareSchedule
 
 __all__ = [

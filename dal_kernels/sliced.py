@@ -19,8 +19,8 @@ from dal_kernels.linear import anchors_of
 from dal_kernels.linear_ops import LayerInChunks, finished, linear_gradient
 from dal_kernels.objectives import OBJECTIVES, row_statistics_of
 from dal_kernels.once import DifferentiableOnce
+from dal_kernels.quantities import RowStatistics, as_statistics, differentiable_rows
 from dal_kernels.reference import run_weighted
-from dal_kernels.row_statistics import RowStatistics, as_statistics, differentiable_rows
 from dal_kernels.slices import IGNORED, Statistics, fields_of, finish, gradient, joined, statistics
 from dal_kernels.tensors import refuse_dtensor
 

@@ -16,8 +16,8 @@ from dal_kernels.fields import Reduction, loss_dtype
 from dal_kernels.functional import loss_of
 from dal_kernels.knobs import KnobValue, knob_tensor
 from dal_kernels.objectives import Objective, RowQuantities
+from dal_kernels.quantities import quantities_of_call
 from dal_kernels.reference import row_factors, row_quantities
-from dal_kernels.row_statistics import quantities_of_call
 from dal_kernels.tensors import LOGITS, of_rows, shape_of
 
 Mix = tuple[Tensor, float | Tensor]
