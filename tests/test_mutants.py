@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from marks import needs_emulator, needs_executor
 
 from benchmarks import cuda_emulator
 
-NUMERICS = "tests/test_numerics.py"
+NUMERICS, FAMILY = "tests/test_numerics.py", "tests/test_family.py"
 COMPILER = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
 FLAGS = ["-std=c++17", "-O1", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-Wno-psabi"]
 TORCH = Path(torch.__file__).parent
@@ -30,14 +30,14 @@ MUTANTS = {
     "target term dropped": ("cpu/row.h", "if (j == special[0]) value[i] -= row.affine.t;", ""),
     "argmax term dropped": (
         "objective.h",
-        "{-n * row.max_log_prob, n, A(0), A(0), n}",
-        "{-n * row.max_log_prob, n, A(0), A(0), A(0)}",
+        "gradient.u = -scale * slopes.by_max_log_prob;",
+        "gradient.u = 0;",
     ),
     "NaN clamped away": ("cpu/lanes.h", "greater_of<A>(splat(low), x)", "greater_of<A>(x, splat(low))"),
     "merge forgets the shift": (
-        "row_stats.h",
-        "ratio * (stats.weighted + stats.sum * shift)",
-        "ratio * stats.weighted",
+        "row_sums.h",
+        "ratio * (sums.weighted + sums.sum * shift)",
+        "ratio * sums.weighted",
     ),
     "blocks are not moved to the row's maximum": (
         "cpu/row.h",
@@ -60,6 +60,32 @@ MUTANTS = {
     ),
     "upstream gradient not applied to the slope": ("cpu/row.h", "up * field(kSlope)", "field(kSlope)"),
     "last of equal classes": ("cpu/row.h", "(here < first)", "((here > first) | (first == I(kBlock)))"),
+}
+
+# Of what only other losses than DAL need: the tests of the family must catch them.
+FAMILY_MUTANTS = {
+    "positions past the end are differences": ("cpu/row.h", "get(z + j, n, base[0])", "get(z + j, n, A(0))"),
+    "squares moved as sums": (
+        "row_sums.h",
+        "moved.squares = ratio * ratio * sums.squares",
+        "moved.squares = ratio * sums.squares",
+    ),
+    "differences forget the shift": ("row_sums.h", "moved.differences += sums.classes * shift;", ""),
+    "constant of the gradient dropped": (
+        "cpu/row.h",
+        "v = v * (scale + square * v) + constant;",
+        "v = v * (scale + square * v);",
+    ),
+    "slope by the sum of a normalised loss dropped": (
+        "objective.h",
+        "of.by_sum_log_prob -= weight * quotient / total;",
+        "",
+    ),
+    "modulator of the focal loss taken for a constant": (
+        "objective.h",
+        "if (!detached && gamma != A(0)) {",
+        "if (false) {",
+    ),
 }
 
 # Of the Triton kernels, with the tests that must catch each under the executor.
@@ -242,7 +268,7 @@ def make_tree(copy: Path) -> None:
     for folder in ("csrc", "dal_kernels"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     (copy / "tests").mkdir()
-    for name in ("conftest.py", "truth.py", "test_numerics.py"):
+    for name in ("conftest.py", "truth.py", "test_numerics.py", "family.py", "test_family.py"):
         shutil.copy(ROOT / "tests" / name, copy / "tests")
     for name, kernels in STUBS.items():
         (copy / "csrc/cpu" / f"isa_{name}.cpp").write_text(STUB.format(name=name, kernels=kernels))
@@ -256,38 +282,43 @@ def tree(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return shutil.copytree(made_once(request, "mutants", make_tree), tmp_path / "tree")
 
 
-def run_tests(tree: Path) -> subprocess.CompletedProcess[str]:
-    """Compiled as it is now, the numerical tests of the backend "cpu" up to the first that fails."""
+def run_tests(tree: Path, *files: str) -> subprocess.CompletedProcess[str]:
+    """Compiled as it is now, tests of the backend "cpu" up to the first that fails."""
     compile_object(tree / "csrc/cpu/isa_baseline.cpp", tree / "isa_baseline.o")
     library = tree / "dal_kernels/_native.abi3.so"
     objects = [str(path) for path in tree.glob("*.o")]
     libraries = [f"-L{TORCH / 'lib'}", "-ltorch_cpu"]
     subprocess.run([str(COMPILER), "-shared", *objects, "-o", str(library), *libraries], check=True)
-    return run_pytest("-q", "-x", "-k", "cpu", "tests", cwd=tree, ATEN_CPU_CAPABILITY="default", PYTHONPATH=str(tree))
+    return run_pytest("-q", "-x", "-k", "cpu", *files, cwd=tree, ATEN_CPU_CAPABILITY="default", PYTHONPATH=str(tree))
 
 
 @needs_compiler
 def test_the_unchanged_source_passes(tree: Path) -> None:
-    result = run_tests(tree)
+    result = run_tests(tree, NUMERICS, FAMILY)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
     assert re.search(r"\d{3,} passed", result.stdout)
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", MUTANTS)
+@pytest.mark.parametrize("name", [*MUTANTS, *FAMILY_MUTANTS])
 def test_the_suite_catches(tree: Path, name: str) -> None:
-    file, old, new = MUTANTS[name]
+    file, old, new = (MUTANTS | FAMILY_MUTANTS)[name]
     source = tree / "csrc" / file
     text = source.read_text()
     assert text.count(old) == 1, f"the source of the mutant moved: {old}"
     source.write_text(text.replace(old, new))
-    result = run_tests(tree)
+    result = run_tests(tree, FAMILY if name in FAMILY_MUTANTS else NUMERICS)
     assert result.returncode == 1, result.stdout[-3000:] + result.stderr[-2000:]
     assert "1 failed" in result.stdout
 
 
 def run_triton_tests(
-    mutant: Sequence[str], selection: str, folder: Path, files: tuple[str, ...], **variables: str
+    mutant: Sequence[str],
+    selection: str,
+    folder: Path,
+    files: tuple[str, ...],
+    prepare: Callable[[Path], None] | None = None,
+    **variables: str,
 ) -> subprocess.CompletedProcess[str]:  # fmt: skip
     for name in ("dal_kernels", "tests", "benchmarks"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
@@ -297,6 +328,8 @@ def run_triton_tests(
         text = path.read_text()
         assert old in text, f"the source of the mutant moved: {old}"
         path.write_text(text.replace(old, new))
+    if prepare is not None:
+        prepare(folder)
     # The copy lies elsewhere: the executor is found from here.
     paths = {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT.parent / "shared")])}
     return run_pytest("-q", "-x", "-k", selection, *files, cwd=folder, **paths, **variables)
