@@ -70,13 +70,15 @@ template <class A> DAL_D unsigned first_place(unsigned later, A z, A peak, int j
 }
 DAL_D int class_at(unsigned place) { return static_cast<int>(place & 0x7fffffffu); }
 
-// objective.h's affine gradient without its last two terms, of one class: e (A + B (z - m)), WIDE e (A + B (z - m) + E e)
-// + D, with e = e^(z - m).
+// objective.h's affine gradient without its last two terms, of one class: with d = z - m, e^d (A + B d), and of WIDE
+// losses e^d (A + B d + E e^d) + D.
 template <bool WIDE, class A> DAL_D A affine_value(A z, const AffineGradient<A>& affine) {
-  const A d = z - affine.max, e = power(d * kToExponent<A>);
-  const A inner = fma(affine.B, larger(d, kLowest<A>), affine.A);
-  if constexpr (WIDE) return fma(e, fma(affine.E, e, inner), affine.D);
-  return e * inner;
+  const A d = z - affine.max;
+  if constexpr (WIDE) {
+    const A e = power(d * kToExponent<A>);
+    return fma(e, fma(affine.E, e, fma(affine.B, larger(d, kLowest<A>), affine.A)), affine.D);
+  }
+  return power(d * kToExponent<A>) * fma(affine.B, larger(d, kLowest<A>), affine.A);
 }
 
 // The two classes that differ from the affine rule, over what stands there in a row of the gradient: cheaper than a

@@ -28,15 +28,17 @@ template <class S, bool WIDE> struct ThreadTotals {
     return total;
   }
   DAL_D void grow(A top) {
+    if (peak > negative_infinity<A>()) {  // else there is nothing to move
 #pragma unroll
-    for (int i = 0; i < V; ++i) {
-      const RowSums<A> moved = rebase(RowSums<A>{peak, sum[i], weighted[i], A(0), squares[WIDE ? i : 0], A(0)}, top);
-      sum[i] = moved.sum;
-      weighted[i] = moved.weighted;
-      if (WIDE) squares[WIDE ? i : 0] = moved.squares;
+      for (int i = 0; i < V; ++i) {
+        const RowSums<A> moved = rebase(RowSums<A>{peak, sum[i], weighted[i], A(0), squares[WIDE ? i : 0], A(0)}, top);
+        sum[i] = moved.sum;
+        weighted[i] = moved.weighted;
+        if (WIDE) squares[WIDE ? i : 0] = moved.squares;
+      }
+      // Not by rebase, which moves nothing where the sum is 0, as one of several is whose own classes lie far below.
+      if (WIDE) differences += static_cast<A>(classes) * (peak - top);
     }
-    // Not with the others: one of them is 0 where its own classes lie far below the peak, and rebase moves nothing then.
-    if (WIDE && peak > negative_infinity<A>()) differences += static_cast<A>(classes) * (peak - top);
     if (place >= kMaximum) place = kNowhere;  // that of a NaN stays
     peak = origin = top;
   }
@@ -108,7 +110,8 @@ template <class S, bool WIDE>
 DAL_D RowTotals<Arithmetic<S>> read_row(const Window<S>& window, const S* z, bool entropic, bool places) {
   if constexpr (WIDE) return totals_of_block(read_share<S, true, true>(window, z, places), window);
   return totals_of_block(
-      entropic ? read_share<S, true, false>(window, z, places) : read_share<S, false, false>(window, z, places), window);
+      entropic ? read_share<S, true, false>(window, z, places) : read_share<S, false, false>(window, z, places),
+      window);
 }
 
 // A row a block. The gradient of wide losses is made in the backward.

@@ -38,8 +38,8 @@ inline int loop_threads(std::int64_t values, int width) {
   return whole_warps(std::min<std::int64_t>(kLoopThreads, ceil_div(values, 4 * width)));
 }
 
-// `whole`: rows of logits and gradient are made of whole aligned vectors. `gradient`: it is wanted. `wide`: the loss sums
-// over all classes, which only the looping kernels do.
+// `whole`: rows of logits and gradient are made of whole aligned vectors. `gradient`: it is wanted. `wide`: the loss is
+// one that sums over all classes, which only the looping kernels do.
 inline Plan plan_forward(
     std::int64_t rows, std::int64_t classes, int itemsize, bool whole, bool gradient, bool wide, const Device& device) {
   using K = ForwardKernel;

@@ -6,57 +6,49 @@
 
 namespace dal {
 
-// A number whose costly operations are calls. A kernel holds a copy of the losses of objective.h, because a called
-// function is compiled into each kernel that calls it; with every power, logarithm and division in place, a copy would be
-// as large as a kernel.
+// Once a row, and called: see Compact.
+template <class A> __device__ __noinline__ A called_pow(A x, A y) { return pow(x, y); }
+template <class A> __device__ __noinline__ A called_log1p(A x) { return log1p(x); }
+template <class A> __device__ __noinline__ A called_expm1(A x) { return expm1(x); }
+template <class A> __device__ __noinline__ A called_expm1_nonpositive(A x, A power) {
+  return expm1_nonpositive(x, power);
+}
+template <class A> __device__ __noinline__ A quotient(A x, A y) { return x / y; }
+// In place: few instructions, off by 2 ulp at most.
+DAL_D float quotient(float x, float y) { return __fdividef(x, y); }
+
+// A number whose costly operations are calls. Each kernel holds its own copy of the losses of objective.h, because the
+// compiler copies a called function into each kernel that calls it. With each power and logarithm in place, that copy
+// would be as large as the rest of a kernel.
 template <class A> struct Compact {
   A value;
   Compact() = default;
   template <class T> DAL_D Compact(T x) : value(static_cast<A>(x)) {}
+  DAL_D Compact& operator+=(Compact x) { return *this = *this + x; }
+  DAL_D Compact& operator-=(Compact x) { return *this = *this - x; }
+  DAL_D Compact& operator*=(Compact x) { return *this = *this * x; }
+  friend DAL_D Compact operator-(Compact x) { return -x.value; }
+  friend DAL_D Compact operator+(Compact x, Compact y) { return x.value + y.value; }
+  friend DAL_D Compact operator-(Compact x, Compact y) { return x.value - y.value; }
+  friend DAL_D Compact operator*(Compact x, Compact y) { return x.value * y.value; }
+  friend DAL_D Compact operator/(Compact x, Compact y) { return quotient(x.value, y.value); }
+  friend DAL_D Compact operator/(Compact x, int y) { return x.value * (A(1) / static_cast<A>(y)); }
+  friend DAL_D bool operator==(Compact x, Compact y) { return x.value == y.value; }
+  friend DAL_D bool operator!=(Compact x, Compact y) { return x.value != y.value; }
+  friend DAL_D bool operator<(Compact x, Compact y) { return x.value < y.value; }
+  friend DAL_D bool operator<=(Compact x, Compact y) { return x.value <= y.value; }
+  friend DAL_D bool operator>=(Compact x, Compact y) { return x.value >= y.value; }
+  friend DAL_D Compact acos(Compact x) { return ::acos(x.value); }
+  friend DAL_D Compact sqrt(Compact x) { return ::sqrt(x.value); }
+  friend DAL_D Compact pow(Compact x, Compact y) { return called_pow(x.value, y.value); }
+  friend DAL_D Compact log1p(Compact x) { return called_log1p(x.value); }
+  friend DAL_D Compact expm1(Compact x) { return called_expm1(x.value); }
+  friend DAL_D Compact expm1_nonpositive(Compact x, Compact power) {
+    return called_expm1_nonpositive(x.value, power.value);
+  }
 };
-#define DAL_COMPACT_CALL(name, expression)                                                        \
-  template <class A> __device__ __noinline__ A called_##name(A x, A y) { return expression; }
-DAL_COMPACT_CALL(pow, ::pow(x, y))
-DAL_COMPACT_CALL(log1p, ::log1p(x))
-DAL_COMPACT_CALL(expm1, ::expm1(x))
-DAL_COMPACT_CALL(expm1_nonpositive, expm1_nonpositive(x, y))
-#undef DAL_COMPACT_CALL
-
-// Off by 2 ulp at most where a float has an instruction for it.
-DAL_D float quotient(float x, float y) { return __fdividef(x, y); }
-static __device__ __noinline__ double quotient(double x, double y) { return x / y; }
-
-#define DAL_COMPACT(type, name, expression) \
-  template <class A> DAL_D type name { return expression; }
-#define DAL_COMPACT_OPERATOR(type, symbol)                                                                       \
-  template <class A> DAL_D type operator symbol(Compact<A> x, Compact<A> y) { return x.value symbol y.value; }   \
-  template <class A> DAL_D type operator symbol(Compact<A> x, int y) { return x.value symbol static_cast<A>(y); } \
-  template <class A> DAL_D type operator symbol(int x, Compact<A> y) { return static_cast<A>(x) symbol y.value; }
-DAL_COMPACT_OPERATOR(Compact<A>, +)
-DAL_COMPACT_OPERATOR(Compact<A>, -)
-DAL_COMPACT_OPERATOR(Compact<A>, *)
-DAL_COMPACT_OPERATOR(bool, ==)
-DAL_COMPACT_OPERATOR(bool, !=)
-DAL_COMPACT_OPERATOR(bool, <)
-DAL_COMPACT_OPERATOR(bool, <=)
-DAL_COMPACT_OPERATOR(bool, >=)
-DAL_COMPACT(Compact<A>, operator-(Compact<A> x), -x.value)
-DAL_COMPACT(Compact<A>&, operator+=(Compact<A>& x, Compact<A> y), x = x + y)
-DAL_COMPACT(Compact<A>&, operator-=(Compact<A>& x, Compact<A> y), x = x - y)
-DAL_COMPACT(Compact<A>&, operator*=(Compact<A>& x, Compact<A> y), x = x * y)
-DAL_COMPACT(Compact<A>, operator/(Compact<A> x, Compact<A> y), quotient(x.value, y.value))
-DAL_COMPACT(Compact<A>, operator/(Compact<A> x, int y), x.value * (A(1) / static_cast<A>(y)))
-DAL_COMPACT(Compact<A>, pow(Compact<A> x, Compact<A> y), called_pow(x.value, y.value))
-DAL_COMPACT(Compact<A>, log1p(Compact<A> x), called_log1p(x.value, x.value))
-DAL_COMPACT(Compact<A>, expm1(Compact<A> x), called_expm1(x.value, x.value))
-DAL_COMPACT(Compact<A>, acos(Compact<A> x), ::acos(x.value))
-DAL_COMPACT(Compact<A>, sqrt(Compact<A> x), ::sqrt(x.value))
-DAL_COMPACT(Compact<A>, logarithm(Compact<A> x), logarithm(x.value))
-DAL_COMPACT(Compact<A>, exponential(Compact<A> x), exponential(x.value))
-DAL_COMPACT(
-    Compact<A>, expm1_nonpositive(Compact<A> x, Compact<A> power), called_expm1_nonpositive(x.value, power.value))
-#undef DAL_COMPACT_OPERATOR
-#undef DAL_COMPACT
+template <class A> DAL_D Compact<A> exponential(Compact<A> x) { return exponential(x.value); }
+template <class A> DAL_D Compact<A> logarithm(Compact<A> x) { return logarithm(x.value); }
 
 // A loss and its slope by ln p_y: all that losses have which are neither DAL nor wide.
 template <class A> struct LossAndSlope {
