@@ -11,14 +11,14 @@
 #define DAL_QUOTE(name, suffix) "dal_" #name "_" #suffix
 #define DAL_STRING(name, suffix) DAL_QUOTE(name, suffix)
 
-// One block a multiprocessor is enough for most: the rows it keeps take most of the registers.
-#define DAL_KERNEL(threads, blocks, name, Arguments, function)  \
-  extern "C" __global__ void __launch_bounds__(threads, blocks) \
+// One block a multiprocessor is enough: the rows it keeps take most of the registers.
+#define DAL_KERNEL(threads, name, Arguments, function)         \
+  extern "C" __global__ void __launch_bounds__(threads, 1)     \
       DAL_SYMBOL(name, DAL_SUFFIX)(const __grid_constant__ Arguments<Storage> args) { function(args); }
-#define DAL_FORWARD_KERNEL(threads, blocks, name, function) DAL_KERNEL(threads, blocks, name, Forward, function)
-#define DAL_ENTRY(threads, blocks, name, function) \
+#define DAL_FORWARD_KERNEL(threads, name, function) DAL_KERNEL(threads, name, Forward, function)
+#define DAL_ENTRY(threads, name, function) \
   {DAL_STRING(name, DAL_SUFFIX), reinterpret_cast<const void*>(&DAL_SYMBOL(name, DAL_SUFFIX))},
-#define DAL_NO_ENTRY(threads, blocks, name, function) {nullptr, nullptr},
+#define DAL_NO_ENTRY(threads, name, function) {nullptr, nullptr},
 
 namespace dal {
 
@@ -31,11 +31,11 @@ DAL_REGISTER_KERNELS(DAL_FORWARD_KERNEL)
 #define DAL_REGISTER_ENTRY DAL_NO_ENTRY
 #endif
 DAL_LOOPING_KERNELS(DAL_FORWARD_KERNEL)
-DAL_KERNEL(256, 1, gradient, Backward, (gradient_rows<Storage, false>))
-DAL_KERNEL(256, 1, gradient_wide, Backward, (gradient_rows<Storage, true>))
-DAL_KERNEL(512, 1, statistics, SumsBatch, row_statistics)
+DAL_KERNEL(256, gradient, Backward, (gradient_rows<Storage, false>))
+DAL_KERNEL(256, gradient_wide, Backward, (gradient_rows<Storage, true>))
+DAL_KERNEL(512, statistics, SumsBatch, row_statistics)
 #if DAL_FLOATING > 0
-DAL_KERNEL(256, 1, scale, Rescale, scale_gradient)
+DAL_KERNEL(256, scale, Rescale, scale_gradient)
 #define DAL_SCALE_ENTRY DAL_ENTRY
 #else
 #define DAL_SCALE_ENTRY DAL_NO_ENTRY
@@ -44,8 +44,8 @@ DAL_KERNEL(256, 1, scale, Rescale, scale_gradient)
 template <> const Kernels& kernels_of<Storage>() {
   static const Kernels table{
       {DAL_REGISTER_KERNELS(DAL_REGISTER_ENTRY) DAL_LOOPING_KERNELS(DAL_ENTRY)},
-      DAL_ENTRY(, , gradient, ) DAL_ENTRY(, , gradient_wide, )
-      DAL_ENTRY(, , statistics, ) DAL_SCALE_ENTRY(, , scale, )};
+      DAL_ENTRY(, gradient, ) DAL_ENTRY(, gradient_wide, )
+      DAL_ENTRY(, statistics, ) DAL_SCALE_ENTRY(, scale, )};
   return table;
 }
 

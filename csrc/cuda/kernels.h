@@ -3,32 +3,31 @@
 
 namespace dal {
 
-// X(threads at most, blocks that a multiprocessor must hold, name, device function). A number is of values that a lane
-// keeps; `w`: rows of whole vectors; wide: losses that sum over all classes (row_sums.h). More than one block is asked
-// for where the compiler would take registers that it can do without.
+// X(threads at most, name, device function). A number is of values that a lane keeps; `w`: rows of whole vectors; wide:
+// losses that sum over all classes (row_sums.h).
 #define DAL_REGISTER_KERNELS(X)                                                 \
-  X(128, 1, short4, (loss_short_rows<Storage, 1, 4>))                           \
-  X(128, 1, short8, (loss_short_rows<Storage, 5, 8>))                           \
-  X(128, 8, short10, (loss_short_rows<Storage, 9, 10>))                         \
-  X(128, 7, short16, (loss_short_rows<Storage, 11, 16>))                        \
-  X(128, 1, short24, (loss_short_rows<Storage, 17, 24>))                        \
-  X(128, 1, short32, (loss_short_rows<Storage, 25, 32>))                        \
-  X(128, 1, lanes8w, (loss_rows_of_lanes<Storage, 8, Rows::kWhole>))            \
-  X(128, 1, lanes16w, (loss_rows_of_lanes<Storage, 16, Rows::kWhole>))          \
-  X(128, 1, lanes32w, (loss_rows_of_lanes<Storage, 32, Rows::kWhole>))          \
-  X(128, 1, lanes64w, (loss_rows_of_lanes<Storage, 64, Rows::kWhole>))          \
-  X(128, 1, lanes64, (loss_rows_of_lanes<Storage, 64, Rows::kAny>))             \
-  X(256, 1, block128w, (loss_row_of_block<Storage, 128, Rows::kWhole>))         \
-  X(256, 1, block128, (loss_row_of_block<Storage, 128, Rows::kAny>))            \
-  X(256, 1, cluster128w, (loss_row_of_cluster<Storage, 128, Rows::kWhole>))     \
-  X(256, 1, cluster128, (loss_row_of_cluster<Storage, 128, Rows::kAny>))
+  X(128, short4, (loss_short_rows<Storage, 1, 4>))                              \
+  X(128, short8, (loss_short_rows<Storage, 5, 8>))                              \
+  X(128, short10, (loss_short_rows<Storage, 9, 10>))                            \
+  X(128, short16, (loss_short_rows<Storage, 11, 16>))                           \
+  X(128, short24, (loss_short_rows<Storage, 17, 24>))                           \
+  X(128, short32, (loss_short_rows<Storage, 25, 32>))                           \
+  X(128, lanes8w, (loss_rows_of_lanes<Storage, 8, Rows::kWhole>))               \
+  X(128, lanes16w, (loss_rows_of_lanes<Storage, 16, Rows::kWhole>))             \
+  X(128, lanes32w, (loss_rows_of_lanes<Storage, 32, Rows::kWhole>))             \
+  X(128, lanes64w, (loss_rows_of_lanes<Storage, 64, Rows::kWhole>))             \
+  X(128, lanes64, (loss_rows_of_lanes<Storage, 64, Rows::kAny>))                \
+  X(256, block128w, (loss_row_of_block<Storage, 128, Rows::kWhole>))            \
+  X(256, block128, (loss_row_of_block<Storage, 128, Rows::kAny>))               \
+  X(256, cluster128w, (loss_row_of_cluster<Storage, 128, Rows::kWhole>))        \
+  X(256, cluster128, (loss_row_of_cluster<Storage, 128, Rows::kAny>))
 #define DAL_LOOPING_KERNELS(X)                                                  \
-  X(512, 1, long_rows, (loss_long_rows<Storage, false>))                        \
-  X(512, 1, split_rows, (loss_split_rows<Storage, false>))                      \
-  X(512, 1, long_rows_wide, (loss_long_rows<Storage, true>))                    \
-  X(512, 1, split_rows_wide, (loss_split_rows<Storage, true>))
+  X(512, long_rows, (loss_long_rows<Storage, false>))                           \
+  X(512, split_rows, (loss_split_rows<Storage, false>))                         \
+  X(512, long_rows_wide, (loss_long_rows<Storage, true>))                       \
+  X(512, split_rows_wide, (loss_split_rows<Storage, true>))
 
-#define DAL_NAME(threads, blocks, name, function) name,
+#define DAL_NAME(threads, name, function) name,
 enum class ForwardKernel { DAL_REGISTER_KERNELS(DAL_NAME) DAL_LOOPING_KERNELS(DAL_NAME) count };
 #undef DAL_NAME
 
