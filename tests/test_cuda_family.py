@@ -69,12 +69,14 @@ def test_few_long_rows_of_losses_over_all_classes_are_shared(
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_sums_over_all_classes_move_with_the_largest_logit(dtype: torch.dtype, masked: bool) -> None:
-    """Rising logits, whose first ones are far below the last; ``masked``: at -inf."""
-    case = make_case(3, 3000, dtype, reduction="none")
-    case.logits[:] = torch.linspace(-500.0, 0.0, 3000).to(dtype) + torch.tensor([[0.0], [300.0], [-300.0]]).to(dtype)
-    case.target[:] = 2999
+    """Rising logits, whose first ones are far below the last; ``masked``: at -inf. So many that a thread reads twice."""
+    classes = 20_011
+    case = make_case(3, classes, dtype, reduction="none")
+    rising = torch.linspace(-500.0, 0.0, classes) + torch.tensor([[0.0], [300.0], [-300.0]])
+    case.logits[:] = rising.to(dtype)
+    case.target[:] = classes - 1
     if masked:
-        case.logits[:, :1500] = -torch.inf
+        case.logits[:, : classes // 2] = -torch.inf
     with cuda_emulator.installed():
         for objective in WIDE:
             # Label smoothing of a class that cannot be is infinite.

@@ -130,7 +130,7 @@ FAMILY_MUTANTS = {
 MUTANTS = {NUMERICS: CUDA_MUTANTS, FAMILY: FAMILY_MUTANTS}
 
 
-def run_tests(mutants: list[tuple[str, str, str]], file: str, selection: str, folder: Path) -> str:
+def run_tests(mutants: list[tuple[str, str, str]], tests: str, selection: str, folder: Path) -> str:
     """The selected tests of a file on PTX of changed kernels for float32; the host code is what is built."""
     for name in ("csrc", "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -142,9 +142,9 @@ def run_tests(mutants: list[tuple[str, str, str]], file: str, selection: str, fo
     cuda_emulator.compile_ptx(folder, folder / "csrc/cuda", "kernels_f32.cu")
     paths = [str(ROOT), str(ROOT.parent / "shared")]
     variables = {"DAL_TEST_PTX": str(folder), "PYTHONPATH": os.pathsep.join(paths)}
-    if file == NUMERICS:
+    if tests == NUMERICS:
         variables["DAL_TEST_CUDA"] = "asc"
-    result = run_pytest("-q", "-x", "-k", selection, file, cwd=folder, **variables)
+    result = run_pytest("-q", "-x", "-k", selection, tests, cwd=folder, **variables)
     return result.stdout[-3000:] + result.stderr[-2000:]
 
 
