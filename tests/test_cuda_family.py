@@ -69,7 +69,7 @@ def test_few_long_rows_of_losses_over_all_classes_are_shared(
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_sums_over_all_classes_move_with_the_largest_logit(dtype: torch.dtype, masked: bool) -> None:
-    """Rising logits, whose first ones are far below the last; ``masked``: at -inf. So many that a thread reads twice."""
+    """Rising logits, so many that a thread reads twice, whose first are far below the last; ``masked``: at -inf."""
     classes = 20_011
     case = make_case(3, classes, dtype, reduction="none")
     rising = torch.linspace(-500.0, 0.0, classes) + torch.tensor([[0.0], [300.0], [-300.0]])
