@@ -105,7 +105,7 @@ FAMILY_MUTANTS = {
         "long_rows.cuh",
         "sums.differences, sums.squares, sums.classes};",
         "sums.differences, sums.squares, A(0)};",
-        "long_rows and normalized_and_absolute and float32 and none",
+        "long_rows and smoothed_cross_entropy and float32 and none",
     ),
     "third knob dropped": (
         "finish.cuh",
