@@ -164,12 +164,10 @@ def test_labels_that_are_none_are_nan_and_touch_nothing() -> None:
     for classes in (10, 100, 3000, 40_000):
         target = torch.tensor([3, classes, -7, 2**62, 1])
         logits = torch.randn(5, classes)
-        q, bootstrap_weight = torch.tensor(0.7), torch.tensor(0.5)
+        knobs = torch.tensor([0.7, 0.5])
         with cuda_emulator.installed():
-            loss, gradient, _ = ops.KERNELS["cuda"].loss(
-                logits, target, q, bootstrap_weight, torch.rand(classes), -100, 2, False, True
-            )
-            losses, *_ = ops.KERNELS["cuda"].loss(logits, target, q, bootstrap_weight, None, -100, 0, False, False)
+            loss, gradient, _ = ops.KERNELS["cuda"].loss(logits, target, knobs, torch.rand(classes), 0, -100, 2, True)
+            losses, *_ = ops.KERNELS["cuda"].loss(logits, target, knobs, None, 0, -100, 0, False)
         bad = torch.tensor([False, True, True, True, False])
         assert loss.isnan()
         assert torch.equal(losses.isnan(), bad)
@@ -198,8 +196,8 @@ def test_rows_of_32_k_to_262_k_classes_take_a_cluster_where_there_are_any(
     launches: list[tuple[object, ...]] = []
     _cuda.emulate(lambda *launch: launches.append(launch[:3]), capability)
     try:
-        logits, knob = torch.zeros(2, classes, dtype=torch.bfloat16), torch.tensor(0.5)
-        ops.KERNELS["cuda"].loss(logits, torch.zeros(2, dtype=torch.long), knob, knob, None, -100, 1, False, True)
+        logits, knobs = torch.zeros(2, classes, dtype=torch.bfloat16), torch.tensor([0.5, 0.5])
+        ops.KERNELS["cuda"].loss(logits, torch.zeros(2, dtype=torch.long), knobs, None, 0, -100, 1, True)
     finally:
         _cuda.emulate(None)
     threads = 512 if kernel == "long_rows" else 160 if classes == 32_776 else 256
@@ -227,7 +225,7 @@ COUNTS = {
     (128, 10, torch.float32): (48, None, None),
     (128, 100, torch.float32): (24, 1.2, 1.06),
     (64, 1000, torch.float32): (18, 1.05, 1.01),
-    (64, 1000, torch.bfloat16): (19, 1.05, 1.01),
+    (64, 1000, torch.bfloat16): (19.2, 1.05, 1.01),
     (8, 32000, torch.float32): (15.7, 1.05, 1.01),
     (8, 32000, torch.bfloat16): (16.5, 1.05, 1.01),
     # Without clusters, which the executor does not have, a row so long is read twice.

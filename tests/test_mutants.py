@@ -13,11 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 from children import ROOT, made_once, run_pytest
-from marks import needs_emulator, needs_executor
+from marks import needs_executor
 
-from benchmarks import cuda_emulator
-
-NUMERICS, FAMILY = "tests/test_numerics.py", "tests/test_family.py"
+NUMERICS, LOSSES = "tests/test_numerics.py", "tests/test_family.py"
 COMPILER = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
 FLAGS = ["-std=c++17", "-O1", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-Wno-psabi"]
 TORCH = Path(torch.__file__).parent
@@ -185,76 +183,6 @@ TRITON_WIDE_MUTANTS = {
     ),
 }
 
-# Of the CUDA kernels, likewise.
-CUDA_MUTANTS = {
-    "fence removed": (
-        "finish.cuh",
-        "    __threadfence();\n    last = atomicAdd",
-        "    last = atomicAdd",
-        "matches_truth and 4099 and float32 and soft-mean",
-    ),
-    "barrier before the special classes removed": (
-        "rows.cuh",
-        "DAL_D void sync() const { __syncthreads(); }",
-        "DAL_D void sync() const {}",
-        "matches_truth and 4099 and float32 and soft-mean",
-    ),
-    "barrier before the tile is written out removed": (
-        "short_rows.cuh",
-        "    __syncthreads();\n    S* const to",
-        "    S* const to",
-        "schedule_values_may_differ_by_row and float32 and soft-mean",
-    ),
-    "rows past the last one write": (
-        "rows.cuh",
-        "writes && in.live, loss)",
-        "writes, loss)",
-        "matches_truth and 1025 and float32 and none",
-    ),
-    "vectors past the end are counted": (
-        "rows.cuh",
-        "return ROWS == Rows::kAny || v < NV / 2 || v < rounds;",
-        "return true;",
-        "matches_truth and 1000 and float32 and soft-mean",
-    ),
-    "head of an unaligned row missed": (
-        "element.cuh",
-        "first = lead ? 1 : 0;",
-        "first = 0;",
-        "matches_truth and 1025 and float32 and soft-mean",
-    ),
-    "correction forgotten": (
-        "finish.cuh",
-        "divisor == 0 ? 1.0 : rows / divisor",
-        "divisor == 0 ? 1.0 : 1.0",
-        "ignored_rows and float32 and mean and False",
-    ),
-    "logits taken to base 2 before they are subtracted": (
-        "finish.cuh",
-        "return (z - origin) * kToExponent<A>;",
-        "return fma(z, kToExponent<A>, -(origin * kToExponent<A>));",
-        "finite_logits_of_any_size and float32 and soft-0.5-300",
-    ),
-    "0 / 0 taken for 0": (
-        "finish.cuh",
-        "threadIdx.x == 0 && divisor == 0)",
-        "false)",
-        "mean_over_nothing and float32 and 7-0.0",
-    ),
-    "upstream gradient ignored": (
-        "gradient.cuh",
-        "if (factor == 1) return;",
-        "return;",
-        "scalar_upstream and float32",
-    ),
-    "splits keep their own maximum": (
-        "../row_stats.h",
-        "const RowStats<A> l = rebase(left, max), r = rebase(right, max);",
-        "const RowStats<A> l = left, r = right;",
-        "matches_truth and 33000 and float32 and soft-none",
-    ),
-}
-
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 
 
@@ -294,7 +222,7 @@ def run_tests(tree: Path, *files: str) -> subprocess.CompletedProcess[str]:
 
 @needs_compiler
 def test_the_unchanged_source_passes(tree: Path) -> None:
-    result = run_tests(tree, NUMERICS, FAMILY)
+    result = run_tests(tree, NUMERICS, LOSSES)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
     assert re.search(r"\d{3,} passed", result.stdout)
 
@@ -307,7 +235,7 @@ def test_the_suite_catches(tree: Path, name: str) -> None:
     text = source.read_text()
     assert text.count(old) == 1, f"the source of the mutant moved: {old}"
     source.write_text(text.replace(old, new))
-    result = run_tests(tree, FAMILY if name in FAMILY_MUTANTS else NUMERICS)
+    result = run_tests(tree, LOSSES if name in FAMILY_MUTANTS else NUMERICS)
     assert result.returncode == 1, result.stdout[-3000:] + result.stderr[-2000:]
     assert "1 failed" in result.stdout
 
@@ -371,35 +299,3 @@ def test_the_unchanged_triton_source_passes_what_catches_mutants(
     result = run_triton_tests((), selection, tmp_path, files, **variables)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
     assert " passed" in result.stdout
-
-
-def run_cuda_tests(mutants: list[tuple[str, str, str]], selection: str, folder: Path) -> str:
-    """The selected tests on PTX of changed kernels for float32; the host code is what is built."""
-    for name in ("csrc", "tests"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for file, old, new in mutants:
-        path = folder / "csrc/cuda" / file
-        text = path.read_text()
-        assert text.count(old) == 1, f"the source of the mutant moved: {old}"
-        path.write_text(text.replace(old, new))
-    cuda_emulator.compile_ptx(folder, folder / "csrc/cuda", "kernels_f32.cu")
-    paths = [str(ROOT), str(ROOT.parent / "shared")]
-    variables = {"DAL_TEST_CUDA": "asc", "DAL_TEST_PTX": str(folder), "PYTHONPATH": os.pathsep.join(paths)}
-    result = run_pytest("-q", "-x", "-k", selection, NUMERICS, cwd=folder, **variables)
-    return result.stdout[-3000:] + result.stderr[-2000:]
-
-
-@needs_emulator
-@pytest.mark.parametrize("name", CUDA_MUTANTS)
-def test_the_suite_catches_in_cuda(name: str, tmp_path: Path) -> None:
-    *mutant, selection = CUDA_MUTANTS[name]
-    output = run_cuda_tests([tuple(mutant)], selection, tmp_path)
-    assert "1 failed" in output, output
-
-
-@needs_emulator
-def test_the_unchanged_cuda_source_passes_what_catches_mutants(tmp_path: Path) -> None:
-    selection = " or ".join(f"({selection})" for *_, selection in CUDA_MUTANTS.values())
-    output = run_cuda_tests([], selection, tmp_path)
-    assert re.search(r"\d passed", output), output
-    assert "failed" not in output, output

@@ -15,7 +15,7 @@ struct Forward {
   int log_lanes;     // 2^this lanes share a row, where several rows share a warp
   int splits;        // blocks that share a row, where rows are few
   A* partial;        // (2, blocks): sums of losses and weights
-  A* parts;          // (3, N, splits): maximum, S, W of each split
+  A* parts;          // (3, N, splits): maximum, S, W of each split; wide (6, N, splits): all of RowSums
   unsigned* places;  // (N, splits): its argmax, as in place_of
   unsigned* ticket;  // 0; counts the blocks that are done
   A* correction;     // () N / divisor

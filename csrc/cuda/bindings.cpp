@@ -1,6 +1,5 @@
 // The CUDA operators, on the LibTorch stable ABI. Nothing here waits for the device.
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "emulator.h"
 
 #include <torch/csrc/stable/accelerator.h>
 
@@ -10,59 +9,13 @@
 
 #include "../tensors.h"
 #include "arguments.h"
-#include "launch.h"
 
 namespace dal {
 namespace {
 
-// ---- an emulator in Python: called with (kernel, (x, y), threads, shared, arguments, [(buffer, address, bytes)])
-
-struct Hold {
-  PyGILState_STATE state = PyGILState_Ensure();
-  ~Hold() { PyGILState_Release(state); }
-};
-
-std::string python_error() {
-  PyObject *type = nullptr, *value = nullptr, *trace = nullptr;
-  PyErr_Fetch(&type, &value, &trace);
-  PyErr_NormalizeException(&type, &value, &trace);
-  std::string text = "the emulator failed";
-  if (PyObject* repr = value ? PyObject_Repr(value) : nullptr) {
-    if (const char* utf8 = PyUnicode_AsUTF8AndSize(repr, nullptr)) text += std::string(": ") + utf8;
-    Py_DECREF(repr);
-  }
-  Py_XDECREF(type), Py_XDECREF(value), Py_XDECREF(trace);
-  return text;
-}
-
-struct PythonEmulator : Emulator {
-  PyObject* callable;
-  PythonEmulator(PyObject* callable, Device device) : callable(callable) {
-    this->device = device;
-    Py_INCREF(callable);
-  }
-  ~PythonEmulator() override { Py_DECREF(callable); }
-  void run(const char* kernel, const Grid& grid, const void* arguments, std::size_t bytes,
-           const std::vector<Buffer>& buffers) override {
-    const Hold hold;
-    PyObject* list = PyList_New(0);
-    for (const Buffer& buffer : buffers) {
-      PyObject* item = Py_BuildValue("(sKn)", buffer.name, static_cast<unsigned long long>(buffer.address),
-                                     static_cast<Py_ssize_t>(buffer.bytes));
-      PyList_Append(list, item);
-      Py_DECREF(item);
-    }
-    PyObject* result = PyObject_CallFunction(
-        callable, "s(LL)iiy#N", kernel, static_cast<long long>(grid.x), static_cast<long long>(grid.y), grid.threads,
-        grid.shared, static_cast<const char*>(arguments), static_cast<Py_ssize_t>(bytes), list);
-    if (!result) throw std::runtime_error(python_error());
-    Py_DECREF(result);
-  }
-};
-PythonEmulator* emulator = nullptr;  // never freed at exit: Python may be gone by then
-
 Launcher launcher_for(const Place& place) {
   if (place.type == aoti_torch_device_type_cuda()) return Launcher(place.index, nullptr);
+  Emulator* emulator = installed_emulator();
   require(emulator != nullptr, "backend 'cuda' takes CUDA tensors, got tensors on the CPU");
   return Launcher(-1, emulator);
 }
@@ -91,8 +44,8 @@ struct Touched {
 
 // ---- the operators
 
-std::size_t knob_size(const Tensor& value) {
-  return value.scalar_type() == ScalarType::Double ? 8 : 4;
+void require_classes(std::int64_t classes) {
+  require(classes < std::int64_t(1) << 27, "logits must have fewer than 2^27 classes");
 }
 
 bool is_aligned(const void* data, std::int64_t stride_bytes) {
@@ -104,9 +57,9 @@ struct Outputs {
 };
 
 Outputs run_loss(
-    const Tensor& given, const Tensor& target, const Tensor& q, const Tensor& bootstrap_weight,
-    const std::optional<Tensor>& weight, std::int64_t ignore_index, std::int64_t reduction, bool hard,
-    bool want_gradient, bool want_prediction, bool want_fields) {
+    const Tensor& given, const Tensor& target, const Tensor& knobs, const std::optional<Tensor>& weight,
+    std::int64_t objective, std::int64_t ignore_index, std::int64_t reduction, bool want_gradient,
+    bool want_prediction, bool want_fields) {
   const Tensor logits = with_unit_class_stride(given);
   const Place place = Place::of(logits);
   const auto guard = guard_of(place);
@@ -115,16 +68,19 @@ Outputs run_loss(
     using S = decltype(storage);
     using A = Arithmetic<S>;
     Forward<S> args{};
-    args.batch = forward_batch<S>(logits, target, q, bootstrap_weight, weight, ignore_index, reduction, hard);
+    args.batch = forward_batch<S>(logits, target, knobs, weight, objective, ignore_index, reduction);
     args.reduction = static_cast<Reduction>(reduction);
     const std::int64_t rows = args.batch.logits.rows, classes = args.batch.logits.classes;
-    require(classes < std::int64_t(1) << 27, "logits must have fewer than 2^27 classes");
+    const bool wide = is_wide(objective);
+    require_classes(classes);
+    require(!wide || !want_gradient,
+            "no forward writes the gradient of a loss that sums over all classes: it is made from the fields");
     const bool reduced = args.reduction != kNone;
     const std::int32_t dtype = dtype_code<A>();
     Outputs out{
         reduced ? empty<0>({}, dtype, place) : empty<1>({rows}, dtype, place),
         want_gradient ? empty<2>({rows, classes}, dtype_of(logits), place) : empty<1>({0}, dtype_of(logits), place),
-        want_fields ? empty<2>({want_prediction ? std::int64_t(kFields) : kGradientFields, rows}, dtype, place)
+        want_fields ? empty<2>({wide ? kFields : want_prediction ? kNarrowFields : kGradientFields, rows}, dtype, place)
                     : empty<1>({0}, dtype, place),
         empty<1>({want_prediction ? rows : 0}, aoti_torch_dtype_int64(), place),
         reduced ? empty<0>({}, dtype, place) : empty<1>({0}, dtype, place)};
@@ -138,15 +94,15 @@ Outputs run_loss(
     const std::int64_t row_bytes = args.batch.logits.row_stride * static_cast<std::int64_t>(sizeof(S));
     const bool whole = classes % (16 / std::int64_t(sizeof(S))) == 0 && is_aligned(args.batch.logits.data, row_bytes) &&
                        is_aligned(args.batch.gradient, 0);
-    const Plan plan = plan_forward(rows, classes, sizeof(S), whole, want_gradient, launcher.device());
+    const Plan plan = plan_forward(rows, classes, sizeof(S), whole, want_gradient, wide, launcher.device());
     args.log_lanes = plan.log_lanes;
     args.splits = plan.shares;
 
     // Workspace: a ticket, which must be 0, in front; then what the blocks leave for the last of them.
-    const bool split = plan.kernel == ForwardKernel::split_rows;
+    const bool split = plan.shares > 1 && !plan.cluster;
     const std::int64_t summed = plan.cluster ? rows : plan.blocks;
     const bool shared_work = rows > 0 && (split || (reduced && summed > 1));
-    const std::int64_t values = split ? 3 * plan.blocks : 2 * summed, places = split ? plan.blocks : 0;
+    const std::int64_t values = split ? (wide ? 6 : 3) * plan.blocks : 2 * summed, places = split ? plan.blocks : 0;
     const std::int64_t bytes = 16 + values * std::int64_t(sizeof(A)) + places * 4;
     const Tensor workspace = empty<1>({shared_work ? bytes : 0}, aoti_torch_dtype_uint8(), place);
     if (shared_work) {
@@ -159,8 +115,7 @@ Outputs run_loss(
     const Touched touched{launcher, place};
     touched("logits", logits, sizeof(S));
     touched("target", target, 8);
-    touched("q", q, knob_size(q));
-    touched("bootstrap_weight", bootstrap_weight, knob_size(bootstrap_weight));
+    touched("knobs", knobs, args.batch.knobs.is_double ? 8 : 4);
     if (weight) touched("weight", *weight, sizeof(A));
     touched("loss", out.loss, sizeof(A));
     touched("gradient", out.gradient, sizeof(S));
@@ -185,19 +140,44 @@ using Loss = std::tuple<Tensor, Tensor, Tensor>;                           // lo
 using LossAndFields = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;  // with fields and prediction before the last
 
 Loss loss_cuda(
-    Tensor logits, Tensor target, Tensor q, Tensor bootstrap_weight, std::optional<Tensor> weight,
-    std::int64_t ignore_index, std::int64_t reduction, bool hard, bool want_gradient) {
-  const Outputs out = run_loss(
-      logits, target, q, bootstrap_weight, weight, ignore_index, reduction, hard, want_gradient, false, false);
+    Tensor logits, Tensor target, Tensor knobs, std::optional<Tensor> weight, std::int64_t objective,
+    std::int64_t ignore_index, std::int64_t reduction, bool want_gradient) {
+  const Outputs out =
+      run_loss(logits, target, knobs, weight, objective, ignore_index, reduction, want_gradient, false, false);
   return {out.loss, out.gradient, out.correction};
 }
 
 LossAndFields loss_and_fields_cuda(
-    Tensor logits, Tensor target, Tensor q, Tensor bootstrap_weight, std::optional<Tensor> weight,
-    std::int64_t ignore_index, std::int64_t reduction, bool hard, bool want_gradient, bool want_prediction) {
-  const Outputs out = run_loss(
-      logits, target, q, bootstrap_weight, weight, ignore_index, reduction, hard, want_gradient, want_prediction, true);
+    Tensor logits, Tensor target, Tensor knobs, std::optional<Tensor> weight, std::int64_t objective,
+    std::int64_t ignore_index, std::int64_t reduction, bool want_gradient, bool want_prediction) {
+  const Outputs out =
+      run_loss(logits, target, knobs, weight, objective, ignore_index, reduction, want_gradient, want_prediction, true);
   return {out.loss, out.gradient, out.fields, out.prediction, out.correction};
+}
+
+std::tuple<Tensor, Tensor> statistics_cuda(Tensor given, bool want_argmax, bool wide) {
+  const Tensor logits = with_unit_class_stride(given);
+  const Place place = Place::of(logits);
+  const auto guard = guard_of(place);
+  Launcher launcher = launcher_for(place);
+  return dispatch(logits, [&](auto storage) {
+    using S = decltype(storage);
+    using A = Arithmetic<S>;
+    const std::int64_t rows = logits.size(0);
+    require_classes(logits.size(1));
+    Tensor sums = empty<2>({wide ? 5 : 3, rows}, dtype_code<A>(), place);
+    Tensor argmax = empty<1>({want_argmax ? rows : 0}, aoti_torch_dtype_int64(), place);
+    const Touched touched{launcher, place};
+    touched("logits", logits, sizeof(S));
+    touched("sums", sums, sizeof(A));
+    touched("argmax", argmax, 8);
+    const SumsBatch<S> args{
+        logits_of<S>(logits), wide, static_cast<A*>(sums.mutable_data_ptr()),
+        want_argmax ? static_cast<std::int64_t*>(argmax.mutable_data_ptr()) : nullptr};
+    if (rows > 0)
+      launcher.launch(kernels_of<S>().statistics, {rows, 1, plan_statistics(logits.size(1), sizeof(S))}, args);
+    return std::tuple<Tensor, Tensor>{sums, argmax};
+  });
 }
 
 // The gradient from the fields, into `out`; with `if_changed` only where it is not what stands there.
@@ -228,7 +208,9 @@ void write_gradient(
     touched("correction", correction, sizeof(A));
     touched("gradient", out, sizeof(S));
     if (args.batch.logits.rows > 0)
-      launcher.launch(kernels_of<S>().gradient, {plan.blocks, plan.parts, plan.threads}, args);
+      launcher.launch(
+          args.batch.wide ? kernels_of<S>().gradient_wide : kernels_of<S>().gradient,
+          {plan.blocks, plan.parts, plan.threads}, args);
     return 0;
   });
 }
@@ -285,6 +267,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(dal_kernels, m) {
   m.def("loss_cuda(" DAL_LOSS_ARGUMENTS ") -> (Tensor, Tensor, Tensor)");
   m.def("loss_and_fields_cuda(" DAL_LOSS_ARGUMENTS
         ", bool want_prediction) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("statistics_cuda(Tensor logits, bool want_argmax, bool wide) -> (Tensor, Tensor)");
   m.def("gradient_cuda(" DAL_GRADIENT_ARGUMENTS ", Tensor correction) -> Tensor");
   m.def("rewrite_gradient_cuda(Tensor(a!) gradient, " DAL_GRADIENT_ARGUMENTS ", Tensor correction) -> ()");
   m.def("scale_gradient_cuda(Tensor(a!) gradient, Tensor upstream, Tensor correction) -> ()");
@@ -294,6 +277,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(dal_kernels, m) {
 #define DAL_CUDA_OPERATORS(m)                                                 \
   m.impl("loss_cuda", TORCH_BOX(&dal::loss_cuda));                            \
   m.impl("loss_and_fields_cuda", TORCH_BOX(&dal::loss_and_fields_cuda));      \
+  m.impl("statistics_cuda", TORCH_BOX(&dal::statistics_cuda));                \
   m.impl("gradient_cuda", TORCH_BOX(&dal::gradient_cuda));                    \
   m.impl("rewrite_gradient_cuda", TORCH_BOX(&dal::rewrite_gradient_cuda));    \
   m.impl("scale_gradient_cuda", TORCH_BOX(&dal::scale_gradient_cuda))
@@ -301,31 +285,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(dal_kernels, m) {
 STABLE_TORCH_LIBRARY_IMPL(dal_kernels, CPU, m) { DAL_CUDA_OPERATORS(m); }
 STABLE_TORCH_LIBRARY_IMPL(dal_kernels, CUDA, m) { DAL_CUDA_OPERATORS(m); }
 
-namespace {
-
-// emulate(callable, capability, multiprocessors): runs CPU tensors through it from now on; emulate(None): no more.
-PyObject* emulate(PyObject*, PyObject* arguments) {
-  PyObject* callable = nullptr;
-  dal::Device device{90, 132};
-  if (!PyArg_ParseTuple(arguments, "O|ii", &callable, &device.capability, &device.multiprocessors)) return nullptr;
-  delete dal::emulator;
-  dal::emulator = callable == Py_None ? nullptr : new dal::PythonEmulator(callable, device);
-  Py_RETURN_NONE;
-}
-
-PyObject* emulates(PyObject*, PyObject*) { return PyBool_FromLong(dal::emulator != nullptr); }
-
-}  // namespace
-
 PyMODINIT_FUNC PyInit__cuda(void) {
-  static PyMethodDef methods[] = {
-      {"emulate", emulate, METH_VARARGS,
-       "emulate(callable, capability=90, multiprocessors=132): run kernels for CPU tensors through callable(kernel, "
-       "grid, threads, shared, arguments, buffers); emulate(None) ends that."},
-      {"emulates", emulates, METH_NOARGS, "Whether an emulator is installed."},
-      {nullptr, nullptr, 0, nullptr}};
   static PyModuleDef definition = {
-      PyModuleDef_HEAD_INIT, "_cuda", "CUDA C++ kernels of dal_kernels.", -1, methods, nullptr, nullptr, nullptr,
-      nullptr};
+      PyModuleDef_HEAD_INIT, "_cuda", "CUDA C++ kernels of dal_kernels.", -1, dal::emulator_methods, nullptr, nullptr,
+      nullptr, nullptr};
   return PyModule_Create(&definition);
 }

@@ -153,7 +153,13 @@ template <class S> struct Window {
   DAL_D int begin_element() const { return max(at(begin), 0); }
   DAL_D int end_element() const { return min(at(vectors), size); }
 
+  DAL_D int elements() const { return max(end_element() - begin_element(), 0); }
+
   DAL_D int at(int k) const { return k * kWidth<S> - lead; }
+  // Whether element i of vector k is one of the run's.
+  DAL_D bool holds(int k, int i) const {
+    return static_cast<unsigned>(at(k) + i) < static_cast<unsigned>(k < vectors ? size : 0);
+  }
   DAL_D bool whole(int k) const { return static_cast<unsigned>(k - first) < static_cast<unsigned>(full); }
 
   // Vector k of the run at `from`; `rest` where there is none.

@@ -1,8 +1,8 @@
-// What every forward kernel does with the statistics of a row: objective, fields, and the reduction of the losses.
+// What every forward kernel does with the sums of a row: objective, fields, and the reduction of the losses.
 #pragma once
 
 #include "arguments.h"
-#include "element.cuh"
+#include "slopes.cuh"
 
 namespace dal {
 
@@ -10,8 +10,14 @@ namespace dal {
 template <class A> struct RowInput {
   std::int64_t row, target;
   bool live, ignored;
-  A q, bootstrap_weight, target_logit, weight;
+  A knobs[2];  // the first ones; the others, which few losses have, are read by who finishes the row
+  A target_logit, weight;
 };
+
+// A knob of a row, or 0 where the loss has no such knob.
+template <class A> DAL_D A knob_of(const Knobs& knobs, std::int64_t row, int knob) {
+  return knob < knobs.count ? knobs.at<A>(row, knob) : A(0);
+}
 
 // Without branches but for the class weights. A label that is none costs its row, not the memory beside it.
 template <class S> DAL_D RowInput<Arithmetic<S>> row_input(const ForwardBatch<S>& batch, std::int64_t row) {
@@ -21,8 +27,7 @@ template <class S> DAL_D RowInput<Arithmetic<S>> row_input(const ForwardBatch<S>
   in.row = in.live ? row : batch.logits.rows - 1;
   in.target = batch.target.at(in.row);
   in.ignored = !in.live || in.target == batch.target.ignore_index;
-  in.q = batch.q.template at<A>(in.row);
-  in.bootstrap_weight = batch.bootstrap_weight.template at<A>(in.row);
+  for (int k = 0; k < 2; ++k) in.knobs[k] = knob_of<A>(batch.knobs, in.row, k);
   const bool valid = static_cast<std::uint64_t>(in.target) < static_cast<std::uint64_t>(batch.logits.classes);
   const std::int64_t label = valid ? in.target : 0;
   const A logit = widen(batch.logits.row(in.row)[label]);
@@ -35,7 +40,11 @@ template <class S> DAL_D RowInput<Arithmetic<S>> row_input(const ForwardBatch<S>
 
 // Nothing asks for W without an entropy term.
 template <class S> DAL_D bool needs_entropy(const ForwardBatch<S>& batch, const RowInput<Arithmetic<S>>& in) {
-  return batch.prediction || (!batch.hard && in.bootstrap_weight != 0);
+  return batch.prediction || needs_entropy(batch.objective, in.knobs);
+}
+
+template <class S> DAL_D bool needs_place(const ForwardBatch<S>& batch) {
+  return batch.prediction || needs_argmax(batch.objective);
 }
 
 // An ignored row is not read unless its statistics are wanted.
@@ -61,40 +70,67 @@ template <class A> DAL_D unsigned first_place(unsigned later, A z, A peak, int j
 }
 DAL_D int class_at(unsigned place) { return static_cast<int>(place & 0x7fffffffu); }
 
-// objective.h's affine gradient without its last two terms, of one class: e^(z - m) (A + B (z - m)).
-template <class A> DAL_D A affine_value(A z, const AffineGradient<A>& affine) {
+// objective.h's affine gradient without its last two terms, of one class: with d = z - m, e^d (A + B d), and of WIDE
+// losses e^d (A + B d + E e^d) + D.
+template <bool WIDE, class A> DAL_D A affine_value(A z, const AffineGradient<A>& affine) {
   const A d = z - affine.max;
+  if constexpr (WIDE) {
+    const A e = power(d * kToExponent<A>);
+    return fma(e, fma(affine.E, e, fma(affine.B, larger(d, kLowest<A>), affine.A)), affine.D);
+  }
   return power(d * kToExponent<A>) * fma(affine.B, larger(d, kLowest<A>), affine.A);
 }
 
 // The two classes that differ from the affine rule, over what stands there in a row of the gradient: cheaper than a
-// comparison an element. Only those in [begin, end). `argmax` < 0: no hard bootstrap.
-template <class S>
+// comparison an element. Only those in [begin, end). `argmax` < 0: no term at the predicted class.
+template <class S, bool WIDE = false>
 DAL_D void correct_terms(
     S* out, const AffineGradient<Arithmetic<S>>& affine, std::int64_t target, Arithmetic<S> target_logit, int argmax,
     int begin, int end) {
   using A = Arithmetic<S>;
-  if (argmax >= begin && argmax < end) narrow(affine.A - affine.u, out[argmax]);  // z = m there
+  const A rest = WIDE ? affine.E + affine.D : A(0);
+  if (argmax >= begin && argmax < end)
+    narrow((WIDE ? affine.A + rest : affine.A) - affine.u, out[argmax]);  // z = m there
   if (target >= begin && target < end)
-    narrow(affine_value(target_logit, affine) - affine.t - (target == argmax ? affine.u : A(0)), out[target]);
+    narrow(
+        affine_value<WIDE>(target_logit, affine) - affine.t - (target == argmax ? affine.u : A(0)), out[target]);
 }
 
-// Merged statistics -> loss of the row and coefficients of its gradient. `writes`: who stores the rest.
-template <class S>
+// The loss of a row and its slopes. DAL comes first and is made in place; without a bootstrap weight it is GCE.
+template <class S, bool WIDE>
+DAL_D Slopes<Arithmetic<S>> slopes_of_row(
+    const ForwardBatch<S>& batch, const RowInput<Arithmetic<S>>& in, const RowSummary<Arithmetic<S>>& summary) {
+  using A = Arithmetic<S>;
+  const auto knob = [&](int k) { return knob_of<A>(batch.knobs, in.row, k); };
+  const int objective = static_cast<int>(batch.objective);
+  if constexpr (WIDE) {
+    const A knobs[kMostKnobs] = {in.knobs[0], in.knobs[1], knob(2), knob(3)};
+    return wide_slopes(objective, summary, knobs);
+  }
+  if (objective <= kGeneralizedCrossEntropy)
+    return dynamics_aware(
+        summary, in.knobs[0], in.knobs[1], batch.log_classes, objective == kDynamicsAwareHard);
+  const LossAndSlope<A> found = loss_and_slope(
+      objective, summary.target_log_prob, summary.max_log_prob, in.knobs[0], in.knobs[1], knob(2));
+  return {found.loss, found.by_log_prob};
+}
+
+// Merged sums -> loss of the row and coefficients of its gradient. `writes`: who stores the rest.
+template <class S, bool WIDE = false>
 DAL_D AffineGradient<Arithmetic<S>> finish_row(
     const Forward<S>& args, std::int64_t row, const RowInput<Arithmetic<S>>& in,
-    const RowStats<Arithmetic<S>>& stats, unsigned place, bool writes, Arithmetic<S>& loss) {
+    const RowSums<Arithmetic<S>>& sums, unsigned place, bool writes, Arithmetic<S>& loss) {
   using A = Arithmetic<S>;
   const ForwardBatch<S>& batch = args.batch;
-  const RowSummary<A> summary = summarise(stats, in.target_logit);
+  const RowSummary<A> summary = summarise(sums, in.target_logit, static_cast<A>(batch.logits.classes));
   AffineGradient<A> gradient;
   loss = 0;
   if (!in.ignored) {
-    const Objective<A> objective = dynamics_aware(summary, in.q, in.bootstrap_weight, batch.log_classes, batch.hard);
-    gradient = affine_gradient(stats, objective, in.weight * batch.gradient_scale);
-    loss = in.weight * objective.loss;
+    const Slopes<A> slopes = slopes_of_row<S, WIDE>(batch, in, summary);
+    gradient = affine_gradient<WIDE>(sums, summary, slopes, in.weight * batch.gradient_scale);
+    loss = in.weight * slopes.loss;
   }
-  gradient.max = origin_of(stats.max);
+  gradient.max = origin_of(sums.max);
   if (!writes) return gradient;
   if (args.reduction == kNone) batch.loss[row] = loss;
   if (batch.fields) {
@@ -103,11 +139,15 @@ DAL_D AffineGradient<Arithmetic<S>> finish_row(
     put(kScale, gradient.A);
     put(kSlope, gradient.B);
     put(kTargetTerm, gradient.t);
-    if (batch.prediction) {
+    if (batch.prediction) batch.prediction[row] = class_at(place);
+    if (WIDE || batch.prediction) {
       put(kArgmaxTerm, gradient.u);
-      batch.prediction[row] = class_at(place);
       put(kTargetProb, in.ignored ? not_a_number<A>() : exponential(summary.target_log_prob));
       put(kEntropy, summary.entropy);
+    }
+    if constexpr (WIDE) {
+      put(kSquare, gradient.E);
+      put(kConstant, gradient.D);
     }
   }
   return gradient;

@@ -7,7 +7,7 @@
 namespace dal {
 
 // blockIdx.x: rows, as many as there are groups of lanes in a block. blockIdx.y: parts of a row.
-template <class S> DAL_D void gradient_rows(const Backward<S>& args) {
+template <class S, bool WIDE> DAL_D void gradient_rows(const Backward<S>& args) {
   using A = Arithmetic<S>;
   constexpr int V = kWidth<S>;
   const BackwardBatch<S>& batch = args.batch;
@@ -30,7 +30,8 @@ template <class S> DAL_D void gradient_rows(const Backward<S>& args) {
     const A factor = batch.upstream[row * batch.upstream_stride] * correction;
     const auto field = [&](Field f) { return batch.fields[f * rows + row]; };
     affine = {field(kMax), factor * field(kScale), factor * field(kSlope), factor * field(kTargetTerm),
-              batch.prediction ? factor * field(kArgmaxTerm) : A(0)};
+              batch.prediction ? factor * field(kArgmaxTerm) : A(0), WIDE ? factor * field(kSquare) : A(0),
+              WIDE ? factor * field(kConstant) : A(0)};
   }
 #pragma unroll
   for (int v = 0; v < kBackwardShare; ++v) {
@@ -39,7 +40,7 @@ template <class S> DAL_D void gradient_rows(const Backward<S>& args) {
     if (counted) {
       windows.in.load(z, k, g, A(0));
 #pragma unroll
-      for (int i = 0; i < V; ++i) g[i] = affine_value(g[i], affine);
+      for (int i = 0; i < V; ++i) g[i] = affine_value<WIDE>(g[i], affine);
     }
     windows.out.store(out, k, g);
   }
@@ -48,7 +49,7 @@ template <class S> DAL_D void gradient_rows(const Backward<S>& args) {
     const int begin = windows.out.begin_element(), end = windows.out.end_element();
     const int argmax = batch.prediction ? static_cast<int>(batch.prediction[row]) : -1;
     const auto logit = [&](std::int64_t j) { return j >= begin && j < end ? widen(z[j]) : A(0); };
-    correct_terms(out, affine, target, logit(target), argmax, begin, end);
+    correct_terms<S, WIDE>(out, affine, target, logit(target), argmax, begin, end);
   }
 }
 

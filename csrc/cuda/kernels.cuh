@@ -31,7 +31,9 @@ DAL_REGISTER_KERNELS(DAL_FORWARD_KERNEL)
 #define DAL_REGISTER_ENTRY DAL_NO_ENTRY
 #endif
 DAL_LOOPING_KERNELS(DAL_FORWARD_KERNEL)
-DAL_KERNEL(256, gradient, Backward, gradient_rows)
+DAL_KERNEL(256, gradient, Backward, (gradient_rows<Storage, false>))
+DAL_KERNEL(256, gradient_wide, Backward, (gradient_rows<Storage, true>))
+DAL_KERNEL(512, statistics, SumsBatch, row_statistics)
 #if DAL_FLOATING > 0
 DAL_KERNEL(256, scale, Rescale, scale_gradient)
 #define DAL_SCALE_ENTRY DAL_ENTRY
@@ -42,7 +44,8 @@ DAL_KERNEL(256, scale, Rescale, scale_gradient)
 template <> const Kernels& kernels_of<Storage>() {
   static const Kernels table{
       {DAL_REGISTER_KERNELS(DAL_REGISTER_ENTRY) DAL_LOOPING_KERNELS(DAL_ENTRY)},
-      DAL_ENTRY(, gradient, ) DAL_SCALE_ENTRY(, scale, )};
+      DAL_ENTRY(, gradient, ) DAL_ENTRY(, gradient_wide, )
+      DAL_ENTRY(, statistics, ) DAL_SCALE_ENTRY(, scale, )};
   return table;
 }
 

@@ -3,7 +3,8 @@
 
 namespace dal {
 
-// X(threads at most, name, device function). A number is of values that a lane keeps; `w`: rows of whole vectors.
+// X(threads at most, name, device function). A number is of values that a lane keeps; `w`: rows of whole vectors; wide:
+// losses that sum over all classes (row_sums.h).
 #define DAL_REGISTER_KERNELS(X)                                                 \
   X(128, short4, (loss_short_rows<Storage, 1, 4>))                              \
   X(128, short8, (loss_short_rows<Storage, 5, 8>))                              \
@@ -21,8 +22,10 @@ namespace dal {
   X(256, cluster128w, (loss_row_of_cluster<Storage, 128, Rows::kWhole>))        \
   X(256, cluster128, (loss_row_of_cluster<Storage, 128, Rows::kAny>))
 #define DAL_LOOPING_KERNELS(X)                                                  \
-  X(512, long_rows, (loss_long_rows<Storage>))                                  \
-  X(512, split_rows, (loss_split_rows<Storage>))
+  X(512, long_rows, (loss_long_rows<Storage, false>))                           \
+  X(512, split_rows, (loss_split_rows<Storage, false>))                         \
+  X(512, long_rows_wide, (loss_long_rows<Storage, true>))                       \
+  X(512, split_rows_wide, (loss_split_rows<Storage, true>))
 
 #define DAL_NAME(threads, name, function) name,
 enum class ForwardKernel { DAL_REGISTER_KERNELS(DAL_NAME) DAL_LOOPING_KERNELS(DAL_NAME) count };
@@ -34,9 +37,9 @@ struct Kernel {
 };
 
 struct Kernels {
-  // Parameters by value: Forward<S>, Backward<S>, Rescale<S> of arguments.h.
+  // Parameters by value: Forward<S>, Backward<S>, SumsBatch<S>, Rescale<S> of arguments.h and batch.h.
   Kernel forward[static_cast<int>(ForwardKernel::count)];
-  Kernel gradient, scale;
+  Kernel gradient, gradient_wide, statistics, scale;
 };
 template <class S> const Kernels& kernels_of();
 

@@ -33,15 +33,21 @@ constexpr int kBackwardShare = 4;
 inline std::int64_t ceil_div(std::int64_t n, std::int64_t d) { return (n + d - 1) / d; }
 inline int whole_warps(std::int64_t threads) { return static_cast<int>(32 * ceil_div(threads, 32)); }
 
-// `whole`: rows of logits and gradient are made of whole aligned vectors. `gradient`: it is wanted.
+// Of a block that reads a row, or so many values of one, in a loop: four vectors a thread at a time.
+inline int loop_threads(std::int64_t values, int width) {
+  return whole_warps(std::min<std::int64_t>(kLoopThreads, ceil_div(values, 4 * width)));
+}
+
+// `whole`: rows of logits and gradient are made of whole aligned vectors. `gradient`: it is wanted. `wide`: the loss is
+// one that sums over all classes, which only the looping kernels do.
 inline Plan plan_forward(
-    std::int64_t rows, std::int64_t classes, int itemsize, bool whole, bool gradient, const Device& device) {
+    std::int64_t rows, std::int64_t classes, int itemsize, bool whole, bool gradient, bool wide, const Device& device) {
   using K = ForwardKernel;
   rows = std::max<std::int64_t>(1, rows);
   const int width = 16 / itemsize;
   // Values to keep, with those that an alignment may add.
   const std::int64_t values = width * ceil_div(classes + (whole ? 0 : width - 1), width);
-  if (itemsize < 8) {
+  if (itemsize < 8 && !wide) {
     if (!whole && classes <= 32) {
       const int threads = whole_warps(std::min<std::int64_t>(128, rows));
       const K kernel = classes <= 4    ? K::short4
@@ -71,13 +77,13 @@ inline Plan plan_forward(
               whole_warps(ceil_div(width * ceil_div(values / width, shares), kRowValues)), rows * shares, 0,
               static_cast<int>(shares), true};
   }
-  // Four vectors a thread at a time.
-  const int threads = whole_warps(std::min<std::int64_t>(kLoopThreads, ceil_div(values, 4 * width)));
+  const int threads = loop_threads(values, width);
   std::int64_t shares = 1;
   // Few rows would leave most of the device idle. Their gradient would too: it is better made in the backward.
   while (!gradient && rows * shares < 2 * device.multiprocessors && 2 * shares * threads * 4 * width <= values)
     shares *= 2;
-  return {shares > 1 ? K::split_rows : K::long_rows, threads, rows * shares, 0, static_cast<int>(shares)};
+  const K kernel = shares > 1 ? (wide ? K::split_rows_wide : K::split_rows) : (wide ? K::long_rows_wide : K::long_rows);
+  return {kernel, threads, rows * shares, 0, static_cast<int>(shares)};
 }
 
 struct BackwardPlan {
@@ -91,6 +97,12 @@ inline BackwardPlan plan_backward(std::int64_t rows, std::int64_t classes, int i
   int lanes = 1;
   while (lanes < threads && lanes * kBackwardShare < vectors) lanes *= 2;
   return {lanes, threads, ceil_div(rows, threads / lanes), ceil_div(vectors, std::int64_t(lanes) * kBackwardShare)};
+}
+
+// Threads of a block that sums up a row alone.
+inline int plan_statistics(std::int64_t classes, int itemsize) {
+  const int width = 16 / itemsize;
+  return loop_threads(classes + width - 1, width);
 }
 
 struct RescalePlan {

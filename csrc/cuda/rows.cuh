@@ -1,4 +1,4 @@
-// Rows that stay in registers from the statistics to the gradient: logits are read once, the gradient written once.
+// Rows that stay in registers from the sums to the gradient: logits are read once, the gradient written once.
 #pragma once
 
 #include <cooperative_groups.h>
@@ -8,7 +8,7 @@
 namespace dal {
 
 template <class A> struct RowTotals {
-  RowStats<A> stats;
+  RowSums<A> sums;
   unsigned place;
 };
 
@@ -65,9 +65,9 @@ template <class S> DAL_D void take_share(Windows<S>& windows, int part, int part
 template <class A> DAL_D RowTotals<A> merge_totals(const RowTotals<A>& l, const RowTotals<A>& r) {
   // A place counts only under the larger of two maxima; the place of a NaN under any.
   const auto place = [](const RowTotals<A>& own, const RowTotals<A>& other) {
-    return own.stats.max < other.stats.max && own.place >= kMaximum ? kNowhere : own.place;
+    return own.sums.max < other.sums.max && own.place >= kMaximum ? kNowhere : own.place;
   };
-  return {merge(l.stats, r.stats), min(place(l, r), place(r, l))};
+  return {merge(l.sums, r.sums), min(place(l, r), place(r, l))};
 }
 
 // A cluster of blocks, each with a share of the row in its registers. They exchange totals through each other's shared
@@ -83,7 +83,7 @@ struct Cluster : WholeBlock {
     __shared__ unsigned my_place;
     const auto cluster = cooperative_groups::this_cluster();
     if (threadIdx.x == 0) {
-      mine[0] = totals.stats.max, mine[1] = totals.stats.sum, mine[2] = totals.stats.weighted;
+      mine[0] = totals.sums.max, mine[1] = totals.sums.sum, mine[2] = totals.sums.weighted;
       my_place = totals.place;
     }
     cluster.sync();
@@ -152,7 +152,7 @@ DAL_D void loss_row(
   peak = group.template all<Larger>(peak, 0, negative_infinity<A>());
 
   unsigned place = kNowhere;
-  if (batch.hard || batch.prediction) {
+  if (needs_place(batch)) {
     // From the last to the first, one by one: a minimum of them all would be spread over too many registers. A vector
     // that repeats the last one has higher classes than that.
 #pragma unroll
@@ -198,7 +198,7 @@ DAL_D void loss_row(
 
   AffineGradient<A> affine;
   if (group.finishes())
-    affine = finish_row(args, row, in, totals.stats, totals.place, writes && in.live, loss);
+    affine = finish_row(args, row, in, totals.sums, totals.place, writes && in.live, loss);
   weight = in.weight;
   if (!out) return;
   group.tell(affine);
@@ -222,7 +222,7 @@ DAL_D void loss_row(
     }
   };
   AffineGradient<A> own = affine;
-  group.rebase(own, peak, totals.stats.max);
+  group.rebase(own, peak, totals.sums.max);
   const A slope = kLnBase<A> * own.B;
   const auto power_at = [&](int i) { return KEEP ? e[KEEP ? i : 0] : power(value[i]); };
   if (!in.ignored)
@@ -231,8 +231,9 @@ DAL_D void loss_row(
     store([&](int) { return A(0); });
   group.sync();
   if (group.lane() == 0 && !in.ignored)
-    correct_terms(out, affine, in.target, in.target_logit, batch.hard ? class_at(totals.place) : -1,
-                  windows.out.begin_element(), windows.out.end_element());
+    correct_terms(
+        out, affine, in.target, in.target_logit, needs_argmax(batch.objective) ? class_at(totals.place) : -1,
+        windows.out.begin_element(), windows.out.end_element());
 }
 
 // Several rows a warp.

@@ -55,7 +55,7 @@ template <class S, int LEAST, int MOST> DAL_D void loss_short_rows(const Forward
     weighted = fma(e[j], d[j], weighted);
   }
   unsigned place = kNowhere;
-  if (batch.hard || batch.prediction) {
+  if (needs_place(batch)) {
 #pragma unroll
     for (int j = 0; j < MOST; ++j)
       if (j < LEAST || j < classes) place = min(place, place_of(value[j], peak, j));
@@ -70,7 +70,8 @@ template <class S, int LEAST, int MOST> DAL_D void loss_short_rows(const Forward
 #pragma unroll
       for (int j = 0; j < MOST; ++j)
         if (j < LEAST || j < classes) narrow(e[j] * fma(affine.B, d[j], affine.A), z[j]);
-      correct_terms(z, affine, in.target, in.target_logit, batch.hard ? class_at(place) : -1, 0, classes);
+      correct_terms(
+          z, affine, in.target, in.target_logit, needs_argmax(batch.objective) ? class_at(place) : -1, 0, classes);
     }
     __syncthreads();
     S* const to = batch.gradient + first * classes;

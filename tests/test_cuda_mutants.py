@@ -1,0 +1,163 @@
+"""The tests of the CUDA kernels can fail: each of these faults, put into the source, is one that they must catch."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from children import ROOT, run_pytest
+from marks import needs_emulator
+
+from benchmarks import cuda_emulator
+
+pytestmark = needs_emulator
+
+NUMERICS, FAMILY = "tests/test_numerics.py", "tests/test_cuda_family.py"
+
+# What is changed, and the tests of test_numerics.py that must catch it.
+CUDA_MUTANTS = {
+    "fence removed": (
+        "finish.cuh",
+        "    __threadfence();\n    last = atomicAdd",
+        "    last = atomicAdd",
+        "matches_truth and 4099 and float32 and soft-mean",
+    ),
+    "barrier before the special classes removed": (
+        "rows.cuh",
+        "DAL_D void sync() const { __syncthreads(); }",
+        "DAL_D void sync() const {}",
+        "matches_truth and 4099 and float32 and soft-mean",
+    ),
+    "barrier before the tile is written out removed": (
+        "short_rows.cuh",
+        "    __syncthreads();\n    S* const to",
+        "    S* const to",
+        "schedule_values_may_differ_by_row and float32 and soft-mean",
+    ),
+    "rows past the last one write": (
+        "rows.cuh",
+        "writes && in.live, loss)",
+        "writes, loss)",
+        "matches_truth and 1025 and float32 and none",
+    ),
+    "vectors past the end are counted": (
+        "rows.cuh",
+        "return ROWS == Rows::kAny || v < NV / 2 || v < rounds;",
+        "return true;",
+        "matches_truth and 1000 and float32 and soft-mean",
+    ),
+    "head of an unaligned row missed": (
+        "element.cuh",
+        "first = lead ? 1 : 0;",
+        "first = 0;",
+        "matches_truth and 1025 and float32 and soft-mean",
+    ),
+    "correction forgotten": (
+        "finish.cuh",
+        "divisor == 0 ? 1.0 : rows / divisor",
+        "divisor == 0 ? 1.0 : 1.0",
+        "ignored_rows and float32 and mean and False",
+    ),
+    "logits taken to base 2 before they are subtracted": (
+        "finish.cuh",
+        "return (z - origin) * kToExponent<A>;",
+        "return fma(z, kToExponent<A>, -(origin * kToExponent<A>));",
+        "finite_logits_of_any_size and float32 and soft-0.5-300",
+    ),
+    "0 / 0 taken for 0": (
+        "finish.cuh",
+        "threadIdx.x == 0 && divisor == 0)",
+        "false)",
+        "mean_over_nothing and float32 and 7-0.0",
+    ),
+    "upstream gradient ignored": (
+        "gradient.cuh",
+        "if (factor == 1) return;",
+        "return;",
+        "scalar_upstream and float32",
+    ),
+    "splits keep their own maximum": (
+        "../row_sums.h",
+        "const RowSums<A> l = rebase(left, max), r = rebase(right, max);",
+        "const RowSums<A> l = left, r = right;",
+        "matches_truth and 33000 and float32 and soft-none",
+    ),
+}
+
+# And those of test_cuda_family.py.
+FAMILY_MUTANTS = {
+    "differences from an old maximum": (
+        "long_rows.cuh",
+        "if (WIDE) differences += static_cast<A>(classes) * (peak - top);",
+        "",
+        "move_with_the_largest_logit and float32 and False",
+    ),
+    "what pads a row counts as a class": (
+        "long_rows.cuh",
+        "const bool counts = window.holds(k, i);",
+        "const bool counts = true;",
+        "matches_its_formula and normalized_and_absolute and float32 and 1000",
+    ),
+    "a share forgets how many classes it has": (
+        "long_rows.cuh",
+        "sums.differences, sums.squares, sums.classes};",
+        "sums.differences, sums.squares, A(0)};",
+        "long_rows and smoothed_cross_entropy and float32 and none",
+    ),
+    "third knob dropped": (
+        "finish.cuh",
+        "in.knobs[0], in.knobs[1], knob(2));",
+        "in.knobs[0], in.knobs[1], A(0));",
+        "matches_its_formula and epsilon_softmax and float32 and 100",
+    ),
+    "term of all classes dropped": (
+        "finish.cuh",
+        "affine.A)), affine.D);",
+        "affine.A)), A(0));",
+        "matches_its_formula and normalized_and_absolute and float32 and 100",
+    ),
+    "term of squares dropped": (
+        "finish.cuh",
+        "put(kSquare, gradient.E);",
+        "put(kSquare, A(0));",
+        "matches_its_formula and brier and float32 and 100",
+    ),
+}
+
+MUTANTS = {NUMERICS: CUDA_MUTANTS, FAMILY: FAMILY_MUTANTS}
+
+
+def run_tests(mutants: list[tuple[str, str, str]], tests: str, selection: str, folder: Path) -> str:
+    """The selected tests of a file on PTX of changed kernels for float32; the host code is what is built."""
+    for name in ("csrc", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for file, old, new in mutants:
+        path = folder / "csrc/cuda" / file
+        text = path.read_text()
+        assert text.count(old) == 1, f"the source of the mutant moved: {old}"
+        path.write_text(text.replace(old, new))
+    cuda_emulator.compile_ptx(folder, folder / "csrc/cuda", "kernels_f32.cu")
+    paths = [str(ROOT), str(ROOT.parent / "shared")]
+    variables = {"DAL_TEST_PTX": str(folder), "PYTHONPATH": os.pathsep.join(paths)}
+    if tests == NUMERICS:
+        variables["DAL_TEST_CUDA"] = "asc"
+    result = run_pytest("-q", "-x", "-k", selection, tests, cwd=folder, **variables)
+    return result.stdout[-3000:] + result.stderr[-2000:]
+
+
+@pytest.mark.parametrize(("file", "name"), [(file, name) for file, mutants in MUTANTS.items() for name in mutants])
+def test_the_suite_catches(file: str, name: str, tmp_path: Path) -> None:
+    *mutant, selection = MUTANTS[file][name]
+    output = run_tests([tuple(mutant)], file, selection, tmp_path)
+    assert "1 failed" in output, output
+
+
+@pytest.mark.parametrize("file", MUTANTS)
+def test_the_unchanged_source_passes_what_catches_mutants(file: str, tmp_path: Path) -> None:
+    selection = " or ".join(f"({selection})" for *_, selection in MUTANTS[file].values())
+    output = run_tests([], file, selection, tmp_path)
+    assert re.search(r"\d passed", output), output
+    assert "failed" not in output, output
