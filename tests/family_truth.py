@@ -47,7 +47,7 @@ def outcome(
 ) -> tuple[Tensor, Tensor]:
     """(loss, gradient for a random upstream)."""
     leaf = logits.clone().requires_grad_()
-    loss = loss_of(objective, knobs, leaf, target, **options)
+    loss = loss_of(objective.id, knobs, leaf, target, **options)
     loss.backward(upstream_of(loss).to(loss.dtype))
     assert leaf.grad is not None
     return loss.detach(), leaf.grad

@@ -10,6 +10,16 @@ import torch
 import triton
 from torch import Tensor
 
+from dal_kernels.backends.triton.arguments import (
+    check_fields,
+    check_logits,
+    check_loss,
+    check_rows,
+    checked_knobs,
+    require,
+    row_stride,
+    unit_class_stride,
+)
 from dal_kernels.backends.triton.gradient import gradient_rows, reduce_sums, scale_gradient
 from dal_kernels.backends.triton.long_rows import loss_long_rows, merge_splits, split_statistics
 from dal_kernels.backends.triton.objectives import FUNCTIONS
@@ -20,7 +30,6 @@ from dal_kernels.fields import FIELDS, GRADIENT_FIELDS, NARROW_FIELDS, REDUCTION
 from dal_kernels.objectives import OBJECTIVES
 
 _SCALE_BLOCK = 8192
-_LOGITS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def _warp_size() -> int:
@@ -32,53 +41,17 @@ def _on(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
-def _unit_class_stride(logits: Tensor) -> Tensor:
-    return logits if logits.stride(1) == 1 or logits.shape[1] == 1 else logits.contiguous()
-
-
-def _row_stride(value: Tensor) -> int:
-    return 0 if value.dim() == 0 else value.stride(0)
-
-
-def _require(ok: bool, message: str) -> None:
-    if not ok:
-        raise ValueError(message)
-
-
-def _check_logits(logits: Tensor) -> None:
-    _require(logits.dim() == 2 and logits.shape[1] > 0, "logits must be (N, C) with C >= 1")
-    _require(logits.dtype in _LOGITS, "logits must be float32, float64, bfloat16 or float16")
-
-
-def _check_rows(logits: Tensor, target: Tensor) -> None:
-    _check_logits(logits)
-    _require(target.shape == logits.shape[:1] and target.dtype == torch.int64, "target must be (N,) int64")
-
-
-def _checked_knobs(knobs: Tensor, objective: int, rows: int) -> Tensor:
-    """Knobs with those of a row side by side."""
-    _require(0 <= objective < len(OBJECTIVES), f"objective must be below {len(OBJECTIVES)}")
-    count = len(OBJECTIVES[objective].knobs)
-    _require(
-        knobs.dtype in (torch.float32, torch.float64) and knobs.shape in ((count,), (rows, count)),
-        f"knobs must be float32 or float64, ({count},) or (N, {count})",
-    )
-    return knobs if count <= 1 or knobs.stride(-1) == 1 else knobs.contiguous()
-
-
 def _launch_loss(
     arguments: tuple[Any, ...], want_prediction: bool, want_fields: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     logits, target, knobs, weight, objective, ignore_index, reduction, want_gradient = arguments
-    _check_rows(logits, target)
-    logits = _unit_class_stride(logits)
+    check_rows(logits, target)
+    logits = unit_class_stride(logits)
     rows, classes = logits.shape
     dtype = loss_dtype(logits)
-    knobs = _checked_knobs(knobs, objective, rows)
+    knobs = checked_knobs(knobs, objective, rows)
     of = OBJECTIVES[objective]
-    if weight is not None:
-        _require(weight.shape == (classes,) and weight.dtype == dtype, "weight must be (C,) in the dtype of the loss")
-    _require(0 <= reduction < len(REDUCTIONS), "reduction must be 0, 1 or 2")
+    check_loss(logits, weight, reduction)
     mean, reduced = REDUCTIONS[reduction] == "mean", REDUCTIONS[reduction] != "none"
     new = logits.new_empty
     gradient = new((rows, classes) if want_gradient else (0,))
@@ -88,7 +61,7 @@ def _launch_loss(
     prediction = new((rows,) if want_prediction else (0,), dtype=torch.int64)
     correction = new(() if reduced else (0,), dtype=dtype)
     plan = plan_forward(rows, classes, logits.element_size(), _warp_size())
-    _require(not (plan.long and want_gradient), "the gradient of rows this long is made in the backward")
+    require(not (plan.long and want_gradient), "the gradient of rows this long is made in the backward")
     of_knobs = (knobs, knobs.stride(0) if knobs.dim() == 2 else 0)
     inputs = (
         logits,
@@ -245,24 +218,10 @@ def rewrite_gradient(
     if_changed: bool,
 ) -> Tensor:
     """The gradient, again, into ``out``; with ``if_changed`` only where it is not what stands there."""
-    _check_rows(logits, target)
-    logits = _unit_class_stride(logits)
+    check_rows(logits, target)
+    logits = unit_class_stride(logits)
     rows, classes = logits.shape
-    _require(
-        fields.dim() == 2
-        and fields.shape[0] >= GRADIENT_FIELDS + (prediction.numel() > 0)
-        and fields.shape[1] == rows
-        and fields.is_contiguous(),
-        f"fields must be contiguous, (5, N) or longer, (4, N) without prediction, ({len(FIELDS)}, N) of wide losses",
-    )
-    _require(
-        prediction.dtype == torch.int64 and prediction.shape in ((0,), (rows,)) and prediction.is_contiguous(),
-        "prediction must be a contiguous (N,) int64 or empty",
-    )
-    _require(
-        fields.dtype == upstream.dtype == loss_dtype(logits) and upstream.shape in ((), (rows,)),
-        "upstream must be 0-d or one value a row; it and fields must be in the dtype of the loss",
-    )
+    check_fields(logits, fields, prediction, upstream)
     plan = plan_backward(rows, classes, logits.element_size(), _warp_size())
     if rows:
         with _on(logits):
@@ -274,7 +233,7 @@ def rewrite_gradient(
                 fields,
                 prediction,
                 upstream,
-                _row_stride(upstream),
+                row_stride(upstream),
                 correction if correction.numel() else None,
                 out,
                 rows,
@@ -328,8 +287,8 @@ def rescale(saved: tuple[Tensor, ...], upstream: Tensor, ignore_index: int, reco
 
 
 def statistics(logits: Tensor, want_argmax: bool, wide: bool) -> tuple[Tensor, Tensor]:
-    _check_logits(logits)
-    logits = _unit_class_stride(logits)
+    check_logits(logits)
+    logits = unit_class_stride(logits)
     rows, classes = logits.shape
     sums = logits.new_empty((5 if wide else 3, rows), dtype=loss_dtype(logits))
     argmax = logits.new_empty((rows,) if want_argmax else (0,), dtype=torch.int64)
