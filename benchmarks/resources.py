@@ -27,7 +27,7 @@ from torch import Tensor
 from benchmarks.executor import MissingError, load
 from dal_kernels import objectives
 from dal_kernels.fields import FIELDS, NARROW_FIELDS, REDUCTIONS, loss_dtype
-from dal_kernels.objectives import Objective
+from dal_kernels.objective import Objective
 
 __all__ = ["QUICK", "TARGETS", "Launch", "MissingError", "Resources", "Variant", "compile_variant", "every_variant"]
 

@@ -13,7 +13,6 @@ from dal_kernels._version import __version__
 from dal_kernels.arguments import RowStats
 from dal_kernels.backends.choose import available_backends
 from dal_kernels.forms import LinearLoss, linear_loss
-from dal_kernels.functional import dynamics_aware_loss
 from dal_kernels.linear import linear_dynamics_aware_loss
 from dal_kernels.linear_dynamics_aware import LinearDynamicsAwareLoss
 from dal_kernels.loss import DynamicsAwareLoss
@@ -57,6 +56,7 @@ from dal_kernels.losses import (
     symmetric_cross_entropy_loss,
     taylor_cross_entropy_loss,
 )
+from dal_kernels.losses.dynamics_aware import dynamics_aware_loss
 from dal_kernels.losses.ramp import Ramp
 from dal_kernels.quantities import RowStatistics, linear_row_statistics, row_statistics
 from dal_kernels.schedule import DynamicsAwareSchedule

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dal_kernels.fields import REDUCTIONS, Reduction, loss_dtype
 from dal_kernels.knobs import KnobValue, knob_tensor
-from dal_kernels.objectives import Objective
+from dal_kernels.objective import Objective
 from dal_kernels.surroundings import is_recording, transforms_active
 from dal_kernels.tensors import LABELS, LOGITS, check_choice, no_gradient, of_rows, refuse_dtensor, shape_of
 

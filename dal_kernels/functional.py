@@ -1,120 +1,19 @@
-"""The loss as a function: checked arguments in, one backend, the caller's shapes out."""
+"""A loss of the table: checked arguments in, one backend, the caller's shapes out."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any
 
 from torch import Tensor
 
-from dal_kernels.arguments import BOOTSTRAPS, Backend, Bootstrap, OptionsOfKernels, RowStats, check
+from dal_kernels.arguments import Backend, check
 from dal_kernels.backends.choose import RUN, choose
 from dal_kernels.fields import Reduction
 from dal_kernels.knobs import KnobValue
-from dal_kernels.objectives import OBJECTIVES, dynamics_aware_of
+from dal_kernels.objectives import OBJECTIVES
 from dal_kernels.reference import run_weighted
 from dal_kernels.surroundings import hand_over, wants_the_call
-from dal_kernels.tensors import check_choice, is_dtensor
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-__all__ = ["dynamics_aware_loss"]
-
-
-@overload
-def dynamics_aware_loss(
-    input: Tensor,
-    target: Tensor,
-    q: float | Tensor,
-    bootstrap_weight: float | Tensor = ...,
-    *,
-    return_stats: Literal[False] = ...,
-    **options: Unpack[OptionsOfKernels],
-) -> Tensor: ...
-@overload
-def dynamics_aware_loss(
-    input: Tensor,
-    target: Tensor,
-    q: float | Tensor,
-    bootstrap_weight: float | Tensor = ...,
-    *,
-    return_stats: Literal[True],
-    **options: Unpack[OptionsOfKernels],
-) -> tuple[Tensor, RowStats]: ...
-@overload
-def dynamics_aware_loss(
-    input: Tensor,
-    target: Tensor,
-    q: float | Tensor,
-    bootstrap_weight: float | Tensor = ...,
-    *,
-    return_stats: bool,
-    **options: Unpack[OptionsOfKernels],
-) -> Tensor | tuple[Tensor, RowStats]: ...
-def dynamics_aware_loss(
-    input: Tensor,
-    target: Tensor,
-    q: float | Tensor,
-    bootstrap_weight: float | Tensor = 0.0,
-    *,
-    weight: Tensor | None = None,
-    ignore_index: int = -100,
-    reduction: Reduction = "mean",
-    bootstrap: Bootstrap = "soft",
-    return_stats: bool = False,
-    sample_weight: Tensor | None = None,
-    backend: Backend = "auto",
-) -> Tensor | tuple[Tensor, RowStats]:
-    r"""Dynamics-Aware Loss between logits and class indices, with its gradient computed in the same pass.
-
-    .. math::
-        L = \frac{1 - p_y^q}{q} + \frac{\lambda}{q \ln C} \, B(p), \qquad p = \mathrm{softmax}(z)
-
-    ``q -> 0`` with ``bootstrap_weight = 0`` is cross-entropy, ``q = 1`` mean absolute error, any q between them
-    generalised cross-entropy (GCE). Formula: arXiv 2303.11562, computed exactly, without the clamps of its authors'
-    code (:func:`dal_kernels.reference.dynamics_aware_loss` has those under ``official=True``).
-
-    Args:
-        input: logits of shape (C,), (N, C) or (N, C, d1, ..., dk); float16, bfloat16, float32 or float64. (N, C) logits
-            with unit class stride are read in place; any other layout, (N, C, d1, ...) among them, is copied once.
-            Half precision, "none" and ``sample_weight`` read them again in the backward: to edit logits in place
-            before it is an error of autograd's there (edit a clone), as with every operation that saves its input.
-            A DTensor may be split by classes, by rows (dimension 0) or be replicated; the loss is a plain tensor, that
-            of all rows on every rank ("none": of this rank's rows). See :mod:`dal_kernels.dtensor`.
-        target: class indices shaped like ``input`` without its class dimension, any integer dtype.
-        q: exponent >= 0. A number, a 0-d or (1,) tensor, or one value a row. Tensors are read by the kernel: changing
-            one in place neither recompiles nor synchronises (a number that changes recompiles). 0 only where
-            ``bootstrap_weight`` is 0.
-        bootstrap_weight: weight lambda >= 0 of the bootstrap term; as ``q``.
-        weight: (C,) class weights; they multiply both terms of a row, and "mean" divides by their sum over the rows.
-        ignore_index: rows with this target have loss 0 and gradient 0 and are not counted.
-        reduction: "mean", "sum" or "none".
-        bootstrap: B is the entropy of p ("soft") or the negative log-likelihood of the predicted class ("hard").
-        return_stats: also return what the pass learnt of each row.
-        sample_weight: one value a row, shaped like ``target`` or (N,), or None. It multiplies the row's loss, and
-            "mean" divides by the sum of what each row counts: its sample weight times its class weight. It may require
-            grad. The gradient of the logits is then made in the backward, as with "none".
-        backend: "auto", or the name of one to insist on; see :func:`dal_kernels.available_backends`.
-
-    Returns:
-        The loss, 0-d or shaped like ``target``; float32, or float64 for float64 logits. With ``return_stats`` the pair
-        of it and a :class:`dal_kernels.RowStats`. "mean" over no rows is NaN with gradient 0, as in
-        :func:`torch.nn.functional.cross_entropy`. A row with NaN or +inf logits has loss NaN and gradient NaN.
-
-    Raises:
-        TypeError: an argument of the wrong type or dtype.
-        ValueError: a wrong shape or value; on a CPU also a label that is neither in [0, C) nor ``ignore_index``. On
-            other devices, where looking would cost a synchronisation, the row's loss is NaN.
-        RuntimeError: the named backend is not available here; a second derivative through a fused kernel (the backend
-            "eager" has them); under torch.compile, a bad label.
-    """
-    check_choice("bootstrap", bootstrap, BOOTSTRAPS)
-    result: Tensor | tuple[Tensor, RowStats] = loss_of(
-        dynamics_aware_of(bootstrap).id, (q, bootstrap_weight), input, target, weight=weight,
-        ignore_index=ignore_index, reduction=reduction, return_stats=return_stats, sample_weight=sample_weight,
-        backend=backend,
-    )  # fmt: skip
-    return result
+from dal_kernels.tensors import is_dtensor
 
 
 def loss_of(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dal_kernels.fields import loss_dtype
-from dal_kernels.objectives import Knob, Objective
+from dal_kernels.objective import Knob, Objective
 from dal_kernels.surroundings import is_recording, transforms_active
 from dal_kernels.tensors import HALVES, LOGITS, no_gradient, of_rows, refuse_dtensor
 

@@ -11,6 +11,7 @@ from dal_kernels.forms import linear_loss
 from dal_kernels.layer import check_budget
 from dal_kernels.loss import DynamicsAwareLoss
 from dal_kernels.plain_layer import plain_layer
+from dal_kernels.variations import Mix
 
 __all__ = ["LinearDynamicsAwareLoss"]
 
@@ -83,11 +84,14 @@ class LinearDynamicsAwareLoss(DynamicsAwareLoss):
         return_stats: bool = False,
         sample_weight: Tensor | None = None,
         reduction: Reduction | None = None,
+        mix: Mix | None = None,
     ) -> Tensor | tuple[Tensor, RowStats]:
         """The loss of ``input`` (features, D in the place of C) against ``target`` at the schedule's position.
 
         The other arguments are those of :meth:`DynamicsAwareLoss.forward`.
         """
+        if mix is not None:
+            raise ValueError("mix must be None in this form of a loss: mix the losses of the two targets")
         features, classifier_weight, bias = plain_layer(self.classifier, input)
         return linear_loss(
             self, features, classifier_weight, target, linear_bias=bias, return_stats=return_stats,

@@ -18,11 +18,11 @@ from dal_kernels.arguments import (
     check_options,
 )
 from dal_kernels.fields import Reduction
-from dal_kernels.functional import loss_of
 from dal_kernels.live import packed, unpacked
 from dal_kernels.objectives import dynamics_aware_of
 from dal_kernels.schedule import DynamicsAwareSchedule
 from dal_kernels.tensors import check_choice
+from dal_kernels.variations import Mix, check_form, keep_variations, varied_loss
 
 __all__ = ["DynamicsAwareLoss"]
 
@@ -41,7 +41,8 @@ class DynamicsAwareLoss(nn.Module):
 
     Args:
         q_start, q_end, total_steps: the schedule.
-        weight, ignore_index, reduction, bootstrap, backend: as in :func:`dal_kernels.dynamics_aware_loss`.
+        weight, ignore_index, reduction, bootstrap, target_shift, scale, backend: as in
+            :func:`dal_kernels.dynamics_aware_loss`.
 
     Attributes:
         schedule: where the schedule stands. Whatever moves it moves the loss.
@@ -53,6 +54,8 @@ class DynamicsAwareLoss(nn.Module):
     """
 
     weight: Tensor | None
+    target_shift: float | Tensor | None
+    scale: float | Tensor | None
 
     def __init__(
         self,
@@ -64,6 +67,8 @@ class DynamicsAwareLoss(nn.Module):
         ignore_index: int = -100,
         reduction: Reduction = "mean",
         bootstrap: Bootstrap = "soft",
+        target_shift: float | Tensor | None = None,
+        scale: float | Tensor | None = None,
         backend: Backend = "auto",
     ) -> None:
         super().__init__()
@@ -78,6 +83,7 @@ class DynamicsAwareLoss(nn.Module):
             check_class_weight(weight, None)
         self.schedule = DynamicsAwareSchedule(q_start, q_end, total_steps)
         self.register_buffer("weight", weight)
+        keep_variations(self, target_shift=target_shift, scale=scale)
         self.reduction: Reduction = reduction
         self.bootstrap: Bootstrap = bootstrap
         self.backend: Backend = backend
@@ -99,26 +105,29 @@ class DynamicsAwareLoss(nn.Module):
         return_stats: bool = False,
         sample_weight: Tensor | None = None,
         reduction: Reduction | None = None,
+        mix: Mix | None = None,
     ) -> Tensor | tuple[Tensor, RowStats]:
         """The loss of ``input`` (logits) against ``target`` (class indices) at the schedule's position.
 
         Args:
-            input, target, return_stats, sample_weight: as in :func:`dal_kernels.dynamics_aware_loss`.
+            input, target, return_stats, sample_weight, mix: as in :func:`dal_kernels.dynamics_aware_loss`.
             reduction: in the place of the module's, for this call.
 
         Returns, Raises:
             As :func:`dal_kernels.dynamics_aware_loss`.
         """
-        objective, knobs, options = self.for_form(input)
+        options = self._options()
         if reduction is not None:
             options["reduction"] = reduction
-        result: Tensor | tuple[Tensor, RowStats] = loss_of(
-            objective, knobs, input, target, return_stats=return_stats, sample_weight=sample_weight, **options
-        )
+        result: Tensor | tuple[Tensor, RowStats] = varied_loss(
+            dynamics_aware_of(self.bootstrap), self._knobs_for(input), input, target, return_stats=return_stats,
+            sample_weight=sample_weight, mix=mix, target_shift=self.target_shift, scale=self.scale, **options,
+        )  # fmt: skip
         return result
 
     def for_form(self, input: Tensor) -> tuple[int, Tensor, dict[str, Any]]:
         """What the forms of a loss (linear, class-parallel) take: its id in the table, its knobs and its options."""
+        check_form(self, ("target_shift", "scale"))
         return dynamics_aware_of(self.bootstrap).id, self._knobs_for(input), self._options()
 
     def step(self, t: float | None = None) -> None:

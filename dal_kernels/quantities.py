@@ -21,7 +21,8 @@ from dal_kernels.fields import loss_dtype, loss_dtype_of
 from dal_kernels.layer import Layer, layer_of
 from dal_kernels.linear import anchors_of
 from dal_kernels.linear_ops import LayerInChunks, finished, linear_gradient
-from dal_kernels.objectives import RowQuantities, row_statistics_of
+from dal_kernels.objective import RowQuantities
+from dal_kernels.objectives import row_statistics_of
 from dal_kernels.once import DifferentiableOnce
 from dal_kernels.reference import row_quantities
 from dal_kernels.slices import (

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from dal_kernels.arguments import BOOTSTRAPS, Bootstrap, Call, Options, RowStats, check, raise_for_labels
 from dal_kernels.fields import Reduction
-from dal_kernels.objectives import RowQuantities, bootstrap_term, dynamics_aware_of
+from dal_kernels.objective import RowQuantities
+from dal_kernels.objectives import bootstrap_term, dynamics_aware_of
 from dal_kernels.tensors import HALVES, check_choice
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dal_kernels.arguments import Call, RowStats
 from dal_kernels.fields import loss_dtype
-from dal_kernels.objectives import Objective, RowQuantities
+from dal_kernels.objective import Objective, RowQuantities
 from dal_kernels.ops import KERNELS
 from dal_kernels.reference import row_factors
 from dal_kernels.tensors import HALVES

@@ -6,18 +6,17 @@ from numbers import Real
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dal_kernels import objectives
-from dal_kernels.arguments import Backend, Call, RowStats, check, check_class_weight, raise_for_labels
+from dal_kernels.arguments import Backend, Call, RowStats, check, check_class_weight
 from dal_kernels.backends.choose import choose
 from dal_kernels.fields import Reduction, loss_dtype
 from dal_kernels.functional import loss_of
 from dal_kernels.knobs import KnobValue, knob_tensor
-from dal_kernels.objectives import Objective, RowQuantities
+from dal_kernels.objective import Objective, RowQuantities
 from dal_kernels.quantities import quantities_of_call
-from dal_kernels.reference import row_factors, row_quantities
+from dal_kernels.reference import row_factors
 from dal_kernels.tensors import LOGITS, of_rows, shape_of
 
 Mix = tuple[Tensor, float | Tensor]
@@ -41,6 +40,12 @@ def varied_loss(
     backend: Backend = "auto",
 ) -> Any:
     """The loss with the options that :class:`dal_kernels.losses.options.LossOptions` documents."""
+    soft = isinstance(target, Tensor) and target.is_floating_point()
+    if not soft and label_smoothing == 0 and target_shift is None and scale is None and mix is None:
+        return loss_of(
+            objective.id, knobs, input, target, weight=weight, ignore_index=ignore_index, reduction=reduction,
+            return_stats=return_stats, sample_weight=sample_weight, backend=backend,
+        )  # fmt: skip
     options: dict[str, Any] = {
         "weight": weight,
         "ignore_index": ignore_index,
@@ -50,13 +55,12 @@ def varied_loss(
         "backend": backend,
     }
     check_smoothing(objective, label_smoothing)
-    soft = isinstance(target, Tensor) and target.is_floating_point()
     if target_shift is not None:
         if soft or mix is not None:
             raise ValueError("target_shift must be None with soft targets and with mix, which have no one target class")
-        input = _shifted(input, target, target_shift, ignore_index)
+        input = shifted(input, target, target_shift, ignore_index)
     if scale is not None:
-        input = input * _checked_scale(scale)
+        input = input * checked_scale(scale)
     if soft:
         if mix is not None:
             raise ValueError("mix must be None with soft targets, which say what they mix")
@@ -64,6 +68,23 @@ def varied_loss(
     if mix is None and label_smoothing == 0:
         return loss_of(objective.id, knobs, input, target, **options)
     return _mixed_loss(objective, knobs, input, target, label_smoothing, mix, options)
+
+
+def keep_variations(module: nn.Module, **values: float | Tensor | None) -> None:
+    """Options of a module: a parameter is learnt, a tensor moves with the module, a number is a number."""
+    for name, value in values.items():
+        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+            module.register_buffer(name, value, persistent=False)
+        else:
+            setattr(module, name, value)
+
+
+def check_form(module: nn.Module, names: tuple[str, ...]) -> None:
+    """Raise ValueError for an option that the forms of a loss (linear, class-parallel) do not have."""
+    for name in names:
+        value, nothing = getattr(module, name), 0.0 if name == "label_smoothing" else None
+        if isinstance(value, Tensor) or value != nothing:
+            raise ValueError(f"{name} must be {nothing} in this form of a loss, got {value!r:.60}")
 
 
 def check_smoothing(objective: Objective, label_smoothing: float) -> None:
@@ -77,7 +98,8 @@ def check_smoothing(objective: Objective, label_smoothing: float) -> None:
         )
 
 
-def _checked_scale(scale: float | Tensor) -> float | Tensor:
+def checked_scale(scale: float | Tensor) -> float | Tensor:
+    """The scale, or ValueError."""
     if isinstance(scale, Tensor):
         if scale.dim() or scale.dtype not in LOGITS:
             raise ValueError(f"scale must be a number or a 0-d tensor, got {scale.dtype} of shape {shape_of(scale)}")
@@ -86,7 +108,7 @@ def _checked_scale(scale: float | Tensor) -> float | Tensor:
     return scale
 
 
-def _shifted(input: Tensor, target: Tensor, shift: float | Tensor, ignore_index: int) -> Tensor:
+def shifted(input: Tensor, target: Tensor, shift: float | Tensor, ignore_index: int) -> Tensor:
     """The logits with the shift added to that of each row's target class; in a copy."""
     place = int(input.dim() > 1)
     classes = input.shape[place]
@@ -168,7 +190,7 @@ def _mixed_loss(
             factor = factor * call.sample_weight
         total = total + torch.where(has, objective.formula(row, *values) * factor, 0.0)
         weights = weights + torch.where(has, factor, 0.0)
-    loss = _reduced(total, weights, call.reduction)
+    loss = reduced(total, weights, call.reduction)
     stats = None
     if call.want_stats:
         prob = torch.where(counted[0], rows[0].prob, float("nan"))
@@ -176,7 +198,8 @@ def _mixed_loss(
     return call.shaped(loss, stats)
 
 
-def _reduced(rows: Tensor, weights: Tensor, reduction: str) -> Tensor:
+def reduced(rows: Tensor, weights: Tensor, reduction: str) -> Tensor:
+    """Weighted losses of rows as the caller wants them; "mean" divides by the sum of what the rows count."""
     loss = rows if reduction == "none" else rows.sum()
     return loss / weights.sum() if reduction == "mean" else loss
 
@@ -235,48 +258,8 @@ def _soft_loss(
     if options["sample_weight"] is not None:
         weights = of_rows("sample_weight", options["sample_weight"], input, shape, "one value a row").reshape(shape)
         rows = rows * weights
-    loss = _reduced(rows, weights, options["reduction"])
+    loss = reduced(rows, weights, options["reduction"])
     if not options["return_stats"]:
         return loss
     hit = torch.where(shares == 0, 0.0, shares * prob).sum(-1)
     return loss, RowStats(hit.detach(), entropy.squeeze(-1).detach(), logits.argmax(-1))
-
-
-def weighted_smoothed_cross_entropy(
-    input: Tensor,
-    target: Tensor,
-    label_smoothing: float,
-    *,
-    weight: Tensor | None,
-    reduction: Reduction = "mean",
-    ignore_index: int = -100,
-    sample_weight: Tensor | None = None,
-    return_stats: bool = False,
-    target_shift: float | Tensor | None = None,
-    scale: float | Tensor | None = None,
-    backend: Backend = "auto",
-    **_: Any,
-) -> Any:
-    """Label smoothing with class weights, as :func:`torch.nn.functional.cross_entropy` has it: by that function."""
-    if target_shift is not None:
-        input = _shifted(input, target, target_shift, ignore_index)
-    if scale is not None:
-        input = input * _checked_scale(scale)
-    call = check(
-        input, target, objectives.row_statistics_of, (), weight, ignore_index, "none", return_stats, sample_weight
-    )
-    raise_for_labels(call)
-    dtype = loss_dtype(input)
-    rows = F.cross_entropy(
-        call.logits.to(dtype), call.target, call.weight, ignore_index=call.ignore_index, reduction="none",
-        label_smoothing=label_smoothing,
-    )  # fmt: skip
-    factor = row_factors(call.target, call.logits.shape[1], call.weight, call.ignore_index, dtype)
-    if call.sample_weight is not None:
-        rows, factor = rows * call.sample_weight, factor * call.sample_weight
-    stats = None
-    if return_stats:
-        row = row_quantities(call.logits.detach().to(dtype), call.target.clamp_min(0), {"entropy"})
-        prob = torch.where(call.target == call.ignore_index, float("nan"), row.prob)
-        stats = RowStats(prob, row.entropy, call.logits.argmax(1))
-    return call._replace(reduction=reduction).shaped(_reduced(rows, factor, reduction), stats)

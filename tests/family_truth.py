@@ -11,7 +11,8 @@ from torch import Tensor
 from truth import LOSS_SLACK, gradient_bound, make_case, relative_error
 
 from dal_kernels.functional import loss_of
-from dal_kernels.objectives import OBJECTIVES, Objective, RowQuantities
+from dal_kernels.objective import Objective, RowQuantities
+from dal_kernels.objectives import OBJECTIVES
 from dal_kernels.slices import slopes_of
 
 BY_NAME = {objective.name: objective for objective in OBJECTIVES}

@@ -11,7 +11,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from truth import DTYPES, make_case
 
 from dal_kernels import dynamics_aware_loss
-from dal_kernels.objectives import Objective, dynamics_aware, dynamics_aware_hard, normalized_and_absolute
+from dal_kernels.objective import Objective
+from dal_kernels.objectives import dynamics_aware, dynamics_aware_hard, normalized_and_absolute
 from dal_kernels.ops import KERNELS
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))

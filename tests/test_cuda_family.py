@@ -11,7 +11,8 @@ from truth import LOSS_SLACK, Case, gradient_bound, make_case, random_upstream, 
 from benchmarks import cuda_emulator
 from dal_kernels import ops
 from dal_kernels.functional import loss_of
-from dal_kernels.objectives import OBJECTIVES, Objective
+from dal_kernels.objective import Objective
+from dal_kernels.objectives import OBJECTIVES
 
 pytestmark = [pytest.mark.usefixtures("ptx"), needs_emulator]
 

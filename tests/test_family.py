@@ -15,7 +15,8 @@ from truth import DTYPES, LOSS_SLACK, gradient_bound, relative_error
 import dal_kernels
 from dal_kernels.functional import loss_of
 from dal_kernels.losses.base import RobustLoss
-from dal_kernels.objectives import OBJECTIVES, Objective
+from dal_kernels.objective import Objective
+from dal_kernels.objectives import OBJECTIVES
 
 A = -math.log(1e-4)
 objectives = pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: objective.name)

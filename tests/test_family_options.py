@@ -30,7 +30,8 @@ from dal_kernels import (
 )
 from dal_kernels.functional import loss_of
 from dal_kernels.losses.base import RobustLoss
-from dal_kernels.objectives import OBJECTIVES, Objective
+from dal_kernels.objective import Objective
+from dal_kernels.objectives import OBJECTIVES
 from dal_kernels.variations import varied_loss
 
 objectives = pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: objective.name)

@@ -13,9 +13,9 @@ from dal_kernels.fields import Reduction
 from dal_kernels.knobs import check_numbers
 from dal_kernels.live import LiveNumbers, packed, unpacked
 from dal_kernels.losses.ramp import Schedule
-from dal_kernels.objectives import Objective
+from dal_kernels.objective import Objective
 from dal_kernels.tensors import check_choice
-from dal_kernels.variations import Mix, varied_loss
+from dal_kernels.variations import Mix, check_form, keep_variations, varied_loss
 
 # What a public loss comes to: a loss of the table and its knobs.
 Bound = tuple[Objective, tuple[Any, ...]]
@@ -40,6 +40,8 @@ class RobustLoss(nn.Module):
     """
 
     weight: Tensor | None
+    target_shift: float | Tensor | None
+    scale: float | Tensor | None
 
     def __init__(
         self,
@@ -60,12 +62,7 @@ class RobustLoss(nn.Module):
         if weight is not None:
             check_class_weight(weight, None)
         self.register_buffer("weight", weight)
-        # A parameter is learnt, a tensor moves with the module, a number is a number.
-        for name, value in (("target_shift", target_shift), ("scale", scale)):
-            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-                self.register_buffer(name, value, persistent=False)
-            else:
-                setattr(self, name, value)
+        keep_variations(self, target_shift=target_shift, scale=scale)
         self.reduction: Reduction = reduction
         self.label_smoothing = label_smoothing
         self.backend: Backend = backend
@@ -109,14 +106,11 @@ class RobustLoss(nn.Module):
             reduction: in the place of the module's, for this call.
             return_stats, sample_weight, mix: see :class:`dal_kernels.losses.options.LossOptions`.
         """
-        result: Tensor | tuple[Tensor, RowStats] = self.compute(
-            input, target, return_stats=return_stats, sample_weight=sample_weight, mix=mix, **self._options(reduction)
-        )
+        result: Tensor | tuple[Tensor, RowStats] = varied_loss(
+            self._objective, self._knobs_for(input), input, target, return_stats=return_stats,
+            sample_weight=sample_weight, mix=mix, **self._options(reduction),
+        )  # fmt: skip
         return result
-
-    def compute(self, input: Tensor, target: Tensor, **options: Any) -> Any:
-        """The loss with the knobs where they are, and all options."""
-        return varied_loss(self._objective, self._knobs_for(input), input, target, **options)
 
     def for_form(self, input: Tensor) -> tuple[int, tuple[float, ...] | Tensor, dict[str, Any]]:
         """What the forms of a loss (linear, class-parallel) take: its id in the table, its knobs and its options.
@@ -124,11 +118,10 @@ class RobustLoss(nn.Module):
         Raises:
             ValueError: an option that the forms do not have.
         """
+        check_form(self, ("label_smoothing", "target_shift", "scale"))
         options = self._options(None)
-        for name, nothing in (("label_smoothing", 0.0), ("target_shift", None), ("scale", None)):
-            value = options.pop(name)
-            if value is not nothing and (isinstance(value, Tensor) or value != nothing):
-                raise ValueError(f"{name} must be {nothing} in this form of a loss, got {value!r:.60}")
+        for name in ("label_smoothing", "target_shift", "scale"):
+            del options[name]
         return self._objective.id, self._knobs_for(input), options
 
     def step(self, t: float | None = None) -> None:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dal_kernels import objectives
+from dal_kernels.arguments import Backend, RowStats, check, raise_for_labels
+from dal_kernels.fields import Reduction, loss_dtype
 from dal_kernels.losses.base import Bound, RobustLoss
-from dal_kernels.variations import check_smoothing, varied_loss, weighted_smoothed_cross_entropy
+from dal_kernels.objective import Objective
+from dal_kernels.reference import row_factors, row_quantities
+from dal_kernels.variations import Mix, check_smoothing, checked_scale, reduced, shifted, varied_loss
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -43,8 +49,48 @@ def cross_entropy_loss(
         plain = objectives.symmetric_cross_entropy
         return varied_loss(plain, (1.0, 0.0), input, target, label_smoothing=label_smoothing, **options)
     if options.get("weight") is not None:
-        return weighted_smoothed_cross_entropy(input, target, label_smoothing, **options)
+        return _weighted_smoothed_cross_entropy(input, target, label_smoothing, **options)
     return varied_loss(objectives.smoothed_cross_entropy, (label_smoothing,), input, target, **options)
+
+
+def _weighted_smoothed_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    label_smoothing: float,
+    *,
+    weight: Tensor | None,
+    reduction: Reduction = "mean",
+    ignore_index: int = -100,
+    sample_weight: Tensor | None = None,
+    return_stats: bool = False,
+    target_shift: float | Tensor | None = None,
+    scale: float | Tensor | None = None,
+    backend: Backend = "auto",
+    **_: Any,
+) -> Any:
+    """Label smoothing with class weights, as :func:`torch.nn.functional.cross_entropy` has it: by that function."""
+    if target_shift is not None:
+        input = shifted(input, target, target_shift, ignore_index)
+    if scale is not None:
+        input = input * checked_scale(scale)
+    call = check(
+        input, target, objectives.row_statistics_of, (), weight, ignore_index, "none", return_stats, sample_weight
+    )
+    raise_for_labels(call)
+    dtype = loss_dtype(input)
+    rows = F.cross_entropy(
+        call.logits.to(dtype), call.target, call.weight, ignore_index=call.ignore_index, reduction="none",
+        label_smoothing=label_smoothing,
+    )  # fmt: skip
+    factor = row_factors(call.target, call.logits.shape[1], call.weight, call.ignore_index, dtype)
+    if call.sample_weight is not None:
+        rows, factor = rows * call.sample_weight, factor * call.sample_weight
+    stats = None
+    if return_stats:
+        row = row_quantities(call.logits.detach().to(dtype), call.target.clamp_min(0), {"entropy"})
+        prob = torch.where(call.target == call.ignore_index, float("nan"), row.prob)
+        stats = RowStats(prob, row.entropy, call.logits.argmax(1))
+    return call._replace(reduction=reduction).shaped(reduced(rows, factor, reduction), stats)
 
 
 class CrossEntropyLoss(RobustLoss):
@@ -73,8 +119,22 @@ class CrossEntropyLoss(RobustLoss):
             self.label_smoothing = smoothing
         return objectives.smoothed_cross_entropy.id, (smoothing,), options
 
-    def compute(self, input: Tensor, target: Tensor, **options: Any) -> Any:
-        return cross_entropy_loss(input, target, **options)
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        *,
+        return_stats: bool = False,
+        sample_weight: Tensor | None = None,
+        reduction: Reduction | None = None,
+        mix: Mix | None = None,
+    ) -> Tensor | tuple[Tensor, RowStats]:
+        """As :meth:`RobustLoss.forward`."""
+        self._knobs_for(input)  # moves the class weights
+        result: Tensor | tuple[Tensor, RowStats] = cross_entropy_loss(
+            input, target, return_stats=return_stats, sample_weight=sample_weight, mix=mix, **self._options(reduction)
+        )
+        return result
 
 
 def focal_loss(
@@ -104,7 +164,7 @@ def focal_loss(
     return varied_loss(_focal(detach_modulator), (gamma,), input, target, **options)
 
 
-def _focal(detach_modulator: bool) -> objectives.Objective:
+def _focal(detach_modulator: bool) -> Objective:
     return objectives.focal_detached if detach_modulator else objectives.focal
 
 
