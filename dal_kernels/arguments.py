@@ -150,7 +150,11 @@ def _check_input(input: Tensor, target: Tensor) -> None:
     if target.dtype not in LABELS:
         hint = ""
         if target.is_floating_point():
-            hint = "; class probabilities, as mixup or label smoothing make them, are not supported by this loss"
+            hint = (
+                "; class probabilities are not supported by this form of the loss"
+                if target.shape == input.shape
+                else f"; class probabilities must have the shape of input, {shape_of(input)}, got {shape_of(target)}"
+            )
         raise TypeError(f"target must hold class indices in an integer dtype, got {target.dtype}{hint}")
 
 

@@ -116,11 +116,12 @@ class DynamicsAwareLoss(nn.Module):
         Returns, Raises:
             As :func:`dal_kernels.dynamics_aware_loss`.
         """
+        knobs = self._knobs_for(input)
         options = self._options()
         if reduction is not None:
             options["reduction"] = reduction
         result: Tensor | tuple[Tensor, RowStats] = varied_loss(
-            dynamics_aware_of(self.bootstrap), self._knobs_for(input), input, target, return_stats=return_stats,
+            dynamics_aware_of(self.bootstrap), knobs, input, target, return_stats=return_stats,
             sample_weight=sample_weight, mix=mix, target_shift=self.target_shift, scale=self.scale, **options,
         )  # fmt: skip
         return result

@@ -40,7 +40,7 @@ def varied_loss(
     backend: Backend = "auto",
 ) -> Any:
     """The loss with the options that :class:`dal_kernels.losses.options.LossOptions` documents."""
-    soft = isinstance(target, Tensor) and target.is_floating_point()
+    soft = is_soft(input, target)
     if not soft and label_smoothing == 0 and target_shift is None and scale is None and mix is None:
         return loss_of(
             objective.id, knobs, input, target, weight=weight, ignore_index=ignore_index, reduction=reduction,
@@ -68,6 +68,12 @@ def varied_loss(
     if mix is None and label_smoothing == 0:
         return loss_of(objective.id, knobs, input, target, **options)
     return _mixed_loss(objective, knobs, input, target, label_smoothing, mix, options)
+
+
+def is_soft(input: Tensor, target: Tensor) -> bool:
+    """Whether the target holds probabilities: floats shaped like the logits."""
+    both = isinstance(target, Tensor) and isinstance(input, Tensor)
+    return both and target.is_floating_point() and target.shape == input.shape
 
 
 def keep_variations(module: nn.Module, **values: float | Tensor | None) -> None:
@@ -229,13 +235,8 @@ def _soft_loss(
     options: dict[str, Any],
 ) -> Any:
     """sum_k t_k loss(z, k) for targets t shaped like the logits, by plain operations on all of them."""
-    if not isinstance(input, Tensor) or input.dtype not in LOGITS:
-        raise TypeError(f"input must be float16, bfloat16, float32 or float64 logits, got {input!r:.60}")
-    if target.shape != input.shape:
-        raise ValueError(
-            f"target must have the shape of input, {tuple(input.shape)}, where it holds probabilities, "
-            f"got {shape_of(target)}"
-        )
+    if input.dtype not in LOGITS:
+        raise TypeError(f"input must be float16, bfloat16, float32 or float64 logits, got {input.dtype}")
     place = int(input.dim() > 1)
     classes, dtype = input.shape[place], loss_dtype(input)
     logits, shares = (of.movedim(place, -1).to(dtype) for of in (input, target))

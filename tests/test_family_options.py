@@ -23,6 +23,7 @@ from dal_kernels import (
     Ramp,
     SymmetricCrossEntropyLoss,
     cross_entropy_loss,
+    dynamics_aware_loss,
     generalized_cross_entropy_loss,
     label_distribution_aware_margin_loss,
     linear_row_statistics,
@@ -128,6 +129,22 @@ def test_mixed_targets_are_a_sum_of_two_losses(backend: str, objective: Objectiv
     mean = varied_loss(objective, knobs, logits, target, mix=(other, share), backend=backend)
     counted = torch.as_tensor(share).expand(8) + (1 - torch.as_tensor(share)) * (other != -100)
     torch.testing.assert_close(mean, expected.sum() / counted.double().sum(), rtol=1e-6, atol=1e-9)
+
+
+def test_dal_takes_what_the_family_takes() -> None:
+    logits, target = rows_of(8, 6)
+    logits.requires_grad_()
+    other, shares = target.roll(1), torch.rand(8, 6, dtype=torch.float64).softmax(1)
+    schedule = {"q_start": 1.2, "q_end": 1.2, "total_steps": 1}
+    module = DynamicsAwareLoss(**schedule)
+    q, weight = module.q, module.bootstrap_weight
+    mixed = 0.3 * dynamics_aware_loss(logits, target, q, weight) + 0.7 * dynamics_aware_loss(logits, other, q, weight)
+    close(module(logits, target, mix=(other, 0.3)), mixed, logits)
+    close(module(logits, shares), varied_loss(OBJECTIVES[0], (q, weight), logits, shares), logits)
+    scaled = dynamics_aware_loss(2 * (logits + F.one_hot(target, 6)), target, q, weight)
+    close(DynamicsAwareLoss(**schedule, target_shift=1.0, scale=2.0)(logits, target), scaled, logits)
+    with pytest.raises(ValueError, match="scale must be None in this form of a loss"):
+        LinearLoss(DynamicsAwareLoss(**schedule, scale=2.0), 3, 4)(torch.randn(2, 3), torch.tensor([0, 1]))
 
 
 @pytest.mark.parametrize(

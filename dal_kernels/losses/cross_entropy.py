@@ -14,7 +14,7 @@ from dal_kernels.fields import Reduction, loss_dtype
 from dal_kernels.losses.base import Bound, RobustLoss
 from dal_kernels.objective import Objective
 from dal_kernels.reference import row_factors, row_quantities
-from dal_kernels.variations import Mix, check_smoothing, checked_scale, reduced, shifted, varied_loss
+from dal_kernels.variations import Mix, check_smoothing, checked_scale, is_soft, reduced, shifted, varied_loss
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -44,8 +44,7 @@ def cross_entropy_loss(
         As :func:`dal_kernels.dynamics_aware_loss`.
     """
     check_smoothing(objectives.smoothed_cross_entropy, label_smoothing)
-    soft = isinstance(target, Tensor) and target.is_floating_point()
-    if soft or options.get("mix") is not None or label_smoothing == 0:
+    if is_soft(input, target) or options.get("mix") is not None or label_smoothing == 0:
         plain = objectives.symmetric_cross_entropy
         return varied_loss(plain, (1.0, 0.0), input, target, label_smoothing=label_smoothing, **options)
     if options.get("weight") is not None:
