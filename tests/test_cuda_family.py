@@ -50,8 +50,8 @@ def test_every_loss_matches_its_formula(objective: Objective, shape: tuple[int, 
     mean.target[0] = mean.logits[0].argmax()
     by_row = make_case(*shape, dtype, seed=1, reduction="none")
     with cuda_emulator.installed():
-        check_loss_of(objective.id, KNOBS[objective.name], mean)
-        check_loss_of(objective.id, varied(objective, shape[0]), by_row)
+        check_loss_of(objective, KNOBS[objective.name], mean)
+        check_loss_of(objective, varied(objective, shape[0]), by_row)
 
 
 @dtypes
@@ -63,7 +63,7 @@ def test_few_long_rows_of_losses_over_all_classes_are_shared(
     case = make_case(2, 40_001, dtype, reduction=reduction)
     case.target[1] = case.logits[1].argmax()
     with cuda_emulator.installed() as launches:
-        check_loss_of(objective.id, KNOBS[objective.name], case)
+        check_loss_of(objective, KNOBS[objective.name], case)
     assert [launch.name.rsplit("_", 1)[0] for launch in launches] == ["dal_split_rows_wide", "dal_gradient_wide"]
 
 
@@ -82,7 +82,7 @@ def test_sums_over_all_classes_move_with_the_largest_logit(dtype: torch.dtype, m
         for objective in WIDE:
             # Label smoothing of a class that cannot be is infinite.
             if not (masked and objective.name == "smoothed_cross_entropy"):
-                check_loss_of(objective.id, KNOBS[objective.name], case)
+                check_loss_of(objective, KNOBS[objective.name], case)
 
 
 def test_a_forward_refuses_to_write_the_gradient_of_a_loss_over_all_classes() -> None:
