@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,7 +52,15 @@ EMULATED = ["triton"] if TRITON_MODE else ["cuda"] if CUDA_ORDER else []
 SAMPLE = int(os.environ.get("DAL_TEST_SAMPLE", "1"))
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    seen: Counter[str] = Counter()
+    for item in items:
+        if sampled := item.get_closest_marker("sampled"):
+            name = item.nodeid.partition("[")[0]
+            if seen[name] % sampled.args[0]:
+                item.add_marker(pytest.mark.slow)
+            seen[name] += 1
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="no GPU: torch.cuda.is_available() is False")
         for item in items:

@@ -41,6 +41,7 @@ def varied(objective: Objective, rows: int) -> tuple[torch.Tensor, ...]:
     return tuple(value.ceil() if knob.whole else value for knob, value in zip(objective.knobs, values, strict=True))
 
 
+@pytest.mark.sampled(7)
 @dtypes
 @pytest.mark.parametrize("shape", [(40, 10), (9, 100), (9, 1000), (3, 20_011)], ids=str)
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: objective.name)
@@ -54,6 +55,7 @@ def test_every_loss_matches_its_formula(objective: Objective, shape: tuple[int, 
         check_loss_of(objective, varied(objective, shape[0]), by_row)
 
 
+@pytest.mark.sampled(5)
 @dtypes
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("objective", WIDE, ids=lambda objective: objective.name)

@@ -29,6 +29,7 @@ def triton_under_the_executor() -> Iterator[None]:
         yield
 
 
+@pytest.mark.sampled(4)
 @names
 @dtypes
 @pytest.mark.parametrize(("classes", "reduction"), [(10, "mean"), (100, "none"), (1000, "mean")])
@@ -37,6 +38,7 @@ def test_matches_truth(name: str, dtype: torch.dtype, classes: int, reduction: R
     hold(BY_NAME[name], knobs_of(BY_NAME[name]), logits, target, "triton", reduction=reduction)
 
 
+@pytest.mark.sampled(3)
 @names
 @pytest.mark.parametrize(
     ("classes", "dtype", "reduction"),
