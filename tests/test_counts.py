@@ -43,13 +43,13 @@ def test_the_committed_counts_are_of_these_kernels(backend: str, gradient: bool)
     [(128, 10, "fp32"), (128, 100, "fp32"), *((*size, t) for size in ((64, 1000), (8, 32000)) for t in counts.DTYPES)],
 )
 def test_a_step_of_cuda_takes_no_more_instructions_than_one_of_triton(rows: int, classes: int, dtype: str) -> None:
-    """But for half a percent, a few instructions a row: they come from compilers that nobody here steers so finely."""
+    """But for a percent, a few instructions a row: they come from compilers that nobody here steers so finely."""
     found = {
         c.backend: c.instructions
         for c in COMMITTED
         if (c.rows, c.classes, c.dtype) == (rows, classes, dtype) and c.gradient
     }
-    assert found["cuda"] <= 1.005 * found["triton"]
+    assert found["cuda"] <= 1.01 * found["triton"]
 
 
 def test_a_binary_that_spills_is_named() -> None:

@@ -148,6 +148,7 @@ def run_tests(mutants: list[tuple[str, str, str]], tests: str, selection: str, f
     return result.stdout[-3000:] + result.stderr[-2000:]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("file", "name"), [(file, name) for file, mutants in MUTANTS.items() for name in mutants])
 def test_the_suite_catches(file: str, name: str, tmp_path: Path) -> None:
     *mutant, selection = MUTANTS[file][name]

@@ -228,6 +228,7 @@ def test_the_unchanged_source_passes(tree: Path) -> None:
 
 
 @needs_compiler
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", [*MUTANTS, *FAMILY_MUTANTS])
 def test_the_suite_catches(tree: Path, name: str) -> None:
     file, old, new = (MUTANTS | FAMILY_MUTANTS)[name]
@@ -269,6 +270,7 @@ FAMILY = ("tests/test_triton_objectives.py",)
 
 
 @needs_executor
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", TRITON_MUTANTS)
 def test_the_suite_catches_in_triton(name: str, tmp_path: Path) -> None:
     *mutant, selection = TRITON_MUTANTS[name]
@@ -278,6 +280,7 @@ def test_the_suite_catches_in_triton(name: str, tmp_path: Path) -> None:
 
 
 @needs_executor
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", TRITON_WIDE_MUTANTS)
 def test_the_suite_catches_in_wide_losses_of_triton(name: str, tmp_path: Path) -> None:
     *mutant, selection = TRITON_WIDE_MUTANTS[name]
