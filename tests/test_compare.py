@@ -270,7 +270,7 @@ def test_help_says_which_presets_are_the_authors(capsys: pytest.CaptureFixture[s
         ("compare --device meta", "device must be cpu, cuda or cuda:N, got 'meta'"),
         ("compare --data mnist", "mnist"),
         ("compare --preset imagenet", "imagenet"),
-        ("compare --losses focal", "focal"),
+        ("compare --losses vocal", "vocal"),
         ("compare --data-dir .", "digits"),
         ("compare --data fashion-mnist --data-dir no-such-folder", "no-such-folder"),
         (f"compare --epochs 1 --out {__file__}", "cannot be made"),

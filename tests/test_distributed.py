@@ -26,12 +26,12 @@ from dal_kernels import (
     EpsilonSoftmaxLoss,
     JointAsymmetricLoss,
     SymmetricCrossEntropyLoss,
-    distributed,
     dynamics_aware_loss,
     exchange,
     linear_dynamics_aware_loss,
     linear_loss,
     row_statistics,
+    sliced,
 )
 from dal_kernels.distributed import (
     class_parallel_dynamics_aware_loss,
@@ -304,7 +304,7 @@ def check_where_looking_would_cost_a_synchronisation(world: int) -> None:
     logits, target = case(7)
     look = exchange.agreement
     with (
-        mock.patch.object(distributed, "raise_for_labels"),
+        mock.patch.object(sliced, "raise_for_labels"),
         mock.patch.object(exchange, "agreement", lambda header, _: look(header, False)),
     ):
 
