@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from marks import needs_executor
-from test_mutants import needs_compiler, run_tests, run_triton_tests, tree
+from test_mutants import compile_object, needs_compiler, run_tests, run_triton_tests, tree
 
 __all__ = ["tree"]
 
@@ -102,6 +102,7 @@ def add_loss(tree: Path) -> None:
 @needs_compiler
 def test_a_new_loss_runs_on_the_cpu(tree: Path) -> None:
     add_loss(tree)
+    compile_object(tree / "csrc/cpu/bindings.cpp", tree / "bindings.o")  # which knows how many losses there are
     result = run_tests(tree, "tests/test_toy.py")
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
     assert "3 passed" in result.stdout
