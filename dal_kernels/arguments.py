@@ -108,14 +108,15 @@ def check_class_weight(weight: Tensor, classes: int | None) -> None:
         raise ValueError(f"weight must have one value a class, shape {wanted}, got shape {shape_of(weight)}")
 
 
-def _class_weight(weight: Tensor, input: Tensor, classes: int) -> Tensor:
+def class_weight_of(weight: Tensor, input: Tensor, classes: int) -> Tensor:
+    """As (C,) in the dtype of the loss."""
     check_class_weight(weight, classes)
     if weight.device != input.device:
         raise ValueError(f"weight must be on the device of input, {input.device}, got {weight.device}")
     return weight.to(loss_dtype(input))
 
 
-def _sample_weight(weight: Tensor, input: Tensor, shape: torch.Size) -> Tensor:
+def sample_weight_of(weight: Tensor, input: Tensor, shape: torch.Size) -> Tensor:
     """As (N,) in the dtype of the loss. It may require grad: the loss is linear in it."""
     accepted = "None or one value a row"
     if not isinstance(weight, Tensor):
@@ -207,13 +208,13 @@ def check(
         logits,
         target,
         knob_tensor(objective, knobs, input, shape),
-        None if weight is None else _class_weight(weight, input, classes),
+        None if weight is None else class_weight_of(weight, input, classes),
         objective,
         check_options(ignore_index, reduction),
         reduction,
         want_stats,
         shape,
-        None if sample_weight is None else _sample_weight(sample_weight, input, shape),
+        None if sample_weight is None else sample_weight_of(sample_weight, input, shape),
     )
 
 

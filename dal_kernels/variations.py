@@ -9,7 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dal_kernels.arguments import Backend, Call, RowStats, check, check_class_weight
+from dal_kernels.arguments import (
+    BACKENDS,
+    Backend,
+    Call,
+    RowStats,
+    check,
+    check_options,
+    class_weight_of,
+    sample_weight_of,
+)
 from dal_kernels.backends.choose import choose
 from dal_kernels.fields import Reduction, loss_dtype
 from dal_kernels.functional import loss_of
@@ -17,7 +26,7 @@ from dal_kernels.knobs import KnobValue, knob_tensor
 from dal_kernels.objective import Objective, RowQuantities
 from dal_kernels.quantities import quantities_of_call
 from dal_kernels.reference import row_factors
-from dal_kernels.tensors import LOGITS, of_rows, shape_of
+from dal_kernels.tensors import LOGITS, check_choice, of_rows, shape_of
 
 Mix = tuple[Tensor, float | Tensor]
 
@@ -40,12 +49,6 @@ def varied_loss(
     backend: Backend = "auto",
 ) -> Any:
     """The loss with the options that :class:`dal_kernels.losses.options.LossOptions` documents."""
-    soft = is_soft(input, target)
-    if not soft and label_smoothing == 0 and target_shift is None and scale is None and mix is None:
-        return loss_of(
-            objective.id, knobs, input, target, weight=weight, ignore_index=ignore_index, reduction=reduction,
-            return_stats=return_stats, sample_weight=sample_weight, backend=backend,
-        )  # fmt: skip
     options: dict[str, Any] = {
         "weight": weight,
         "ignore_index": ignore_index,
@@ -54,11 +57,13 @@ def varied_loss(
         "sample_weight": sample_weight,
         "backend": backend,
     }
-    check_smoothing(objective, label_smoothing)
+    soft = is_soft(input, target)
+    if label_smoothing != 0:
+        check_smoothing(objective, label_smoothing)
     if target_shift is not None:
         if soft or mix is not None:
             raise ValueError("target_shift must be None with soft targets and with mix, which have no one target class")
-        input = shifted(input, target, target_shift, ignore_index)
+        input = shifted(input, target, target_shift)
     if scale is not None:
         input = input * checked_scale(scale)
     if soft:
@@ -114,7 +119,7 @@ def checked_scale(scale: float | Tensor) -> float | Tensor:
     return scale
 
 
-def shifted(input: Tensor, target: Tensor, shift: float | Tensor, ignore_index: int) -> Tensor:
+def shifted(input: Tensor, target: Tensor, shift: float | Tensor) -> Tensor:
     """The logits with the shift added to that of each row's target class; in a copy."""
     place = int(input.dim() > 1)
     classes = input.shape[place]
@@ -237,6 +242,8 @@ def _soft_loss(
     """sum_k t_k loss(z, k) for targets t shaped like the logits, by plain operations on all of them."""
     if input.dtype not in LOGITS:
         raise TypeError(f"input must be float16, bfloat16, float32 or float64 logits, got {input.dtype}")
+    check_options(options["ignore_index"], options["reduction"])
+    check_choice("backend", options["backend"], BACKENDS)
     place = int(input.dim() > 1)
     classes, dtype = input.shape[place], loss_dtype(input)
     logits, shares = (of.movedim(place, -1).to(dtype) for of in (input, target))
@@ -252,12 +259,11 @@ def _soft_loss(
     values = tuple(value if value.dim() == 0 else value.reshape(*shape, 1) for value in values)
     rows = objective.formula(RowQuantities(log_prob, *others), *values)
     if options["weight"] is not None:
-        check_class_weight(options["weight"], classes)
-        rows = rows * options["weight"].to(dtype)
+        rows = rows * class_weight_of(options["weight"], input, classes)
     rows = torch.where(shares == 0, 0.0, shares * rows).sum(-1)
     weights = torch.ones_like(rows)
     if options["sample_weight"] is not None:
-        weights = of_rows("sample_weight", options["sample_weight"], input, shape, "one value a row").reshape(shape)
+        weights = sample_weight_of(options["sample_weight"], input, shape).reshape(shape)
         rows = rows * weights
     loss = reduced(rows, weights, options["reduction"])
     if not options["return_stats"]:

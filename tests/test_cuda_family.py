@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from family import KNOBS
+from family_truth import hold
 from marks import needs_emulator
-from truth import LOSS_SLACK, Case, gradient_bound, make_case, random_upstream, relative_error
+from truth import LOSS_SLACK, Case, make_case
 
 from benchmarks import cuda_emulator
 from dal_kernels import ops
-from dal_kernels.functional import loss_of
 from dal_kernels.objective import Objective
 from dal_kernels.objectives import OBJECTIVES
 
@@ -21,18 +21,7 @@ dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.
 
 
 def check_loss_of(objective: Objective, knobs: tuple[float | torch.Tensor, ...], case: Case) -> None:
-    """Hold loss and gradient to those of the formula on float64 logits."""
-    upstream, found = random_upstream(case), []
-    for backend, logits in (("cuda", case.logits), ("eager", case.logits.double())):
-        leaf = logits.clone().requires_grad_()
-        loss = loss_of(objective.id, knobs, leaf, case.target, backend=backend, **case.options)
-        loss.backward(upstream.to(loss.dtype))
-        found += [loss.detach(), leaf.grad]
-    loss, gradient, true_loss, truth = found
-    dtype = case.logits.dtype
-    ulps = 4 * torch.finfo(loss.dtype).eps
-    assert (loss.double() - true_loss).abs().max() <= LOSS_SLACK[dtype] * true_loss.norm() + ulps
-    assert relative_error(gradient, truth) <= gradient_bound(truth, dtype)
+    hold(objective, knobs, case.logits, case.target, "cuda", **case.options)
 
 
 def varied(objective: Objective, rows: int) -> tuple[torch.Tensor, ...]:

@@ -27,6 +27,7 @@ from dal_kernels import (
     LinearLoss,
     Ramp,
     SymmetricCrossEntropyLoss,
+    cross_entropy_loss,
     dynamics_aware_loss,
     generalized_cross_entropy_loss,
     label_distribution_aware_margin_loss,
@@ -123,6 +124,27 @@ def test_mixed_targets_are_a_sum_of_two_losses(backend: str, objective: Objectiv
     mean = varied_loss(objective, knobs, logits, target, mix=(other, share), backend=backend)
     counted = torch.as_tensor(share).expand(8) + (1 - torch.as_tensor(share)) * (other != -100)
     torch.testing.assert_close(mean, expected.sum() / counted.double().sum(), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"reduction": "avg"}, "reduction must be"), ({"backend": "cup"}, "backend must be")]
+)
+def test_plain_ways_check_what_the_kernels_do(options: dict[str, Any], message: str) -> None:
+    """Soft targets, and label smoothing with class weights, run beside the kernels and their checks."""
+    logits, target = rows_of(8, 6)
+    with pytest.raises(ValueError, match=message):
+        generalized_cross_entropy_loss(logits, logits.softmax(1), **options)
+    with pytest.raises(ValueError, match=message):
+        cross_entropy_loss(logits, target, 0.1, weight=torch.ones(6, dtype=torch.float64), **options)
+
+
+def test_statistics_of_smoothed_and_weighted_rows_that_are_ignored() -> None:
+    logits, target = rows_of(8, 6)
+    target[2] = 255
+    options: dict[str, Any] = {"weight": torch.linspace(0.5, 2, 6).double(), "ignore_index": 255}
+    loss, stats = cross_entropy_loss(logits, target, 0.1, return_stats=True, **options)
+    torch.testing.assert_close(loss, F.cross_entropy(logits, target, label_smoothing=0.1, **options))
+    assert stats.target_prob.isnan().tolist() == [row == 2 for row in range(8)]
 
 
 def test_dal_takes_what_the_family_takes() -> None:

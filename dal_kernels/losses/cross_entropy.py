@@ -9,11 +9,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dal_kernels import objectives
-from dal_kernels.arguments import Backend, RowStats, check, raise_for_labels
+from dal_kernels.arguments import BACKENDS, Backend, RowStats, check, raise_for_labels
 from dal_kernels.fields import Reduction, loss_dtype
 from dal_kernels.losses.base import Bound, RobustLoss
 from dal_kernels.objective import Objective
+from dal_kernels.quantities import places_of
 from dal_kernels.reference import row_factors, row_quantities
+from dal_kernels.tensors import check_choice
 from dal_kernels.variations import Mix, check_smoothing, checked_scale, is_soft, reduced, shifted, varied_loss
 
 if TYPE_CHECKING:
@@ -69,12 +71,13 @@ def _weighted_smoothed_cross_entropy(
 ) -> Any:
     """Label smoothing with class weights, as :func:`torch.nn.functional.cross_entropy` has it: by that function."""
     if target_shift is not None:
-        input = shifted(input, target, target_shift, ignore_index)
+        input = shifted(input, target, target_shift)
     if scale is not None:
         input = input * checked_scale(scale)
     call = check(
-        input, target, objectives.row_statistics_of, (), weight, ignore_index, "none", return_stats, sample_weight
+        input, target, objectives.row_statistics_of, (), weight, ignore_index, reduction, return_stats, sample_weight
     )
+    check_choice("backend", backend, BACKENDS)
     raise_for_labels(call)
     dtype = loss_dtype(input)
     rows = F.cross_entropy(
@@ -86,10 +89,11 @@ def _weighted_smoothed_cross_entropy(
         rows, factor = rows * call.sample_weight, factor * call.sample_weight
     stats = None
     if return_stats:
-        row = row_quantities(call.logits.detach().to(dtype), call.target.clamp_min(0), {"entropy"})
+        place = places_of(call, call.target, call.logits.shape[1])[0]
+        row = row_quantities(call.logits.detach().to(dtype), place, {"entropy"})
         prob = torch.where(call.target == call.ignore_index, float("nan"), row.prob)
         stats = RowStats(prob, row.entropy, call.logits.argmax(1))
-    return call._replace(reduction=reduction).shaped(reduced(rows, factor, reduction), stats)
+    return call.shaped(reduced(rows, factor, reduction), stats)
 
 
 class CrossEntropyLoss(RobustLoss):
