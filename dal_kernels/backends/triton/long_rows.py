@@ -100,7 +100,7 @@ def finish_rows(
             fields_ptr, prediction_ptr, row, count, live, gradient, log_prob, sums.total, sums.weighted, argmax, ignored
         )  # fmt: skip
     if FIELDS:
-        store_fields(fields_ptr, row, count, live, gradient, WIDE)
+        store_fields(fields_ptr, row, count, live, gradient, WIDE, PREDICTION)
     if not REDUCED:
         tl.store(loss_ptr + row, loss, mask=live)
     return tl.sum(loss, 0), tl.sum(weight, 0)

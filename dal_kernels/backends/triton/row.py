@@ -193,7 +193,7 @@ def read_weight(weight_ptr, target, ignored, counted, ACC: tl.constexpr):
 
 
 @triton.jit
-def store_fields(fields_ptr, row, count, live, gradient, WIDE: tl.constexpr):
+def store_fields(fields_ptr, row, count, live, gradient, WIDE: tl.constexpr, PREDICTION: tl.constexpr):
     """What the gradient of a row is made from again, but for the argmax term."""
     tl.store(fields_ptr + MAX * count + row, gradient.origin, mask=live)
     tl.store(fields_ptr + SCALE * count + row, gradient.scale, mask=live)
@@ -202,6 +202,13 @@ def store_fields(fields_ptr, row, count, live, gradient, WIDE: tl.constexpr):
     if WIDE:
         tl.store(fields_ptr + SQUARE * count + row, gradient.square, mask=live)
         tl.store(fields_ptr + CONSTANT * count + row, gradient.constant, mask=live)
+        if not PREDICTION:
+            # A wide objective has a place for them in any case, because fields lie in one order. Without the stores
+            # the caller would get what memory held.
+            zero = tl.zeros(row.shape, gradient.scale.dtype)
+            tl.store(fields_ptr + ARGMAX_TERM * count + row, zero, mask=live)
+            tl.store(fields_ptr + TARGET_PROB * count + row, zero, mask=live)
+            tl.store(fields_ptr + ENTROPY_FIELD * count + row, zero, mask=live)
 
 
 @triton.jit

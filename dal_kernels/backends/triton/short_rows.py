@@ -33,7 +33,8 @@ def leave_ignored(
     """All that is written of an ignored row alone in its program."""
     zero = tl.zeros(row.shape, ACC)
     if FIELDS:
-        store_fields(fields_ptr, row, count, row < count, RowGradient(zero, zero, zero, zero, zero, zero, zero), WIDE)
+        nothing = RowGradient(zero, zero, zero, zero, zero, zero, zero)
+        store_fields(fields_ptr, row, count, row < count, nothing, WIDE, False)
     if GRADIENT:
         out = gradient_ptr + tl.program_id(0).to(tl.int64) * CLASSES
         for tile in tl.static_range(TILES):
@@ -203,7 +204,7 @@ def loss_rows(
     else:
         tl.store(loss_ptr + first + row, loss, mask=live)
     if FIELDS:
-        store_fields(fields_ptr, first + row, count, live, gradient, WIDE)
+        store_fields(fields_ptr, first + row, count, live, gradient, WIDE, PREDICTION)
     if GRADIENT:
         out = gradient_ptr + first * CLASSES
         place = row * CLASSES
