@@ -132,6 +132,7 @@ def test_any_alignment_of_rows(classes: int, offset: int, apart: int, dtype: tor
 
 
 @needs_emulator
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("bootstrap", ["soft", "hard"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("reduction", ["mean", "none"])
