@@ -36,8 +36,10 @@ enum Reduction : std::int64_t { kNone = 0, kMean = 1, kSum = 2 };
 
 // Fields of one row that outlive the forward: field-major. The first four make the gradient of most losses, five where it
 // has a term at the predicted class; of wide losses the last two do too, and then there are all.
-enum Field { kMax, kScale, kSlope, kTargetTerm, kArgmaxTerm, kTargetProb, kEntropy, kSquare, kConstant, kFields };
-constexpr int kGradientFields = 4, kNarrowFields = 7;
+enum Field {
+  kMax, kScale, kSlope, kTargetTerm, kArgmaxTerm, kTargetProb, kEntropy, kMaxProb, kSquare, kConstant, kFields
+};
+constexpr int kGradientFields = 4, kNarrowFields = 8;
 
 template <class Storage>
 struct ForwardBatch {

@@ -150,7 +150,7 @@ BackwardBatch<S> backward_batch(
   require(fields.dim() == 2 && fields.size(0) >= kGradientFields + (prediction.numel() ? 1 : 0) &&
               fields.size(1) == in.rows && fields.is_contiguous(),
           "fields must be contiguous, (5, N) or longer, (4, N) without prediction");
-  require(fields.size(0) <= kNarrowFields || fields.size(0) == kFields, "fields must be at most (7, N), or (9, N)");
+  require(fields.size(0) <= kNarrowFields || fields.size(0) == kFields, "fields must be at most (8, N), or (10, N)");
   return {
       in,
       target_of(target, logits, ignore_index),

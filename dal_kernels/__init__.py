@@ -60,6 +60,7 @@ from dal_kernels.losses.dynamics_aware import dynamics_aware_loss
 from dal_kernels.losses.ramp import Ramp
 from dal_kernels.quantities import RowStatistics, linear_row_statistics, row_statistics
 from dal_kernels.schedule import DynamicsAwareSchedule
+from dal_kernels.self_paced import SelfPacedSchedule
 
 __all__ = [
     "ActivePassiveLoss",
@@ -86,6 +87,7 @@ __all__ = [
     "ReverseCrossEntropyLoss",
     "RowStatistics",
     "RowStats",
+    "SelfPacedSchedule",
     "SymmetricCrossEntropyLoss",
     "TaylorCrossEntropyLoss",
     "__version__",

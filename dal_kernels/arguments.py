@@ -49,11 +49,13 @@ class RowStats(NamedTuple):
             float64 logits.
         entropy: entropy of the row's softmax in nats, in [0, ln C] up to rounding. Same dtype.
         prediction: argmax of the row, int64; of equal classes the first.
+        max_prob: softmax probability of the prediction. The dtype of ``target_prob``.
     """
 
     target_prob: Tensor
     entropy: Tensor
     prediction: Tensor
+    max_prob: Tensor
 
 
 class Call(NamedTuple):

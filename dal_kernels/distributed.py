@@ -234,11 +234,12 @@ def class_parallel_loss(
     """
     check_loss(loss)
     objective, knobs, options = loss.for_form(local_logits)
+    learns = loss.learns(local_logits)
     result: Tensor | tuple[Tensor, RowStats] = class_parallel_loss_of(
         objective, knobs, local_logits, target, class_offset=class_offset, num_classes=num_classes, group=group,
-        return_stats=return_stats, sample_weight=sample_weight, **options,
+        return_stats=return_stats or learns, sample_weight=sample_weight, **options,
     )  # fmt: skip
-    return result
+    return loss.told(result, target, return_stats) if learns else result
 
 
 @breaks_graph
@@ -268,9 +269,10 @@ def class_parallel_linear_loss(
     """
     check_loss(loss)
     objective, knobs, options = loss.for_form(input)
+    learns = loss.learns(input, local_linear_weight, linear_bias)
     result: Tensor | tuple[Tensor, RowStats] = class_parallel_linear_loss_of(
         objective, knobs, input, local_linear_weight, target, bias=linear_bias, class_offset=class_offset,
-        num_classes=num_classes, group=group, return_stats=return_stats, sample_weight=sample_weight,
+        num_classes=num_classes, group=group, return_stats=return_stats or learns, sample_weight=sample_weight,
         chunk_bytes=chunk_bytes, **options,
     )  # fmt: skip
-    return result
+    return loss.told(result, target, return_stats) if learns else result

@@ -12,11 +12,15 @@ REDUCTIONS = get_args(Reduction)
 REDUCTION = {name: index for index, name in enumerate(REDUCTIONS)}
 
 # Of one row, in the order of csrc/batch.h and backends/triton/row.py. The first four make the gradient of most losses;
-# on a GPU the next three are there only with the prediction. The last two are there only of losses that sum over all
+# on a GPU the next four are there only with the prediction. The last two are there only of losses that sum over all
 # classes ("wide" ones, see dal_kernels.objectives), and then all are.
-FIELDS = ("max", "scale", "slope", "target_term", "argmax_term", "target_prob", "entropy", "square", "constant")
-GRADIENT_FIELDS, NARROW_FIELDS = 4, 7
-TARGET_PROB, ENTROPY = FIELDS.index("target_prob"), FIELDS.index("entropy")
+FIELDS = (
+    *("max", "scale", "slope", "target_term"),
+    *("argmax_term", "target_prob", "entropy", "max_prob"),
+    *("square", "constant"),
+)
+GRADIENT_FIELDS, NARROW_FIELDS = 4, 8
+TARGET_PROB, ENTROPY, MAX_PROB = (FIELDS.index(name) for name in ("target_prob", "entropy", "max_prob"))
 
 
 def loss_dtype_of(dtype: torch.dtype) -> torch.dtype:

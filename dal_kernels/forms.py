@@ -21,6 +21,8 @@ class Loss(Protocol):
     """What a form asks of a loss: :class:`dal_kernels.DynamicsAwareLoss` and all modules of the family have it."""
 
     def for_form(self, input: Tensor) -> tuple[int, tuple[KnobValue, ...] | Tensor, dict[str, Any]]: ...
+    def learns(self, *tensors: Tensor | None) -> bool: ...
+    def told(self, result: Any, target: Tensor, return_stats: bool) -> Any: ...
 
 
 def check_loss(loss: Loss) -> None:
@@ -58,11 +60,12 @@ def linear_loss(
     objective, knobs, options = loss.for_form(input)
     if reduction is not None:
         options["reduction"] = reduction
+    learns = loss.learns(input, linear_weight, linear_bias)
     result: Tensor | tuple[Tensor, RowStats] = linear_loss_of(
-        objective, knobs, input, linear_weight, target, bias=linear_bias, return_stats=return_stats,
+        objective, knobs, input, linear_weight, target, bias=linear_bias, return_stats=return_stats or learns,
         sample_weight=sample_weight, chunk_bytes=chunk_bytes, **options,
     )  # fmt: skip
-    return result
+    return loss.told(result, target, return_stats) if learns else result
 
 
 class LinearLoss(nn.Module):

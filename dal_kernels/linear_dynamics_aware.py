@@ -9,7 +9,7 @@ from dal_kernels.arguments import Backend, Bootstrap, RowStats, check_class_weig
 from dal_kernels.fields import Reduction
 from dal_kernels.forms import linear_loss
 from dal_kernels.layer import check_budget
-from dal_kernels.loss import DynamicsAwareLoss
+from dal_kernels.loss import DynamicsAwareLoss, Pace
 from dal_kernels.plain_layer import plain_layer
 from dal_kernels.variations import Mix
 
@@ -23,7 +23,7 @@ class LinearDynamicsAwareLoss(DynamicsAwareLoss):
 
     Args:
         in_features, num_classes: D and C of the classifier.
-        q_start, q_end, total_steps: the schedule.
+        q_start, q_end, total_steps, pace: the schedule.
         bias: whether the classifier has one.
         weight, ignore_index, reduction, bootstrap, backend: as in :func:`dal_kernels.dynamics_aware_loss`.
         chunk_bytes: as in :func:`dal_kernels.linear_dynamics_aware_loss`.
@@ -50,6 +50,7 @@ class LinearDynamicsAwareLoss(DynamicsAwareLoss):
         q_end: float = 1.5,
         *,
         total_steps: float,
+        pace: Pace = "auto",
         bias: bool = True,
         weight: Tensor | None = None,
         ignore_index: int = -100,
@@ -64,6 +65,7 @@ class LinearDynamicsAwareLoss(DynamicsAwareLoss):
             q_start,
             q_end,
             total_steps=total_steps,
+            pace=pace,
             weight=weight,
             ignore_index=ignore_index,
             reduction=reduction,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dal_kernels.arguments import (
     BACKENDS,
@@ -18,29 +18,36 @@ from dal_kernels.arguments import (
     check_options,
 )
 from dal_kernels.fields import Reduction
+from dal_kernels.listening import ListeningLoss
 from dal_kernels.live import packed, unpacked
 from dal_kernels.objectives import dynamics_aware_of
 from dal_kernels.schedule import DynamicsAwareSchedule
+from dal_kernels.self_paced import SelfPacedSchedule
 from dal_kernels.tensors import check_choice
 from dal_kernels.variations import Mix, check_form, keep_variations, varied_loss
 
 __all__ = ["DynamicsAwareLoss"]
 
+Pace = Literal["auto", "fixed"]
 
-class DynamicsAwareLoss(nn.Module):
+
+class DynamicsAwareLoss(ListeningLoss):
     """Dynamics-Aware Loss with its schedule: a drop-in for :class:`torch.nn.CrossEntropyLoss`.
 
     Call :meth:`step` once an epoch (as the paper does) or once an iteration, with ``total_steps`` in the same unit.
-    See :func:`dal_kernels.dynamics_aware_loss` for the formula and for what ``forward`` takes, and
-    :class:`dal_kernels.DynamicsAwareSchedule` for the schedule.
+    See :func:`dal_kernels.dynamics_aware_loss` for the formula and for what ``forward`` takes. With the pace "auto" q
+    follows what the network has learnt and is at most the authors', see :class:`dal_kernels.SelfPacedSchedule`; each
+    call in training mode that makes a gradient counts, under gradient accumulation each part of a batch. With "fixed" q
+    is the authors' whatever happens, see :class:`dal_kernels.DynamicsAwareSchedule`.
 
     The state dict has the class weights, as that of :class:`torch.nn.CrossEntropyLoss`, and under ``_extra_state`` the
-    schedule's q_start, q_end, total_steps and position as a small tensor. A state dict without it, of a model that was
+    schedule's q_start, q_end, total_steps and position, and what the network has learnt, as a small tensor. A state dict without it, of a model that was
     trained with cross-entropy, is loaded too, strictly as well: the schedule stays where it is. The other way round a
     model without this loss takes such a state dict with ``strict=False``, or without that entry.
 
     Args:
         q_start, q_end, total_steps: the schedule.
+        pace: "auto" or "fixed".
         weight, ignore_index, reduction, bootstrap, target_shift, scale, backend: as in
             :func:`dal_kernels.dynamics_aware_loss`.
 
@@ -63,6 +70,7 @@ class DynamicsAwareLoss(nn.Module):
         q_end: float = 1.5,
         *,
         total_steps: float,
+        pace: Pace = "auto",
         weight: Tensor | None = None,
         ignore_index: int = -100,
         reduction: Reduction = "mean",
@@ -81,7 +89,9 @@ class DynamicsAwareLoss(nn.Module):
         check_choice("backend", backend, BACKENDS)
         if weight is not None:
             check_class_weight(weight, None)
-        self.schedule = DynamicsAwareSchedule(q_start, q_end, total_steps)
+        check_choice("pace", pace, get_args(Pace))
+        kind = SelfPacedSchedule if pace == "auto" else DynamicsAwareSchedule
+        self.schedule: DynamicsAwareSchedule = kind(q_start, q_end, total_steps)
         self.register_buffer("weight", weight)
         keep_variations(self, target_shift=target_shift, scale=scale)
         self.reduction: Reduction = reduction
@@ -120,11 +130,12 @@ class DynamicsAwareLoss(nn.Module):
         options = self._options()
         if reduction is not None:
             options["reduction"] = reduction
+        learns = self.learns(input)
         result: Tensor | tuple[Tensor, RowStats] = varied_loss(
-            dynamics_aware_of(self.bootstrap), knobs, input, target, return_stats=return_stats,
+            dynamics_aware_of(self.bootstrap), knobs, input, target, return_stats=return_stats or learns,
             sample_weight=sample_weight, mix=mix, target_shift=self.target_shift, scale=self.scale, **options,
         )  # fmt: skip
-        return result
+        return self.told(result, target, return_stats) if learns else result
 
     def for_form(self, input: Tensor) -> tuple[int, Tensor, dict[str, Any]]:
         """What the forms of a loss (linear, class-parallel) take: its id in the table, its knobs and its options."""
@@ -141,13 +152,12 @@ class DynamicsAwareLoss(nn.Module):
     def set_extra_state(self, state: Tensor | Mapping[str, float]) -> None:
         """Take a schedule's state as :meth:`get_extra_state` gives it, or as it once did: as a dict."""
         if isinstance(state, Tensor):
-            names = list(self.schedule.state_dict())
-            if state.shape != (len(names), 2):
-                raise ValueError(
-                    f"_extra_state must be a tensor of shape ({len(names)}, 2), of {', '.join(names)}, "
-                    f"got shape {tuple(state.shape)}"
-                )
-            state = dict(zip(names, unpacked(state), strict=True))
+            known = (DynamicsAwareSchedule.STATE, SelfPacedSchedule.STATE)
+            if tuple(state.shape) not in [(len(names), 2) for names in known]:
+                shapes = " or ".join(f"({len(names)}, 2), of {', '.join(names)}" for names in known)
+                raise ValueError(f"_extra_state must be a tensor of shape {shapes}, got shape {tuple(state.shape)}")
+            # The longer begins with the shorter: what a fixed schedule does not know it leaves.
+            state = dict(zip(SelfPacedSchedule.STATE, unpacked(state), strict=False))
         self.schedule.load_state_dict(state)
 
     def extra_repr(self) -> str:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dal_kernels.arguments import Call, RowStats
-from dal_kernels.fields import ENTROPY, REDUCTION, TARGET_PROB
+from dal_kernels.fields import ENTROPY, MAX_PROB, REDUCTION, TARGET_PROB
 from dal_kernels.once import DifferentiableOnce
 from dal_kernels.ops import KERNELS
 
@@ -37,7 +37,8 @@ def recorded_loss(call: Call, backend: str) -> tuple[Tensor, RowStats | None]:
     )
     if not call.want_stats:
         return loss, None
-    return loss, RowStats(fields[TARGET_PROB].detach(), fields[ENTROPY].detach(), prediction)
+    target_prob, entropy, max_prob = (fields[name].detach() for name in (TARGET_PROB, ENTROPY, MAX_PROB))
+    return loss, RowStats(target_prob, entropy, prediction, max_prob)
 
 
 def _run(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:

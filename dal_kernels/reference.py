@@ -99,9 +99,10 @@ def reduced_loss(call: Call, official: bool = False) -> tuple[Tensor, RowStats |
         return loss, None
 
     with torch.no_grad():
-        row = row_quantities(logits, target, {"entropy"})
+        row = row_quantities(logits, target, {"entropy", "max_log_prob"})
         known = valid & ~ignored
-        return loss, RowStats(torch.where(known, row.prob, math.nan), row.entropy, logits.argmax(dim=1))
+        prob = torch.where(known, row.prob, math.nan)
+        return loss, RowStats(prob, row.entropy, logits.argmax(dim=1), row.max_log_prob.exp())
 
 
 def run_weighted(run: Callable[[Call], tuple[Tensor, RowStats | None]], call: Call) -> tuple[Tensor, RowStats | None]:

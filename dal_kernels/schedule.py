@@ -20,7 +20,6 @@ from dal_kernels.live import LiveNumbers
 __all__ = ["DynamicsAwareSchedule"]
 
 _SETTINGS = ("q_start", "q_end", "total_steps")
-_STATE = (*_SETTINGS, "position")
 
 
 def number(name: str, value: Any) -> float:
@@ -62,6 +61,9 @@ class DynamicsAwareSchedule:
         ValueError: a setting is negative or not finite, ``total_steps`` is 0, or ``q_start > q_end``.
     """
 
+    # Names of the entries of the state dict, in order.
+    STATE: tuple[str, ...] = (*_SETTINGS, "position")
+
     def __init__(self, q_start: float, q_end: float, total_steps: float) -> None:
         self.q_start = q_start
         self.q_end = q_end
@@ -72,10 +74,13 @@ class DynamicsAwareSchedule:
         self.live = LiveNumbers(self.at(0.0))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, number(name, value) if name in _STATE else value)
+        super().__setattr__(name, number(name, value) if name in DynamicsAwareSchedule.STATE else value)
         # Whatever moves or changes the schedule, the tensors must say it: a loss reads them and nothing else.
-        if name in _STATE and "live" in self.__dict__:
-            self.live.set(self.at(self.position))
+        if name in DynamicsAwareSchedule.STATE and "live" in self.__dict__:
+            self._tell()
+
+    def _tell(self) -> None:
+        self.live.set(self.at(self.position))
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """(q, bootstrap_weight) at :attr:`position` as 0-d float32 tensors on ``device``.
@@ -124,7 +129,7 @@ class DynamicsAwareSchedule:
         Raises:
             ValueError: an entry is missing or the position is not a finite number >= 0.
         """
-        missing = [name for name in _STATE if name not in state_dict]
+        missing = [name for name in DynamicsAwareSchedule.STATE if name not in state_dict]
         if missing:
             raise ValueError(f"state_dict must have the entries of state_dict(), missing: {', '.join(missing)}")
         position = number("position", state_dict["position"])

@@ -204,15 +204,15 @@ def finish(call: Call, whole: Statistics, target_logit: Tensor, want_gradient: b
     stats = None
     if call.want_stats:
         prob = torch.where(ignored, math.nan, row.prob)
-        stats = RowStats(prob.to(sums), row.entropy.to(sums), whole.argmax)
+        stats = RowStats(prob.to(sums), row.entropy.to(sums), whole.argmax, row.max_log_prob.exp().to(sums))
     return Finished(loss.to(sums), coefficients, stats)
 
 
 def fields_of(peak: Tensor, of_rows: Coefficients, dtype: torch.dtype, wide: bool) -> Tensor:
-    """m and coefficients as fields of any backend: (5, N), or (9, N) of wide objectives."""
+    """m and coefficients as fields of any backend: (5, N), or (10, N) of wide objectives."""
     fields = [_origin(peak), *of_rows[:4]]
     if wide:  # between them lie statistics, which no gradient reads
-        fields += [torch.zeros_like(peak), torch.zeros_like(peak), of_rows.square, of_rows.constant]
+        fields += [*[torch.zeros_like(peak)] * 3, of_rows.square, of_rows.constant]
     return torch.stack(fields).to(dtype)
 
 

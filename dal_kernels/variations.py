@@ -205,7 +205,7 @@ def _mixed_loss(
     stats = None
     if call.want_stats:
         prob = torch.where(counted[0], rows[0].prob, float("nan"))
-        stats = RowStats(prob.detach(), rows[0].entropy.detach(), prediction)
+        stats = RowStats(prob.detach(), rows[0].entropy.detach(), prediction, rows[0].max_log_prob.detach().exp())
     return call.shaped(loss, stats)
 
 
@@ -269,4 +269,6 @@ def _soft_loss(
     if not options["return_stats"]:
         return loss
     hit = torch.where(shares == 0, 0.0, shares * prob).sum(-1)
-    return loss, RowStats(hit.detach(), entropy.squeeze(-1).detach(), logits.argmax(-1))
+    return loss, RowStats(
+        hit.detach(), entropy.squeeze(-1).detach(), logits.argmax(-1), best.squeeze(-1).detach().exp()
+    )

@@ -98,7 +98,7 @@ def check_losses_of_the_family(world: int) -> None:
     place = Place(SLICES[world][0])
     losses: list[Any] = [
         SymmetricCrossEntropyLoss(),
-        DynamicsAwareLoss(total_steps=4),
+        DynamicsAwareLoss(total_steps=4, pace="fixed"),
         EpsilonSoftmaxLoss(m=10.0, beta=0.5),
         ActivePassiveLoss(weight=torch.linspace(0.1, 2.0, C)),
         JointAsymmetricLoss(reduction="none"),

@@ -151,7 +151,7 @@ def test_dal_takes_what_the_family_takes() -> None:
     logits, target = rows_of(8, 6)
     logits.requires_grad_()
     other, shares = target.roll(1), torch.rand(8, 6, dtype=torch.float64).softmax(1)
-    schedule = {"q_start": 1.2, "q_end": 1.2, "total_steps": 1}
+    schedule = {"q_start": 1.2, "q_end": 1.2, "total_steps": 1, "pace": "fixed"}
     module = DynamicsAwareLoss(**schedule)
     q, weight = module.q, module.bootstrap_weight
     mixed = 0.3 * dynamics_aware_loss(logits, target, q, weight) + 0.7 * dynamics_aware_loss(logits, other, q, weight)
@@ -328,8 +328,8 @@ def test_bad_schedules_are_one_clear_error(make: Any, message: str) -> None:
 
 LOSSES: list[Any] = [module_of(name) for name in FAMILY] + [
     CrossEntropyLoss(label_smoothing=0.1),
-    DynamicsAwareLoss(total_steps=4),
-    DynamicsAwareLoss(total_steps=4, bootstrap="hard"),
+    DynamicsAwareLoss(total_steps=4, pace="fixed"),
+    DynamicsAwareLoss(total_steps=4, pace="fixed", bootstrap="hard"),
 ]
 
 

@@ -26,7 +26,7 @@ def data(rows: tuple[int, ...] = (N,)) -> tuple[Tensor, Tensor]:
 def criterion_of(change: Callable[[nn.Module], object] = lambda criterion: None, **options: Any) -> Any:
     """A criterion whose classifier is changed; equal ones for equal arguments."""
     torch.manual_seed(0)
-    criterion = LinearDynamicsAwareLoss(D, C, **{"q_start": 1.2, "total_steps": 4, **options})
+    criterion = LinearDynamicsAwareLoss(D, C, **{"q_start": 1.2, "total_steps": 4, "pace": "fixed", **options})
     change(criterion)
     return criterion
 

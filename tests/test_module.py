@@ -24,7 +24,7 @@ on_any_device = pytest.mark.filterwarnings("ignore:the loss runs as plain PyTorc
 
 
 def criterion(**changes: Any) -> DynamicsAwareLoss:
-    return DynamicsAwareLoss(**{"total_steps": 10, **changes})
+    return DynamicsAwareLoss(**{"total_steps": 10, "pace": "fixed", **changes})
 
 
 def batch(*shape: int, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -49,7 +49,9 @@ class LayerModel(Model):
     def __init__(self, reduction: str, backend: str) -> None:
         options = {"reduction": reduction, "backend": backend, "weight": torch.rand(CLASSES)}
         super().__init__(
-            LinearDynamicsAwareLoss(FEATURES, CLASSES, total_steps=10, chunk_bytes=2 * 4 * CLASSES, **options)
+            LinearDynamicsAwareLoss(
+                FEATURES, CLASSES, total_steps=10, pace="fixed", chunk_bytes=2 * 4 * CLASSES, **options
+            )
         )
         self.net = nn.Linear(FEATURES, FEATURES)
         self.criterion.step(8)
@@ -57,7 +59,9 @@ class LayerModel(Model):
 
 def model(backend: str, reduction: str, dtype: torch.dtype = torch.float32) -> Model:
     torch.manual_seed(0)
-    criterion = DynamicsAwareLoss(total_steps=10, reduction=reduction, backend=backend, weight=torch.rand(CLASSES))
+    criterion = DynamicsAwareLoss(
+        total_steps=10, pace="fixed", reduction=reduction, backend=backend, weight=torch.rand(CLASSES)
+    )
     criterion.step(8)
     return Model(criterion, dtype)
 
@@ -232,7 +236,7 @@ def test_make_fx_records_forward_and_backward(backend: str, reduction: str, mode
 
 @pytest.mark.parametrize("mode", ["real", "symbolic"])
 def test_what_make_fx_recorded_of_a_forward_has_a_gradient(backend: str, mode: str) -> None:
-    criterion = DynamicsAwareLoss(total_steps=10, backend=backend)
+    criterion = DynamicsAwareLoss(total_steps=10, pace="fixed", backend=backend)
     logits, target = torch.randn(7, CLASSES).requires_grad_(), batch()[1]
     graph = make_fx(lambda logits, target: criterion(logits, target), tracing_mode=mode)(logits.detach(), target)
     recorded, plain = (torch.autograd.grad(loss_of(logits, target), logits)[0] for loss_of in (graph, criterion))

@@ -109,7 +109,7 @@ def test_the_layer_form_weighs_rows_alike(backend: str, reduction: str) -> None:
 
 
 def test_the_module_passes_it_on() -> None:
-    criterion, input = DynamicsAwareLoss(total_steps=10), logits(ROWS, CLASSES)
+    criterion, input = DynamicsAwareLoss(total_steps=10, pace="fixed"), logits(ROWS, CLASSES)
     q, bootstrap_weight = criterion.schedule.at(0)
     expected = dynamics_aware_loss(input, TARGET, q, bootstrap_weight, sample_weight=COUNTS.float())
     torch.testing.assert_close(criterion(input, TARGET, sample_weight=COUNTS.float()), expected)

@@ -33,7 +33,7 @@ class Model(nn.Module):
 
 
 def model(position: float = 0.0, **changes: Any) -> Model:
-    made = Model(DynamicsAwareLoss(**{"total_steps": 10, **changes}))
+    made = Model(DynamicsAwareLoss(**{"total_steps": 10, "pace": "fixed", **changes}))
     made.criterion.step(position)
     return made
 
@@ -131,7 +131,7 @@ def test_hugging_face_loads_a_model_with_the_loss(
         def __init__(self, config: Any) -> None:
             super().__init__(config)
             self.net = nn.Linear(3, CLASSES)
-            self.criterion = DynamicsAwareLoss(total_steps=10) if config.ours else nn.CrossEntropyLoss()
+            self.criterion = DynamicsAwareLoss(total_steps=10, pace="fixed") if config.ours else nn.CrossEntropyLoss()
             self.post_init()
 
     ours = transformers.PretrainedConfig(ours=True)

@@ -248,7 +248,9 @@ RowGradient<Arithmetic<S>> finish_row(
   if (batch.prediction) batch.prediction[row] = gradient.argmax;
   if (batch.fields) {
     const AffineGradient<A>& g = gradient.affine;
-    const A values[kFields] = {g.max, g.A, g.B, g.t, g.u, std::exp(summary.target_log_prob), summary.entropy, g.E, g.D};
+    const A values[kFields] = {
+        g.max, g.A, g.B, g.t, g.u, std::exp(summary.target_log_prob), summary.entropy,
+        std::exp(summary.max_log_prob), g.E, g.D};
     for (int f = 0; f < (WIDE ? kFields : kNarrowFields); ++f) batch.fields[f * batch.logits.rows + row] = values[f];
   }
   return gradient;

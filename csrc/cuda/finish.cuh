@@ -144,6 +144,7 @@ DAL_D AffineGradient<Arithmetic<S>> finish_row(
       put(kArgmaxTerm, gradient.u);
       put(kTargetProb, in.ignored ? not_a_number<A>() : exponential(summary.target_log_prob));
       put(kEntropy, summary.entropy);
+      put(kMaxProb, exponential(summary.max_log_prob));
     }
     if constexpr (WIDE) {
       put(kSquare, gradient.E);

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dal_kernels.arguments import BACKENDS, Backend, RowStats, check_class_weight, check_options
 from dal_kernels.fields import Reduction
 from dal_kernels.knobs import check_numbers
+from dal_kernels.listening import ListeningLoss
 from dal_kernels.live import LiveNumbers, packed, unpacked
 from dal_kernels.losses.ramp import Schedule
 from dal_kernels.objective import Objective
@@ -21,7 +22,7 @@ from dal_kernels.variations import Mix, check_form, keep_variations, varied_loss
 Bound = tuple[Objective, tuple[Any, ...]]
 
 
-class RobustLoss(nn.Module):
+class RobustLoss(ListeningLoss):
     """A loss of the family: a drop-in for :class:`torch.nn.CrossEntropyLoss`.
 
     Subclasses say in :meth:`bind` which loss of the table they are. The state dict has the class weights, and the
@@ -29,7 +30,8 @@ class RobustLoss(nn.Module):
 
     Args:
         knobs: the numbers of the loss by their public names.
-        schedule: moves some of them during training, see :class:`dal_kernels.Ramp`; :meth:`step` moves it.
+        schedule: moves some of them during training, see :class:`dal_kernels.Ramp`; :meth:`step` moves it. One that has
+            ``see(stats, target)`` is told the statistics of each training call.
         options: see :class:`dal_kernels.losses.options.ModuleOptions`.
 
     Attributes:
@@ -106,11 +108,12 @@ class RobustLoss(nn.Module):
             reduction: in the place of the module's, for this call.
             return_stats, sample_weight, mix: see :class:`dal_kernels.losses.options.LossOptions`.
         """
+        learns = self.learns(input)
         result: Tensor | tuple[Tensor, RowStats] = varied_loss(
-            self._objective, self._knobs_for(input), input, target, return_stats=return_stats,
+            self._objective, self._knobs_for(input), input, target, return_stats=return_stats or learns,
             sample_weight=sample_weight, mix=mix, **self._options(reduction),
         )  # fmt: skip
-        return result
+        return self.told(result, target, return_stats) if learns else result
 
     def for_form(self, input: Tensor) -> tuple[int, tuple[float, ...] | Tensor, dict[str, Any]]:
         """What the forms of a loss (linear, class-parallel) take: its id in the table, its knobs and its options.

@@ -90,9 +90,9 @@ def _weighted_smoothed_cross_entropy(
     stats = None
     if return_stats:
         place = places_of(call, call.target, call.logits.shape[1])[0]
-        row = row_quantities(call.logits.detach().to(dtype), place, {"entropy"})
+        row = row_quantities(call.logits.detach().to(dtype), place, {"entropy", "max_log_prob"})
         prob = torch.where(call.target == call.ignore_index, float("nan"), row.prob)
-        stats = RowStats(prob, row.entropy, call.logits.argmax(1))
+        stats = RowStats(prob, row.entropy, call.logits.argmax(1), row.max_log_prob.exp())
     return call.shaped(reduced(rows, factor, reduction), stats)
 
 

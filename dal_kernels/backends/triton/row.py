@@ -22,10 +22,11 @@ from dal_kernels.fields import FIELDS
 # Below 2^-1100 (and for -inf) e is 0; a finite d keeps e d at 0 too.
 LOWEST = tl.constexpr(-1100.0)
 # Fields of one row, field-major (fields, N), by the names of dal_kernels.fields.
-MAX, SCALE, SLOPE, TARGET_TERM, ARGMAX_TERM, TARGET_PROB, ENTROPY_FIELD, SQUARE, CONSTANT = (
+MAX, SCALE, SLOPE, TARGET_TERM, ARGMAX_TERM, TARGET_PROB, ENTROPY_FIELD, MAX_PROB, SQUARE, CONSTANT = (
     tl.constexpr(FIELDS.index(name))
     for name in (
-        "max", "scale", "slope", "target_term", "argmax_term", "target_prob", "entropy", "square", "constant",
+        "max", "scale", "slope", "target_term", "argmax_term", "target_prob", "entropy", "max_prob", "square",
+        "constant",
     )
 )  # fmt: skip
 
@@ -209,6 +210,7 @@ def store_fields(fields_ptr, row, count, live, gradient, WIDE: tl.constexpr, PRE
             tl.store(fields_ptr + ARGMAX_TERM * count + row, zero, mask=live)
             tl.store(fields_ptr + TARGET_PROB * count + row, zero, mask=live)
             tl.store(fields_ptr + ENTROPY_FIELD * count + row, zero, mask=live)
+            tl.store(fields_ptr + MAX_PROB * count + row, zero, mask=live)
 
 
 @triton.jit
@@ -221,6 +223,7 @@ def store_statistics(
     prob = tl.exp2(log_prob * LOG2E)
     tl.store(fields_ptr + TARGET_PROB * count + row, tl.where(ignored, float("nan"), prob), mask=live)
     tl.store(fields_ptr + ENTROPY_FIELD * count + row, tl.log2(total) * LN2 - weighted / total, mask=live)
+    tl.store(fields_ptr + MAX_PROB * count + row, 1.0 / total, mask=live)
 
 
 @triton.jit

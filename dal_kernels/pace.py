@@ -1,0 +1,112 @@
+"""What a network has learnt, and how far its exponent may go for it: numbers on the device, never read by the host.
+
+Two exponential averages over the training calls, of what the pass knows of its rows anyway:
+
+    confidence c = mean of the largest probability,    agreement a = share of the rows whose prediction is their label.
+
+A classifier that is right about clean labels agrees with them as often as it is confident (a = c: it is calibrated).
+Where labels are wrong and it does not follow them, it is confident and they disagree, so
+
+    1 - a / c, at least 0,
+
+estimates the share of wrong labels. The exponent is that of the authors' schedule at the time, q_t, but at most
+
+    q_end c min(1, 1/5 + 6 (1 - a / c)),
+
+which is small while the network is unsure of most rows (so that rows not learnt yet still pull: their gradient is
+p_y^q times cross-entropy's), a fifth of q_end while no label seems wrong, and no bound where an eighth of them does and
+the network is sure. The bootstrap weight is that of the authors at the same q: (q - 1) / (q_end - 1), from 0 to 1.
+
+In a long training the first tenth is for q_start, as the authors have it, because labels that cross-entropy memorises
+there stay memorised; with more than ten classes for less, so that a row of the mean confidence pulls as it would with
+ten: c^q = 10^(-q_start).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dal_kernels.arguments import RowStats
+
+# Of an average, from call to call: it forgets in about twenty.
+DECAY = 0.95
+# The bound while no label seems wrong, as a share of q_end times the confidence, and its slope by the share of wrong
+# labels.
+UNTROUBLED, SLOPE = 0.2, 6.0
+# Not 0, whose ratio to itself is none. So little that q starts at 0: with cross-entropy.
+NOTHING_LEARNT = 1e-6
+TEN = math.log(10.0)
+# The share of a training that begins at q_start.
+OPENING = 0.1
+
+
+class PaceNumbers(NamedTuple):
+    """Float32 numbers on one device, views of one tensor, changed in place.
+
+    Attributes:
+        knobs: (2,): q and the bootstrap weight, as the kernels read them.
+        q, bootstrap_weight: the same, 0-d.
+        learnt: (2,): confidence and agreement.
+        confidence, agreement: the same, 0-d.
+        bound: 0-d, q of the authors' schedule.
+        opening: 0-d, q_start in the first tenth of a training, then 0.
+        all: (6,) of all.
+    """
+
+    knobs: Tensor
+    q: Tensor
+    bootstrap_weight: Tensor
+    learnt: Tensor
+    confidence: Tensor
+    agreement: Tensor
+    bound: Tensor
+    opening: Tensor
+    all: Tensor
+
+    @classmethod
+    def of(cls, numbers: Tensor) -> PaceNumbers:
+        """Views of six numbers."""
+        return cls(numbers[:2], numbers[0], numbers[1], numbers[2:4], *numbers[2:].unbind(), numbers)
+
+
+def pace_numbers(device: torch.device) -> PaceNumbers:
+    """Of a network that has learnt nothing, with a bound of 0."""
+    # Tensors made in inference mode could not be changed outside of it.
+    with torch.inference_mode(False):
+        made = PaceNumbers.of(torch.zeros(6, dtype=torch.float32, device=device))
+        made.learnt.fill_(NOTHING_LEARNT)
+        return made
+
+
+def see(of: PaceNumbers, stats: RowStats, target: Tensor, q_end: float) -> None:
+    """Take the rows of one training call into account, in place.
+
+    Args:
+        target: as given to the loss: class indices shaped like the statistics, or probabilities with one dimension more.
+    """
+    counted = ~stats.target_prob.isnan()  # ignored rows are, and rows with a NaN among their logits
+    if target.shape == stats.prediction.shape:
+        agrees = (stats.prediction == target).to(torch.float32)
+    else:
+        place = int(target.dim() > 1)
+        agrees = target.gather(place, stats.prediction.unsqueeze(place)).squeeze(place).to(torch.float32)
+    rows = torch.stack([stats.max_prob.to(torch.float32), agrees]).flatten(1)
+    rows = torch.where(counted.flatten(), rows, 0.0)
+    number = counted.sum()
+    # A call without rows leaves the averages where they are.
+    weight = torch.where(number > 0, 1.0 - DECAY, 0.0)
+    of.learnt.lerp_(rows.sum(1) / number.clamp(min=1), weight)
+    keep_pace(of, q_end)
+
+
+def keep_pace(of: PaceNumbers, q_end: float) -> None:
+    """q and the bootstrap weight from what has been learnt and from the bound, in place."""
+    sureness = (UNTROUBLED + SLOPE - SLOPE * of.agreement / of.confidence).clamp(UNTROUBLED, 1.0)
+    opening = of.opening * (-TEN / of.confidence.log()).clamp(0.0, 1.0)
+    torch.minimum(of.bound, torch.maximum(opening, q_end * of.confidence * sureness), out=of.q)
+    if q_end > 1.0:
+        torch.clamp((of.q - 1.0) / (q_end - 1.0), 0.0, 1.0, out=of.bootstrap_weight)

@@ -1,0 +1,168 @@
+"""The schedule of DAL that follows what the network has learnt: never above the authors', below it where that is early."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dal_kernels.arguments import RowStats
+from dal_kernels.pace import OPENING, PaceNumbers, keep_pace, pace_numbers, see
+from dal_kernels.schedule import DynamicsAwareSchedule, number
+from dal_kernels.surroundings import is_recording
+
+__all__ = ["SelfPacedSchedule"]
+
+_CPU = torch.device("cpu")
+
+
+class SelfPacedSchedule(DynamicsAwareSchedule):
+    r"""q and bootstrap_weight as fast as the network learns, and at most those of :class:`DynamicsAwareSchedule`.
+
+    .. math::
+        q = \min\big(q_t,\; q_e \, c \, \mathrm{clamp}(6.2 - 6 a / c,\, 0.2,\, 1)\big), \qquad
+        \lambda = \mathrm{clamp}\Big(\frac{q - 1}{q_e - 1},\, 0,\, 1\Big)
+
+    with :math:`q_t` the authors' exponent at the time, c the mean of the largest probability and a the share of the
+    rows whose prediction is their label, both averaged over some twenty training calls; see :mod:`dal_kernels.pace`.
+    In the first tenth of ``total_steps``, if that is more than a step, q is q_start, or less with more than ten
+    classes. Where the network learns within a small part of ``total_steps``, and some labels are wrong, this comes to
+    the authors' schedule; where they seem right, q stays below q_end / 5: close to cross-entropy.
+
+    The averages lie beside the logits and are changed there by :meth:`see`; the host reads them only where it is asked
+    to: :attr:`q`, :attr:`bootstrap_weight`, :attr:`noise_rate`, :meth:`state_dict` and ``repr`` wait for the device.
+
+    Args:
+        q_start, q_end, total_steps: as of :class:`DynamicsAwareSchedule`; with a small ``total_steps``, or many classes,
+            nothing else is to be chosen.
+
+    Attributes:
+        position: steps taken so far.
+        q, bootstrap_weight: the values now, floats. :meth:`at` gives the authors'.
+        noise_rate: 1 - a / c, an estimate of the share of wrong labels, a float from 0 to 1.
+
+    Raises:
+        TypeError, ValueError: as :class:`DynamicsAwareSchedule`.
+    """
+
+    live: LivePace  # type: ignore[assignment]
+    STATE = (*DynamicsAwareSchedule.STATE, "confidence", "agreement")
+
+    def __init__(self, q_start: float, q_end: float, total_steps: float) -> None:
+        super().__init__(q_start, q_end, total_steps)
+        self.live = LivePace()  # type: ignore[assignment]
+        self._tell()
+
+    def _tell(self) -> None:
+        # A step of training is about to be made, of which the first tenth must not be a part only: with few steps the
+        # whole training would suffer. A total_steps of 1 or less is not counted in whole steps.
+        ahead = self.position + (1.0 if self.total_steps > 1 else 0.0)
+        opening = self.q_start if ahead < OPENING * self.total_steps else 0.0
+        self.live.set(self.q_end, self.at(self.position)[0], opening)
+
+    @property
+    def q(self) -> float:
+        return self.live.numbers().q.item()
+
+    @property
+    def bootstrap_weight(self) -> float:
+        return self.live.numbers().bootstrap_weight.item()
+
+    @property
+    def noise_rate(self) -> float:
+        confidence, agreement = self.live.numbers().learnt.tolist()
+        return max(0.0, 1.0 - agreement / confidence)
+
+    def see(self, stats: RowStats, target: Tensor) -> None:
+        """Follow the rows of one training call, on their device: once a call, whatever its size.
+
+        With gradient accumulation each part is a call. In a distributed training each rank follows its own rows; where
+        q must be the same on all, call :meth:`synchronize` on all of them, as after an epoch.
+
+        Args:
+            stats: of the call.
+            target: as it was given to the loss.
+        """
+        see(self.live.numbers(stats.max_prob.device), stats, target, self.q_end)
+
+    def synchronize(self, group: Any = None) -> None:
+        """Average what the ranks of a ``torch.distributed`` group have learnt. All of them must call it."""
+        numbers = self.live.numbers()
+        world = torch.distributed.get_world_size(group)
+        torch.distributed.all_reduce(numbers.learnt, group=group)
+        numbers.learnt.div_(world)
+        keep_pace(numbers, self.q_end)
+
+    def state_dict(self) -> dict[str, float]:
+        """Settings, position, and what has been learnt."""
+        confidence, agreement = self.live.numbers().learnt.tolist()
+        return {**super().state_dict(), "confidence": confidence, "agreement": agreement}
+
+    def load_state_dict(self, state_dict: Mapping[str, float]) -> None:
+        """Go to the saved position, and to what had been learnt there.
+
+        A state without that, of a fixed schedule, is taken for one of a network that has learnt: q goes on from the
+        authors', and within some twenty calls to where it belongs.
+
+        Raises:
+            ValueError: as of :class:`DynamicsAwareSchedule`.
+        """
+        learnt = [
+            number(name, state_dict.get(name, other)) for name, other in (("confidence", 1.0), ("agreement", 0.0))
+        ]
+        super().load_state_dict(state_dict)
+        self.live.numbers().learnt.copy_(torch.tensor(learnt))
+        self._tell()
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(q_start={self.q_start:g}, q_end={self.q_end:g}, total_steps={self.total_steps:g}, "
+            f"position={self.position:g}, q={self.q:.6g}, bootstrap_weight={self.bootstrap_weight:.6g})"
+        )
+
+
+class LivePace:
+    """The numbers of a pace on the device where training is; a tensor for each device that it has been on."""
+
+    def __init__(self) -> None:
+        self._settings = (0.0, 0.0, 0.0)
+        self._numbers = {_CPU: pace_numbers(_CPU)}
+        self._device = _CPU
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without tensors of other devices and without views: a copy has its own."""
+        return {"settings": self._settings, "learnt": self.numbers().learnt.tolist()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__()  # type: ignore[misc]
+        self.numbers().learnt.copy_(torch.tensor(state["learnt"]))
+        self.set(*state["settings"])
+
+    def set(self, q_end: float, bound: float, opening: float) -> None:
+        """Where the authors' q ends, what it is now, and q_start in the opening of a training, then 0."""
+        self._settings = (q_end, bound, opening)
+        numbers = self.numbers()
+        numbers.bound.fill_(bound)
+        numbers.opening.fill_(opening)
+        keep_pace(numbers, q_end)
+
+    def numbers(self, device: torch.device | None = None) -> PaceNumbers:
+        """On ``device``, to which what has been learnt goes along; by default where it is."""
+        if device is None or device == self._device:
+            return self._numbers[self._device]
+        now = self._numbers[self._device]
+        if torch.compiler.is_compiling() or device.type == "meta" or is_recording(now.all):
+            return PaceNumbers.of(now.all.to(device))
+        if device not in self._numbers:
+            self._numbers[device] = pace_numbers(device)
+        self._numbers[device].all.copy_(now.all)
+        self._device = device
+        return self._numbers[device]
+
+    def on(self, device: torch.device) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """(q, bootstrap_weight) as a (2,) tensor on ``device``, and as 0-d tensors. Not to be written to."""
+        numbers = self.numbers(device)
+        return numbers.knobs, (numbers.q, numbers.bootstrap_weight)
