@@ -24,10 +24,10 @@ from dal_kernels.linear_ops import LayerInChunks, finished, linear_gradient
 from dal_kernels.objective import RowQuantities
 from dal_kernels.objectives import row_statistics_of
 from dal_kernels.once import DifferentiableOnce
+from dal_kernels.ops import KERNELS
 from dal_kernels.reference import row_quantities
 from dal_kernels.slices import (
     IGNORED,
-    Coefficients,
     Slopes,
     Statistics,
     coefficients_of,
@@ -168,8 +168,10 @@ def quantities_of_call(
 ) -> tuple[tuple[RowQuantities, ...], Tensor]:
     """Differentiable quantities of the rows of a call, for each of some targets (N,), and the predicted classes.
 
-    A row whose first target is ignored has gradient 0, and the quantities of any class.
+    A row is ignored with its first target: it has gradient 0, and the quantities of any class.
     """
+    if backend != "eager" and KERNELS[backend].quantities is not None and not is_recording(call.logits):
+        return _quantities_by_kernels(call, targets, backend)
     for target in targets:
         raise_for_labels(call._replace(target=target))
     classes = call.logits.shape[1]
@@ -195,20 +197,65 @@ def quantities_of_call(
     ), prediction
 
 
+def _quantities_by_kernels(
+    call: Call, targets: tuple[Tensor, ...], backend: str
+) -> tuple[tuple[RowQuantities, ...], Tensor]:
+    """:func:`quantities_of_call` by a backend whose kernels make the quantities, and look at the labels, themselves."""
+    try:
+        *values, prediction = _KernelQuantities.apply(call.logits, torch.stack(targets), call.ignore_index, backend)
+    except RuntimeError:
+        # From torch 2.15 on a kernel's ValueError arrives as a RuntimeError.
+        for target in targets:
+            raise_for_labels(call._replace(target=target))
+        raise
+    log_probs, entropy, max_log_prob, sum_log_prob, square_sum = values
+    classes = call.logits.shape[1]
+    return tuple(
+        RowQuantities(log_prob, entropy, max_log_prob, sum_log_prob, square_sum, classes)
+        for log_prob in log_probs.unbind()
+    ), prediction
+
+
+class _KernelQuantities(torch.autograd.Function):
+    """Quantities that nothing is made of cost nothing in the backward: their upstream gradients are None."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, ignore_index: int, backend: str) -> tuple[Tensor, ...]:
+        *values, prediction, sums = KERNELS[backend].quantities(logits, targets, ignore_index)
+        ctx.save_for_backward(logits, targets, prediction.clone(), sums)  # what the user gets may be edited
+        ctx.plan = (ignore_index, backend)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(prediction)
+        return *values, prediction
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        logits, targets, prediction, sums = ctx.saved_tensors
+        ignore_index, backend = ctx.plan
+        made = KERNELS[backend].gradient_of_slopes(logits, targets, ignore_index, prediction, sums, *upstream[:-1])
+        if not torch.compiler.is_compiling() and torch.is_grad_enabled():
+            made = DifferentiableOnce.apply(made, logits)
+        return made, None, None, None
+
+
 def values_of(whole: Statistics, target_logits: Tensor, classes: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """ln p_y for each of some targets (T, N) or of one (N,), entropy, M, G and Q (N,)."""
     return tuple(value.to(dtype) for value in quantities_of(whole, target_logits.double(), classes).tensors)
 
 
-def coefficients(whole: Statistics, classes: int, upstream: tuple[Tensor | None, ...]) -> Coefficients:
-    """Of the gradient of whatever was made of the values: their upstream gradients are its slopes."""
+def slope_fields(whole: Statistics, classes: int, upstream: tuple[Tensor | None, ...], dtype: torch.dtype) -> Tensor:
+    """Of the gradient of whatever was made of the values: their upstream gradients are its slopes.
+
+    Narrow where nothing was made of the sums over all classes, of which the gradient is then spared the terms.
+    """
     given = [torch.zeros_like(whole.total) if value is None else value.double() for value in upstream]
     by_log_prob, by_entropy, by_max, by_sum, by_square = given
     row = quantities_of(whole, whole.peak, classes)  # of which the chain rule needs no ln p_y
     first = by_log_prob if by_log_prob.dim() == 1 else by_log_prob[0]
     total = by_log_prob if by_log_prob.dim() == 1 else by_log_prob.sum(0)
     made = coefficients_of(whole, row, Slopes(total, by_entropy, by_max, by_sum, by_square))
-    return made._replace(target_term=-first)
+    wide = upstream[3] is not None or upstream[4] is not None
+    return fields_of(whole.peak, made._replace(target_term=-first), dtype, wide)
 
 
 def differentiable_rows(
@@ -253,7 +300,7 @@ class _Quantities(torch.autograd.Function):
         classes: int,
         backend: str,
     ) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(logits, local, prediction)
+        ctx.save_for_backward(logits, local, prediction.clone())  # what the user gets may be edited
         ctx.plan = (whole, classes, backend)
         ctx.set_materialize_grads(False)
         return values_of(whole, target_logits, classes, loss_dtype(logits))
@@ -262,7 +309,7 @@ class _Quantities(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         logits, local, prediction = ctx.saved_tensors
         whole, classes, backend = ctx.plan
-        fields = fields_of(whole.peak, coefficients(whole, classes, upstream), loss_dtype(logits), wide=True)
+        fields = slope_fields(whole, classes, upstream, loss_dtype(logits))
         at_argmax = prediction if upstream[2] is not None else prediction[:0]
         one = torch.ones((), dtype=fields.dtype, device=fields.device)
         made = gradient(logits, local[0], fields, at_argmax, one, backend, in_place=False)
@@ -290,7 +337,8 @@ class _LinearQuantities(torch.autograd.Function):
         target_logits: Tensor,
         whole: Statistics,
     ) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(features, classifier, bias, local, whole.argmax)
+        # A clone, because what the user gets may be edited.
+        ctx.save_for_backward(features, classifier, bias, local, whole.argmax.clone())
         ctx.plan = (layer.chunk, layer.dtype, backend, wanted, anchors, whole)
         ctx.set_materialize_grads(False)
         return values_of(whole, target_logits, classifier.shape[0], loss_dtype_of(layer.dtype))
@@ -300,7 +348,7 @@ class _LinearQuantities(torch.autograd.Function):
         features, classifier, bias, local, prediction = ctx.saved_tensors
         chunk, dtype, backend, wanted, anchors, whole = ctx.plan
         sums = loss_dtype_of(dtype)
-        fields = fields_of(whole.peak, coefficients(whole, len(classifier), upstream), sums, wide=True)
+        fields = slope_fields(whole, len(classifier), upstream, sums)
         at_argmax = prediction if upstream[2] is not None else prediction[:0]
         one = torch.ones((), dtype=sums, device=features.device)
         gradients = linear_gradient(

@@ -88,26 +88,34 @@ DAL_LANE RowSums<Arithmetic<S>> block_sums_of(const S* z, std::int64_t size, Ari
   return {max, sum_of<A>(sum), sum_of<A>(weighted), A(0), A(0), static_cast<A>(size)};
 }
 
-// First class whose logit equals `value` (or is NaN, with `value` NaN), or `size`.
+// First class whose logit equals `value` (or is NaN, with `value` NaN), or `size`. Chunks that have none are passed over
+// without asking where.
 template <class S> DAL_LANE std::int64_t first_equal(const S* z, std::int64_t size, Arithmetic<S> value) {
   using A = Arithmetic<S>;
   using I = typename LaneTypes<A>::Int;
+  constexpr std::int64_t chunk = 8 * kPack<S>;
   const Vec<A> wanted = splat(value);
+  const bool nan = value != value;
+  const auto hits = [&](Vec<A> v) -> IntVec<A> { return nan ? v != v : v == wanted; };
+  std::int64_t begin = 0;
+  for (; begin + chunk <= size; begin += chunk) {
+    IntVec<A> any{};
+    for (std::int64_t j = begin; j < begin + chunk; j += kPack<S>)
+      for (const Vec<A>& v : load(z + j).part) any |= hits(v);
+    if (fold<Or, I>(Or{}, any)) break;
+  }
   IntVec<A> lane, first = IntVec<A>{} + I(kBlock);
   for (int i = 0; i < kLanes<A>; ++i) lane[i] = i * kVectors<S>;
-  const bool nan = value != value;
-  for_packs<S>(size, [&](std::int64_t j, auto n) {
-    const Pack<S> pack = get(z + j, n, nan ? A(0) : std::numeric_limits<A>::quiet_NaN());
+  for_packs<S>(std::min(chunk, size - begin), [&](std::int64_t j, auto n) {
+    const Pack<S> pack = get(z + begin + j, n, nan ? A(0) : std::numeric_limits<A>::quiet_NaN());
     for (int p = 0; p < kVectors<S>; ++p) {
-      const Vec<A> v = pack.part[p];
-      const IntVec<A> hit = nan ? v != v : v == wanted;
       const IntVec<A> here = lane + I(j + p);
-      first = ((hit != 0) & (here < first)) ? here : first;
+      first = ((hits(pack.part[p]) != 0) & (here < first)) ? here : first;
     }
   });
   I best = kBlock;
   for (int i = 0; i < kLanes<A>; ++i) best = first[i] < best ? first[i] : best;
-  return best < size ? best : size;
+  return std::min<std::int64_t>(begin + best, size);
 }
 
 // The class torch.argmax names: the first NaN, else the first maximum.
@@ -382,31 +390,11 @@ template <class S> void recompute(const BackwardBatch<S>& batch, std::int64_t be
   batch.wide ? recompute_of<S, true>(batch, begin, end) : recompute_of<S, false>(batch, begin, end);
 }
 
-// Sums of whole rows alone, for whoever makes a loss of them.
-template <class S> void row_sums(const SumsBatch<S>& batch, std::int64_t begin, std::int64_t end) {
-  using A = Arithmetic<S>;
-  const std::int64_t classes = batch.logits.classes, count = blocks_of(classes), rows = batch.logits.rows;
-  std::vector<RowSums<A>> blocks(count);
-  for (std::int64_t row = begin; row < end; ++row) {
-    const S* z = batch.logits.row(row);
-    for (std::int64_t b = 0; b < count; ++b) {
-      const Span span = block_span(b, classes);
-      blocks[b] = batch.wide ? read_block<S, true>(z, span, nullptr) : read_block<S, false>(z, span, nullptr);
-    }
-    const RowSums<A> sums = merged(blocks.data(), count);
-    const bool poisoned = sums.sum != sums.sum;
-    const std::int64_t largest = batch.argmax || poisoned ? argmax(z, classes, blocks.data(), sums) : 0;
-    if (batch.argmax) batch.argmax[row] = largest;
-    // m of a row with a NaN is that. Of a row of -inf alone m is that, and nothing counts.
-    const bool empty = sums.max == -std::numeric_limits<A>::infinity() && !poisoned;
-    const A values[5] = {poisoned ? load_one(z + largest) : sums.max, empty ? A(0) : sums.sum, empty ? A(0) : sums.weighted, sums.differences,
-                         empty ? A(0) : sums.squares};
-    for (int f = 0; f < (batch.wide ? 5 : 3); ++f) batch.sums[f * rows + row] = values[f];
-  }
-}
+#include "quantities.h"
 
 template <class S> constexpr RowKernel<S> row_kernel() {
-  return {rows<S>, block_sums<S>, finish_rows<S>, block_gradients<S>, recompute<S>, row_sums<S>};
+  return {rows<S>, block_sums<S>, finish_rows<S>, block_gradients<S>, recompute<S>, row_sums<S>, row_quantities<S>,
+          gradients_of_slopes<S>};
 }
 // A template, so that who asks for one kernel alone compiles no other.
 template <class...> constexpr RowKernels all_row_kernels() {
