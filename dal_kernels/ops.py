@@ -212,11 +212,13 @@ def _why_no_triton(error: Exception) -> str:
 _library = torch.library.Library("dal_kernels", "FRAGMENT")
 try:
     from dal_kernels.backends.triton import launch as _launch
+    from dal_kernels.backends.triton import launch_gradient as _launch_gradient
 except Exception as error:  # also a Triton that is broken or too old must not take the package with it
     triton_error = _why_no_triton(error)
 else:
     for _name, _schema in _TRITON_SCHEMAS.items():
         _library.define(f"{_name}_triton{_schema}")
         for _device in ("CPU", "CUDA"):  # CPU tensors: an interpreter or an emulator
-            _library.impl(f"{_name}_triton", getattr(_launch, _name), _device)
-    _register("triton", _GPU_FAKES, _launch.rescale, _launch.writes_gradient, _launch.overwrite)
+            _run = _launch_gradient.gradient if _name == "gradient" else getattr(_launch, _name)
+            _library.impl(f"{_name}_triton", _run, _device)
+    _register("triton", _GPU_FAKES, _launch_gradient.rescale, _launch.writes_gradient, _launch_gradient.overwrite)

@@ -17,10 +17,7 @@ from torch import Tensor
 
 from dal_kernels.arguments import Backend, Call, check, raise_for_labels
 from dal_kernels.backends.choose import choose
-from dal_kernels.fields import loss_dtype, loss_dtype_of
-from dal_kernels.layer import Layer, layer_of
-from dal_kernels.linear import anchors_of
-from dal_kernels.linear_ops import LayerInChunks, finished, linear_gradient
+from dal_kernels.fields import loss_dtype
 from dal_kernels.objective import RowQuantities
 from dal_kernels.objectives import row_statistics_of
 from dal_kernels.once import DifferentiableOnce
@@ -33,14 +30,13 @@ from dal_kernels.slices import (
     coefficients_of,
     fields_of,
     gradient,
-    joined,
     quantities_of,
     statistics,
 )
 from dal_kernels.surroundings import hand_over, is_recording, wants_the_call
 from dal_kernels.tensors import HALVES
 
-__all__ = ["RowStatistics", "linear_row_statistics", "row_statistics"]
+__all__ = ["RowStatistics", "row_statistics"]
 
 _ALL = frozenset({"entropy", "max_log_prob", "sum_log_prob", "square_sum"})
 
@@ -106,53 +102,6 @@ def as_statistics(call: Call, row: RowQuantities, prediction: Tensor) -> RowStat
     log_prob = torch.where(call.target == call.ignore_index, math.nan, row.log_prob)
     made = (log_prob, row.entropy, row.square_sum, row.sum_log_prob, row.max_log_prob, prediction)
     return RowStatistics(*(value.reshape(call.shape) for value in made))
-
-
-def linear_row_statistics(
-    input: Tensor,
-    linear_weight: Tensor,
-    target: Tensor,
-    *,
-    linear_bias: Tensor | None = None,
-    ignore_index: int = -100,
-    backend: Backend = "auto",
-    chunk_bytes: int | None = None,
-) -> RowStatistics:
-    """:func:`row_statistics` of ``F.linear(input, linear_weight, linear_bias)`` without its logits in memory.
-
-    A chunk of rows at a time goes through the classifier, once in the forward and once in the backward.
-
-    Args:
-        input, linear_weight, linear_bias, chunk_bytes: as in :func:`dal_kernels.linear_loss`.
-        target, ignore_index, backend: as in :func:`row_statistics`.
-
-    Returns, Raises:
-        As :func:`row_statistics` and :func:`dal_kernels.linear_loss`.
-    """
-    layer, logits = layer_of(input, linear_weight, linear_bias, chunk_bytes)
-    call = check(logits, target, row_statistics_of, (), None, ignore_index, "none", True)
-    name = choose(backend, input)
-    if name == "eager" or is_recording(input):
-        whole = torch.nn.functional.linear(layer.features, layer.classifier, layer.bias)
-        (row,), prediction = quantities_of_call(call._replace(logits=whole), (call.target,), "eager")
-        return as_statistics(call, row, prediction)
-    raise_for_labels(call)
-    classes, tensors = linear_weight.shape[0], layer[:3]
-    place, known, local = places_of(call, call.target, classes)
-    with torch.no_grad(), torch.autocast(input.device.type, enabled=False):
-        chunks, target_logits = [], [place.new_empty(0, dtype=layer.dtype)]
-        for rows, _, of_rows in LayerInChunks(*tensors, layer.dtype, layer.chunk, [False] * 3).chunks():
-            chunks.append(statistics(of_rows, name, wide=True))
-            target_logits.append(of_rows.gather(1, place[rows].unsqueeze(1)).squeeze(1))
-        found = joined(chunks or [statistics(logits.reshape(-1, classes)[:0], name, wide=True)])
-    wanted = [torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in tensors]
-    values = _LinearQuantities.apply(
-        *tensors, layer, name, wanted, anchors_of(tensors, wanted), local, torch.cat(target_logits), found
-    )
-    log_prob, entropy, max_log_prob, sum_log_prob, square_sum = values
-    log_prob = torch.where(known, log_prob, math.nan)
-    row = RowQuantities(log_prob, entropy, max_log_prob, sum_log_prob, square_sum, classes)
-    return as_statistics(call, row, found.argmax)
 
 
 def places_of(call: Call, target: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -320,39 +269,3 @@ class _Quantities(torch.autograd.Function):
         if not torch.compiler.is_compiling() and torch.is_grad_enabled():
             made = DifferentiableOnce.apply(made, logits)
         return made, *(None,) * 6
-
-
-class _LinearQuantities(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        features: Tensor,
-        classifier: Tensor,
-        bias: Tensor | None,
-        layer: Layer,
-        backend: str,
-        wanted: list[bool],
-        anchors: list[Tensor],
-        local: Tensor,
-        target_logits: Tensor,
-        whole: Statistics,
-    ) -> tuple[Tensor, ...]:
-        # A clone, because what the user gets may be edited.
-        ctx.save_for_backward(features, classifier, bias, local, whole.argmax.clone())
-        ctx.plan = (layer.chunk, layer.dtype, backend, wanted, anchors, whole)
-        ctx.set_materialize_grads(False)
-        return values_of(whole, target_logits, classifier.shape[0], loss_dtype_of(layer.dtype))
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-        features, classifier, bias, local, prediction = ctx.saved_tensors
-        chunk, dtype, backend, wanted, anchors, whole = ctx.plan
-        sums = loss_dtype_of(dtype)
-        fields = slope_fields(whole, len(classifier), upstream, sums)
-        at_argmax = prediction if upstream[2] is not None else prediction[:0]
-        one = torch.ones((), dtype=sums, device=features.device)
-        gradients = linear_gradient(
-            features, classifier, bias, local, fields, at_argmax, one, IGNORED, backend, chunk, dtype, wanted
-        )
-        dtypes = [None if tensor is None else tensor.dtype for tensor in (features, classifier, bias)]
-        return (*finished(gradients, dtypes, anchors, wanted), *(None,) * 7)
