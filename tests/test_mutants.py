@@ -26,9 +26,9 @@ STUB = '#include "batch.h"\nnamespace dal {{ namespace {name} {{ extern const {k
 STUBS = {"x86_v3": "RowKernels kernels", "x86_v4": "RowKernels kernels", "x86_v4_bf16": "RowKernel<BFloat16> kernel"}
 
 MUTANTS = {
-    "target term dropped": ("cpu/row.h", "if (j == special[0]) value[i] -= row.affine.t;", ""),
+    "target term dropped": ("cpu/block_gradient.h", "if (j == special[0]) value[i] -= row.affine.t;", ""),
     "argmax term dropped": (
-        "objective.h",
+        "affine_gradient.h",
         "gradient.u = -scale * slopes.by_max_log_prob;",
         "gradient.u = 0;",
     ),
@@ -39,31 +39,31 @@ MUTANTS = {
         "ratio * sums.weighted",
     ),
     "blocks are not moved to the row's maximum": (
-        "cpu/row.h",
+        "cpu/block_gradient.h",
         "moved ? std::exp(block_max - row.affine.max) : A(1)",
         "A(1)",
     ),
-    "ragged end padded with zeros": ("cpu/row.h", "get(z + j + i, n, lowest)", "get(z + j + i, n, A(0))"),
+    "ragged end padded with zeros": ("cpu/block_sums.h", "get(z + j + i, n, lowest)", "get(z + j + i, n, A(0))"),
     "bfloat16 truncated": ("cpu/lanes.h", "bits + 0x7fffu + ((bits >> 16) & 1u)", "bits"),
     "exponentials of a row run into the next one's": (
         "cpu/row.h",
         "exponentials.data() + i * room",
         "exponentials.data() + i * classes",
     ),
-    "odd positions taken for even ones": ("cpu/row.h", "lane + I(j + p)", "lane + I(j)"),
-    "1 - p^q without expm1": ("objective.h", "-expm1_nonpositive(exponent, power) / q", "(A(1) - power) / q"),
+    "odd positions taken for even ones": ("cpu/block_sums.h", "lane + I(j + p)", "lane + I(j)"),
+    "1 - p^q without expm1": ("probability_losses.h", "-expm1_nonpositive(exponent, power) / q", "(A(1) - power) / q"),
     "ignored rows are written": (
         "cpu/row.h",
         "ignored ? -1 : batch.target.at(row)",
         "ignored ? 0 : batch.target.at(row)",
     ),
     "upstream gradient not applied to the slope": ("cpu/row.h", "up * field(kSlope)", "field(kSlope)"),
-    "last of equal classes": ("cpu/row.h", "(here < first)", "((here > first) | (first == I(kBlock)))"),
+    "last of equal classes": ("cpu/block_sums.h", "(here < first)", "((here > first) | (first == I(kBlock)))"),
 }
 
 # Of what only other losses than DAL need: the tests of the family must catch them.
 FAMILY_MUTANTS = {
-    "positions past the end are differences": ("cpu/row.h", "get(z + j, n, base[0])", "get(z + j, n, A(0))"),
+    "positions past the end are differences": ("cpu/block_sums.h", "get(z + j, n, base[0])", "get(z + j, n, A(0))"),
     "squares moved as sums": (
         "row_sums.h",
         "moved.squares = ratio * ratio * sums.squares",
@@ -71,7 +71,7 @@ FAMILY_MUTANTS = {
     ),
     "differences forget the shift": ("row_sums.h", "moved.differences += sums.classes * shift;", ""),
     "constant of the gradient dropped": (
-        "cpu/row.h",
+        "cpu/block_gradient.h",
         "v = v * (scale + square * v) + constant;",
         "v = v * (scale + square * v);",
     ),
@@ -82,7 +82,7 @@ FAMILY_MUTANTS = {
         "",
     ),
     "modulator of the focal loss taken for a constant": (
-        "objective.h",
+        "probability_losses.h",
         "if (!detached && gamma != A(0)) {",
         "if (false) {",
     ),
