@@ -4,20 +4,22 @@
     python -m benchmarks.resources --all                 every variant (some ten minutes of one core)
     python -m benchmarks.resources --only "x1000 classes" --targets sm_90 gfx942 --out resources.md
 
-Facts of the compiled binaries, and NOT timings. What is compiled is what launch.py launches, found by calling it on
-tensors without memory. Needs Triton and the helper package gpuless, on the path or in a folder "shared" beside the
+Facts of the compiled binaries, and NOT timings. What is compiled is what the operators launch, found by calling them
+on tensors without memory. Needs Triton and the helper package gpuless, on the path or in a folder "shared" beside the
 repository.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -104,7 +106,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Variant:
-    """One kernel among those that launch.py launches for a call with packed logits of (rows, classes)."""
+    """One kernel among those that the operators launch for a call with packed logits of (rows, classes)."""
 
     kernel: str
     dtype: str
@@ -139,11 +141,15 @@ class _Recorder:
         self.found[name] = Launch(name, signature, num_warps)
 
 
-def _kernels() -> dict[str, Any]:
-    """What launch.py launches, by name."""
-    from dal_kernels.backends.triton import launch
+def _kernels_of(module: ModuleType) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if hasattr(value, "arg_names")}
 
-    return {name: value for name, value in vars(launch).items() if hasattr(value, "arg_names")}
+
+def _kernels() -> dict[str, Any]:
+    """What the operators launch, by name."""
+    from dal_kernels.backends.triton import launch, launch_gradient
+
+    return _kernels_of(launch) | _kernels_of(launch_gradient)
 
 
 def _specialized(value: Any, parameter: Any) -> Any:
@@ -159,28 +165,29 @@ def _specialized(value: Any, parameter: Any) -> Any:
 
 
 def _launches(variant: Variant, lanes: int) -> dict[str, Launch]:
-    """What launch.py launches for the call of a variant: on tensors without memory, with recorders for kernels."""
-    from dal_kernels.backends.triton import launch
+    """What the operators launch for the call of a variant: on tensors without memory, with recorders for kernels."""
+    from dal_kernels.backends.triton import device, launch, launch_gradient
 
     found: dict[str, Launch] = {}
-    with (
-        mock.patch.multiple(launch, **{name: _Recorder(kernel, found) for name, kernel in _kernels().items()}),
-        mock.patch.object(launch, "_warp_size", return_value=lanes),
-        torch.device("meta"),
-    ):
+    with contextlib.ExitStack() as stack:
+        for module in (launch, launch_gradient):
+            recorders = {name: _Recorder(kernel, found) for name, kernel in _kernels_of(module).items()}
+            stack.enter_context(mock.patch.multiple(module, **recorders))
+        stack.enter_context(mock.patch.object(device, "warp_size", return_value=lanes))
+        stack.enter_context(torch.device("meta"))
         logits = torch.empty(variant.rows, variant.classes, dtype=DTYPES[variant.dtype])
         target = torch.empty(variant.rows, dtype=torch.int64)
         dtype, way = loss_dtype(logits), ALL_WAYS[variant.way]
         one, each = torch.empty((), dtype=dtype), torch.empty(variant.rows, dtype=dtype)
         if variant.kernel == "scale_gradient":
-            launch.rescale((logits, one), one, IGNORE_INDEX, False, None)
+            launch_gradient.rescale((logits, one), one, IGNORE_INDEX, False, None)
         elif variant.kernel in STATISTICS:
             launch.statistics(logits, True, way.objective.is_wide)
         elif variant.kernel == "gradient_rows":
             fields = torch.empty(len(FIELDS) if way.objective.is_wide else NARROW_FIELDS, variant.rows, dtype=dtype)
             prediction = target if way.objective.needs_argmax else target[:0]
             upstream, correction = (one, one) if way.reduced else (each, each[:0])
-            launch.rewrite_gradient(
+            launch_gradient.rewrite_gradient(
                 torch.empty_like(logits),
                 logits,
                 target,

@@ -44,6 +44,11 @@ struct RowSums {
   A classes = 0;
 };
 
+template <class A>
+DAL_HD RowSums<double> in_double(const RowSums<A>& sums) {
+  return {sums.max, sums.sum, sums.weighted, sums.differences, sums.squares, sums.classes};
+}
+
 // Moves the sums to a new maximum: with s = m_old - m_new, r = e^s,  W <- r (W + S s),  S <- r S,  D <- D + C s,
 // P <- r^2 P. A half in which every logit so far is -inf has S = 0 and stays as it is (-inf - -inf would be NaN).
 template <class A>

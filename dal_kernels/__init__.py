@@ -15,6 +15,7 @@ from dal_kernels.backends.choose import available_backends
 from dal_kernels.forms import LinearLoss, linear_loss
 from dal_kernels.linear import linear_dynamics_aware_loss
 from dal_kernels.linear_dynamics_aware import LinearDynamicsAwareLoss
+from dal_kernels.linear_quantities import linear_row_statistics
 from dal_kernels.loss import DynamicsAwareLoss
 from dal_kernels.losses import (
     ActivePassiveLoss,
@@ -58,7 +59,7 @@ from dal_kernels.losses import (
 )
 from dal_kernels.losses.dynamics_aware import dynamics_aware_loss
 from dal_kernels.losses.ramp import Ramp
-from dal_kernels.quantities import RowStatistics, linear_row_statistics, row_statistics
+from dal_kernels.quantities import RowStatistics, row_statistics
 from dal_kernels.schedule import DynamicsAwareSchedule
 from dal_kernels.self_paced import SelfPacedSchedule
 

@@ -9,12 +9,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from dal_kernels.fields import loss_dtype
+from dal_kernels.fields import loss_dtype, loss_dtype_of
 from dal_kernels.objective import Knob, Objective
 from dal_kernels.surroundings import is_recording, transforms_active
 from dal_kernels.tensors import HALVES, LOGITS, no_gradient, of_rows, refuse_dtensor
 
 KnobValue = float | Tensor
+_NUMBERS = frozenset({float, int})
 
 
 def knob_tensor(
@@ -33,16 +34,16 @@ def knob_tensor(
     if isinstance(values, Tensor):
         here = values.device == input.device or (values.is_cpu and input.is_cpu)
         return values if here else values.to(input.device, non_blocking=True)
+    dtype = loss_dtype(input)
+    if _may_remember(input) and _NUMBERS.issuperset(map(type, values)):
+        return _remembered(objective, values, dtype, input.device)
     numbers = tuple(value for value in values if not isinstance(value, Tensor))
     for knob, value in zip(objective.knobs, values, strict=True):
         if not isinstance(value, Tensor):
-            _check_number(knob, value, input)
-    dtype = loss_dtype(input)
+            _check_number(knob, value, dtype)
     if len(numbers) == len(values):
         _check_rule(objective, tuple(map(float, numbers)))
-        if torch.compiler.is_compiling() or transforms_active() or is_recording(input):
-            return _filled(numbers, dtype, input.device)
-        return _constant(numbers, dtype, input.device)
+        return _filled(numbers, dtype, input.device)
     tensors = [
         _beside(knob, value, input, shape)
         if isinstance(value, Tensor)
@@ -65,32 +66,35 @@ def _filled(numbers: tuple[Any, ...], dtype: torch.dtype, device: torch.device) 
     return torch.stack([torch.full((), float(number), dtype=dtype, device=device) for number in numbers])
 
 
+def _may_remember(input: Tensor) -> bool:
+    if torch.compiler.is_compiling() or transforms_active() or is_recording(input):
+        return False
+    # What is filled during a capture has no value before the graph is replayed.
+    return not (input.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
 @functools.lru_cache(maxsize=256)
-def _remembered(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _remembered(objective: Objective, numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Checked and filled once, because either costs as much as a kernel takes at classifier sizes."""
+    for knob, number in zip(objective.knobs, numbers, strict=True):
+        _check_number(knob, number, dtype)
+    _check_rule(objective, numbers)
     # Tensors made in inference mode would be unfit for training.
     with torch.inference_mode(False):
         return _filled(numbers, dtype, device)
 
 
-def _constant(numbers: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Remembered, because to fill a tensor costs as much as a kernel takes at classifier sizes."""
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        # What is filled during a capture has no value before the graph is replayed.
-        return _filled(numbers, dtype, device)
-    return _remembered(tuple(map(float, numbers)), dtype, device)
-
-
-def _check_number(knob: Knob, value: Any, input: Tensor) -> None:
+def _check_number(knob: Knob, value: Any, dtype: torch.dtype) -> None:
     if not isinstance(value, Real):
         raise TypeError(f"{knob.name} must be a number or a floating-point tensor, got {type(value).__name__}")
-    if not knob.accepts(cast(float, value), torch.finfo(loss_dtype(input)).max):
+    if not knob.accepts(cast(float, value), torch.finfo(dtype).max):
         raise ValueError(f"{knob.name} must be {knob.accepted}, got {value}")
 
 
 def check_numbers(objective: Objective, values: tuple[Any, ...]) -> tuple[float, ...]:
     """Knobs that are numbers, checked before there is an input."""
     for knob, value in zip(objective.knobs, values, strict=True):
-        _check_number(knob, value, torch.empty(0))
+        _check_number(knob, value, loss_dtype_of(torch.get_default_dtype()))
     numbers = tuple(float(value) for value in values)
     _check_rule(objective, numbers)
     return numbers

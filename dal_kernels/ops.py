@@ -19,6 +19,15 @@ Statistics are (3, N): m = max z, S = sum e^(z - m), W = sum e^(z - m) (z - m), 
 D = sum (z - m) and P = sum e^(2 (z - m)). m of a row of -inf alone is -inf, and its S, W and P are 0; m of a row with a
 NaN is NaN.
 
+On a CPU two more make losses of one's own: of targets (T, N), and with slopes by each quantity or None,
+
+    quantities(logits, targets, ignore_index)
+        -> (log_prob (T, N), entropy, max_log_prob, sum_log_prob, square_sum, argmax, sums)
+    gradient_of_slopes(logits, targets, ignore_index, argmax, sums, *slopes by the first five) -> gradient
+
+Sums are for the second alone. A row is ignored with its first target: its quantities are those of class 0, its
+gradient is 0.
+
 On a GPU the divisor of a mean is known only after the gradient is written: that is divided by N, and ``correction``,
 N over the true divisor, is left for the backward. On a CPU there is none.
 """
@@ -47,6 +56,7 @@ class Kernels(NamedTuple):
             is rounded), without looking at the upstream's value; None where looking is free.
         writes_gradient: whether the forward can write the gradient of such logits by an objective of that id.
         overwrite: ``gradient`` of contiguous logits that nobody needs afterwards, in their place where it can.
+        quantities, gradient_of_slopes: on a CPU; elsewhere None.
     """
 
     loss: OpOverload
@@ -56,6 +66,8 @@ class Kernels(NamedTuple):
     rescale: Callable[..., Tensor] | None
     writes_gradient: Callable[[Tensor, int], bool]
     overwrite: Callable[..., Tensor]
+    quantities: Any = None
+    gradient_of_slopes: Any = None
 
 
 KERNELS: dict[str, Kernels] = {}
@@ -119,13 +131,22 @@ def _fake_statistics(logits: Tensor, want_argmax: bool, wide: bool) -> tuple[Ten
     return sums, logits.new_empty((rows,) if want_argmax else (0,), dtype=torch.int64)
 
 
-_CPU_FAKES: dict[str, Callable[..., Any]] = {
+def _fake_quantities(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, ...]:
+    rows = logits.shape[0]
+    shapes = (tuple(targets.shape), (rows,), (rows,), (rows,), (rows,))
+    values = (logits.new_empty(shape, dtype=loss_dtype(logits)) for shape in shapes)
+    sums = logits.new_empty((rows, 6), dtype=loss_dtype(logits))
+    return *values, logits.new_empty((rows,), dtype=torch.int64), sums
+
+
+_FAKES: dict[str, Callable[..., Any]] = {
     "loss": _fake_loss,
     "loss_and_fields": _fake_loss_and_fields,
     "gradient": _fake_gradient,
     "statistics": _fake_statistics,
 }
-_GPU_FAKES = _CPU_FAKES | {"loss": _fake_gpu_loss, "loss_and_fields": _fake_gpu_loss_and_fields}
+_CPU_FAKES = _FAKES | {"quantities": _fake_quantities, "gradient_of_slopes": _fake_gradient}
+_GPU_FAKES = _FAKES | {"loss": _fake_gpu_loss, "loss_and_fields": _fake_gpu_loss_and_fields}
 
 _LOSS_ARGUMENTS = (
     "Tensor logits, Tensor target, Tensor knobs, Tensor? weight, int objective, int ignore_index, int reduction, "
@@ -191,11 +212,13 @@ def _why_no_triton(error: Exception) -> str:
 _library = torch.library.Library("dal_kernels", "FRAGMENT")
 try:
     from dal_kernels.backends.triton import launch as _launch
+    from dal_kernels.backends.triton import launch_gradient as _launch_gradient
 except Exception as error:  # also a Triton that is broken or too old must not take the package with it
     triton_error = _why_no_triton(error)
 else:
     for _name, _schema in _TRITON_SCHEMAS.items():
         _library.define(f"{_name}_triton{_schema}")
         for _device in ("CPU", "CUDA"):  # CPU tensors: an interpreter or an emulator
-            _library.impl(f"{_name}_triton", getattr(_launch, _name), _device)
-    _register("triton", _GPU_FAKES, _launch.rescale, _launch.writes_gradient, _launch.overwrite)
+            _run = _launch_gradient.gradient if _name == "gradient" else getattr(_launch, _name)
+            _library.impl(f"{_name}_triton", _run, _device)
+    _register("triton", _GPU_FAKES, _launch_gradient.rescale, _launch.writes_gradient, _launch_gradient.overwrite)

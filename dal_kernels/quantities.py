@@ -17,30 +17,26 @@ from torch import Tensor
 
 from dal_kernels.arguments import Backend, Call, check, raise_for_labels
 from dal_kernels.backends.choose import choose
-from dal_kernels.fields import loss_dtype, loss_dtype_of
-from dal_kernels.layer import Layer, layer_of
-from dal_kernels.linear import anchors_of
-from dal_kernels.linear_ops import LayerInChunks, finished, linear_gradient
+from dal_kernels.fields import loss_dtype
 from dal_kernels.objective import RowQuantities
 from dal_kernels.objectives import row_statistics_of
 from dal_kernels.once import DifferentiableOnce
+from dal_kernels.ops import KERNELS
 from dal_kernels.reference import row_quantities
 from dal_kernels.slices import (
     IGNORED,
-    Coefficients,
     Slopes,
     Statistics,
     coefficients_of,
     fields_of,
     gradient,
-    joined,
     quantities_of,
     statistics,
 )
 from dal_kernels.surroundings import hand_over, is_recording, wants_the_call
 from dal_kernels.tensors import HALVES
 
-__all__ = ["RowStatistics", "linear_row_statistics", "row_statistics"]
+__all__ = ["RowStatistics", "row_statistics"]
 
 _ALL = frozenset({"entropy", "max_log_prob", "sum_log_prob", "square_sum"})
 
@@ -108,53 +104,6 @@ def as_statistics(call: Call, row: RowQuantities, prediction: Tensor) -> RowStat
     return RowStatistics(*(value.reshape(call.shape) for value in made))
 
 
-def linear_row_statistics(
-    input: Tensor,
-    linear_weight: Tensor,
-    target: Tensor,
-    *,
-    linear_bias: Tensor | None = None,
-    ignore_index: int = -100,
-    backend: Backend = "auto",
-    chunk_bytes: int | None = None,
-) -> RowStatistics:
-    """:func:`row_statistics` of ``F.linear(input, linear_weight, linear_bias)`` without its logits in memory.
-
-    A chunk of rows at a time goes through the classifier, once in the forward and once in the backward.
-
-    Args:
-        input, linear_weight, linear_bias, chunk_bytes: as in :func:`dal_kernels.linear_loss`.
-        target, ignore_index, backend: as in :func:`row_statistics`.
-
-    Returns, Raises:
-        As :func:`row_statistics` and :func:`dal_kernels.linear_loss`.
-    """
-    layer, logits = layer_of(input, linear_weight, linear_bias, chunk_bytes)
-    call = check(logits, target, row_statistics_of, (), None, ignore_index, "none", True)
-    name = choose(backend, input)
-    if name == "eager" or is_recording(input):
-        whole = torch.nn.functional.linear(layer.features, layer.classifier, layer.bias)
-        (row,), prediction = quantities_of_call(call._replace(logits=whole), (call.target,), "eager")
-        return as_statistics(call, row, prediction)
-    raise_for_labels(call)
-    classes, tensors = linear_weight.shape[0], layer[:3]
-    place, known, local = places_of(call, call.target, classes)
-    with torch.no_grad(), torch.autocast(input.device.type, enabled=False):
-        chunks, target_logits = [], [place.new_empty(0, dtype=layer.dtype)]
-        for rows, _, of_rows in LayerInChunks(*tensors, layer.dtype, layer.chunk, [False] * 3).chunks():
-            chunks.append(statistics(of_rows, name, wide=True))
-            target_logits.append(of_rows.gather(1, place[rows].unsqueeze(1)).squeeze(1))
-        found = joined(chunks or [statistics(logits.reshape(-1, classes)[:0], name, wide=True)])
-    wanted = [torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in tensors]
-    values = _LinearQuantities.apply(
-        *tensors, layer, name, wanted, anchors_of(tensors, wanted), local, torch.cat(target_logits), found
-    )
-    log_prob, entropy, max_log_prob, sum_log_prob, square_sum = values
-    log_prob = torch.where(known, log_prob, math.nan)
-    row = RowQuantities(log_prob, entropy, max_log_prob, sum_log_prob, square_sum, classes)
-    return as_statistics(call, row, found.argmax)
-
-
 def places_of(call: Call, target: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
     """(a class to read, whether the label is one or ignored, the class for the gradient) of each row (N,)."""
     valid = (target >= 0) & (target < classes)
@@ -168,8 +117,10 @@ def quantities_of_call(
 ) -> tuple[tuple[RowQuantities, ...], Tensor]:
     """Differentiable quantities of the rows of a call, for each of some targets (N,), and the predicted classes.
 
-    A row whose first target is ignored has gradient 0, and the quantities of any class.
+    A row is ignored with its first target: it has gradient 0, and the quantities of any class.
     """
+    if backend != "eager" and KERNELS[backend].quantities is not None and not is_recording(call.logits):
+        return _quantities_by_kernels(call, targets, backend)
     for target in targets:
         raise_for_labels(call._replace(target=target))
     classes = call.logits.shape[1]
@@ -195,20 +146,65 @@ def quantities_of_call(
     ), prediction
 
 
+def _quantities_by_kernels(
+    call: Call, targets: tuple[Tensor, ...], backend: str
+) -> tuple[tuple[RowQuantities, ...], Tensor]:
+    """:func:`quantities_of_call` by a backend whose kernels make the quantities, and look at the labels, themselves."""
+    try:
+        *values, prediction = _KernelQuantities.apply(call.logits, torch.stack(targets), call.ignore_index, backend)
+    except RuntimeError:
+        # From torch 2.15 on a kernel's ValueError arrives as a RuntimeError.
+        for target in targets:
+            raise_for_labels(call._replace(target=target))
+        raise
+    log_probs, entropy, max_log_prob, sum_log_prob, square_sum = values
+    classes = call.logits.shape[1]
+    return tuple(
+        RowQuantities(log_prob, entropy, max_log_prob, sum_log_prob, square_sum, classes)
+        for log_prob in log_probs.unbind()
+    ), prediction
+
+
+class _KernelQuantities(torch.autograd.Function):
+    """Quantities that nothing is made of cost nothing in the backward: their upstream gradients are None."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, ignore_index: int, backend: str) -> tuple[Tensor, ...]:
+        *values, prediction, sums = KERNELS[backend].quantities(logits, targets, ignore_index)
+        ctx.save_for_backward(logits, targets, prediction.clone(), sums)  # what the user gets may be edited
+        ctx.plan = (ignore_index, backend)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(prediction)
+        return *values, prediction
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        logits, targets, prediction, sums = ctx.saved_tensors
+        ignore_index, backend = ctx.plan
+        made = KERNELS[backend].gradient_of_slopes(logits, targets, ignore_index, prediction, sums, *upstream[:-1])
+        if not torch.compiler.is_compiling() and torch.is_grad_enabled():
+            made = DifferentiableOnce.apply(made, logits)
+        return made, None, None, None
+
+
 def values_of(whole: Statistics, target_logits: Tensor, classes: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """ln p_y for each of some targets (T, N) or of one (N,), entropy, M, G and Q (N,)."""
     return tuple(value.to(dtype) for value in quantities_of(whole, target_logits.double(), classes).tensors)
 
 
-def coefficients(whole: Statistics, classes: int, upstream: tuple[Tensor | None, ...]) -> Coefficients:
-    """Of the gradient of whatever was made of the values: their upstream gradients are its slopes."""
+def slope_fields(whole: Statistics, classes: int, upstream: tuple[Tensor | None, ...], dtype: torch.dtype) -> Tensor:
+    """Of the gradient of whatever was made of the values: their upstream gradients are its slopes.
+
+    Narrow where nothing was made of the sums over all classes, of which the gradient is then spared the terms.
+    """
     given = [torch.zeros_like(whole.total) if value is None else value.double() for value in upstream]
     by_log_prob, by_entropy, by_max, by_sum, by_square = given
     row = quantities_of(whole, whole.peak, classes)  # of which the chain rule needs no ln p_y
     first = by_log_prob if by_log_prob.dim() == 1 else by_log_prob[0]
     total = by_log_prob if by_log_prob.dim() == 1 else by_log_prob.sum(0)
     made = coefficients_of(whole, row, Slopes(total, by_entropy, by_max, by_sum, by_square))
-    return made._replace(target_term=-first)
+    wide = upstream[3] is not None or upstream[4] is not None
+    return fields_of(whole.peak, made._replace(target_term=-first), dtype, wide)
 
 
 def differentiable_rows(
@@ -253,7 +249,7 @@ class _Quantities(torch.autograd.Function):
         classes: int,
         backend: str,
     ) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(logits, local, prediction)
+        ctx.save_for_backward(logits, local, prediction.clone())  # what the user gets may be edited
         ctx.plan = (whole, classes, backend)
         ctx.set_materialize_grads(False)
         return values_of(whole, target_logits, classes, loss_dtype(logits))
@@ -262,7 +258,7 @@ class _Quantities(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         logits, local, prediction = ctx.saved_tensors
         whole, classes, backend = ctx.plan
-        fields = fields_of(whole.peak, coefficients(whole, classes, upstream), loss_dtype(logits), wide=True)
+        fields = slope_fields(whole, classes, upstream, loss_dtype(logits))
         at_argmax = prediction if upstream[2] is not None else prediction[:0]
         one = torch.ones((), dtype=fields.dtype, device=fields.device)
         made = gradient(logits, local[0], fields, at_argmax, one, backend, in_place=False)
@@ -273,38 +269,3 @@ class _Quantities(torch.autograd.Function):
         if not torch.compiler.is_compiling() and torch.is_grad_enabled():
             made = DifferentiableOnce.apply(made, logits)
         return made, *(None,) * 6
-
-
-class _LinearQuantities(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        features: Tensor,
-        classifier: Tensor,
-        bias: Tensor | None,
-        layer: Layer,
-        backend: str,
-        wanted: list[bool],
-        anchors: list[Tensor],
-        local: Tensor,
-        target_logits: Tensor,
-        whole: Statistics,
-    ) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(features, classifier, bias, local, whole.argmax)
-        ctx.plan = (layer.chunk, layer.dtype, backend, wanted, anchors, whole)
-        ctx.set_materialize_grads(False)
-        return values_of(whole, target_logits, classifier.shape[0], loss_dtype_of(layer.dtype))
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-        features, classifier, bias, local, prediction = ctx.saved_tensors
-        chunk, dtype, backend, wanted, anchors, whole = ctx.plan
-        sums = loss_dtype_of(dtype)
-        fields = fields_of(whole.peak, coefficients(whole, len(classifier), upstream), sums, wide=True)
-        at_argmax = prediction if upstream[2] is not None else prediction[:0]
-        one = torch.ones((), dtype=sums, device=features.device)
-        gradients = linear_gradient(
-            features, classifier, bias, local, fields, at_argmax, one, IGNORED, backend, chunk, dtype, wanted
-        )
-        dtypes = [None if tensor is None else tensor.dtype for tensor in (features, classifier, bias)]
-        return (*finished(gradients, dtypes, anchors, wanted), *(None,) * 7)

@@ -159,7 +159,7 @@ class Coefficients(NamedTuple):
 
 
 def coefficients_of(whole: Statistics, row: RowQuantities, slopes: Slopes) -> Coefficients:
-    """The one chain rule of all losses, as csrc/objective.h has it too."""
+    """The one chain rule of all losses, as csrc/affine_gradient.h has it too."""
     square = slopes.square_sum if whole.squares is None else slopes.square_sum * row.square_sum
     a = -(slopes.log_prob + slopes.max_log_prob + row.classes * slopes.sum_log_prob + 2 * square)
     b = -slopes.entropy

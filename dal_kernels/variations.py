@@ -189,7 +189,8 @@ def _mixed_loss(
     counted = [of != call.ignore_index for of in targets]
     # A row of which one target is ignored is a row of the other.
     first = torch.where(counted[0], targets[0], targets[-1])
-    rows, prediction = quantities_of_call(call._replace(target=first), (first, *targets[1:]), choose(backend, input))
+    others = [torch.where(has, of, first) for has, of in zip(counted[1:], targets[1:], strict=True)]
+    rows, prediction = quantities_of_call(call._replace(target=first), (first, *others), choose(backend, input))
     values = call.knobs.to(rows[0].log_prob.dtype).unbind(-1)
     classes = call.logits.shape[1]
     total = weights = torch.zeros_like(rows[0].log_prob)

@@ -7,6 +7,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dal_kernels import available_backends, dynamics_aware_loss, ops, reference
+from dal_kernels import available_backends, dynamics_aware_loss, knobs, ops, reference
 from dal_kernels.backends import choose
 
 N, C = 4, 5
@@ -316,3 +317,18 @@ def test_a_q_that_float32_cannot_hold_is_a_value_error(q: float | Tensor) -> Non
 def test_a_q_that_becomes_zero_in_float32_is_refused_with_a_bootstrap(loss_of: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match="q must be > 0"):
         loss_of(LOGITS, TARGET, torch.tensor(1e-50, dtype=torch.float64), 0.5)
+
+
+def test_numbers_are_checked_at_their_first_call_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To check them takes as long as the kernel at classifier sizes; what is equal but no number is still refused."""
+    checked: list[Any] = []
+    plain = knobs._check_number
+    monkeypatch.setattr(knobs, "_check_number", lambda *given: (checked.append(given[1]), plain(*given)))
+    for _ in range(3):
+        call(dynamics_aware_loss, q=0.734, bootstrap_weight=1)
+    assert checked == [0.734, 1]
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"q must be finite and >= 0, got -0\.734"):
+            call(dynamics_aware_loss, q=-0.734)
+        with pytest.raises(TypeError, match=r"bootstrap_weight must be a number or .* got Decimal"):
+            call(dynamics_aware_loss, q=0.734, bootstrap_weight=Decimal(1))

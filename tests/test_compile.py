@@ -135,6 +135,17 @@ def test_opcheck(fused: str, dtype: torch.dtype, reduction: int, objective: Obje
     torch.library.opcheck(kernels.gradient, (*arguments[:2], fields, prediction, upstream, -100, *correction))
 
 
+@dtypes
+def test_opcheck_of_losses_of_ones_own(dtype: torch.dtype) -> None:
+    kernels, case = KERNELS["cpu"], make_case(6, 9, dtype)
+    targets = torch.stack([case.target, case.target.roll(1)])
+    torch.library.opcheck(kernels.quantities, (case.logits, targets, -100))
+    log_prob, entropy, _, _, _, argmax, sums = kernels.quantities(case.logits, targets, -100)
+    one = torch.ones((), dtype=entropy.dtype)  # expanded, as the gradient of a sum
+    slopes = (one.expand(log_prob.shape), None, one.expand(entropy.shape), torch.rand_like(entropy), None)
+    torch.library.opcheck(kernels.gradient_of_slopes, (case.logits, targets, -100, argmax, sums, *slopes))
+
+
 # torch 2.15 hands on a ValueError of an operator as a RuntimeError.
 REFUSED = (ValueError, RuntimeError)
 

@@ -15,7 +15,8 @@ import torch
 from children import ROOT, made_once, run_pytest
 from marks import needs_executor
 
-NUMERICS, LOSSES = "tests/test_numerics.py", "tests/test_family.py"
+NUMERICS = "tests/test_numerics.py"
+LOSSES = ("tests/test_family.py", "tests/test_row_statistics.py")
 COMPILER = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
 FLAGS = ["-std=c++17", "-O1", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-Wno-psabi"]
 TORCH = Path(torch.__file__).parent
@@ -25,9 +26,9 @@ STUB = '#include "batch.h"\nnamespace dal {{ namespace {name} {{ extern const {k
 STUBS = {"x86_v3": "RowKernels kernels", "x86_v4": "RowKernels kernels", "x86_v4_bf16": "RowKernel<BFloat16> kernel"}
 
 MUTANTS = {
-    "target term dropped": ("cpu/row.h", "if (j == special[0]) value[i] -= row.affine.t;", ""),
+    "target term dropped": ("cpu/block_gradient.h", "if (j == special[0]) value[i] -= row.affine.t;", ""),
     "argmax term dropped": (
-        "objective.h",
+        "affine_gradient.h",
         "gradient.u = -scale * slopes.by_max_log_prob;",
         "gradient.u = 0;",
     ),
@@ -38,31 +39,31 @@ MUTANTS = {
         "ratio * sums.weighted",
     ),
     "blocks are not moved to the row's maximum": (
-        "cpu/row.h",
+        "cpu/block_gradient.h",
         "moved ? std::exp(block_max - row.affine.max) : A(1)",
         "A(1)",
     ),
-    "ragged end padded with zeros": ("cpu/row.h", "get(z + j + i, n, lowest)", "get(z + j + i, n, A(0))"),
+    "ragged end padded with zeros": ("cpu/block_sums.h", "get(z + j + i, n, lowest)", "get(z + j + i, n, A(0))"),
     "bfloat16 truncated": ("cpu/lanes.h", "bits + 0x7fffu + ((bits >> 16) & 1u)", "bits"),
     "exponentials of a row run into the next one's": (
         "cpu/row.h",
         "exponentials.data() + i * room",
         "exponentials.data() + i * classes",
     ),
-    "odd positions taken for even ones": ("cpu/row.h", "lane + I(j + p)", "lane + I(j)"),
-    "1 - p^q without expm1": ("objective.h", "-expm1_nonpositive(exponent, power) / q", "(A(1) - power) / q"),
+    "odd positions taken for even ones": ("cpu/block_sums.h", "lane + I(j + p)", "lane + I(j)"),
+    "1 - p^q without expm1": ("probability_losses.h", "-expm1_nonpositive(exponent, power) / q", "(A(1) - power) / q"),
     "ignored rows are written": (
         "cpu/row.h",
         "ignored ? -1 : batch.target.at(row)",
         "ignored ? 0 : batch.target.at(row)",
     ),
     "upstream gradient not applied to the slope": ("cpu/row.h", "up * field(kSlope)", "field(kSlope)"),
-    "last of equal classes": ("cpu/row.h", "(here < first)", "((here > first) | (first == I(kBlock)))"),
+    "last of equal classes": ("cpu/block_sums.h", "(here < first)", "((here > first) | (first == I(kBlock)))"),
 }
 
 # Of what only other losses than DAL need: the tests of the family must catch them.
 FAMILY_MUTANTS = {
-    "positions past the end are differences": ("cpu/row.h", "get(z + j, n, base[0])", "get(z + j, n, A(0))"),
+    "positions past the end are differences": ("cpu/block_sums.h", "get(z + j, n, base[0])", "get(z + j, n, A(0))"),
     "squares moved as sums": (
         "row_sums.h",
         "moved.squares = ratio * ratio * sums.squares",
@@ -70,17 +71,18 @@ FAMILY_MUTANTS = {
     ),
     "differences forget the shift": ("row_sums.h", "moved.differences += sums.classes * shift;", ""),
     "constant of the gradient dropped": (
-        "cpu/row.h",
+        "cpu/block_gradient.h",
         "v = v * (scale + square * v) + constant;",
         "v = v * (scale + square * v);",
     ),
+    "other target of a mix dropped": ("cpu/quantities.h", "at >= 0 && at < span.size", "false"),
     "slope by the sum of a normalised loss dropped": (
         "objective.h",
         "of.by_sum_log_prob -= weight * quotient / total;",
         "",
     ),
     "modulator of the focal loss taken for a constant": (
-        "objective.h",
+        "probability_losses.h",
         "if (!detached && gamma != A(0)) {",
         "if (false) {",
     ),
@@ -196,7 +198,14 @@ def make_tree(copy: Path) -> None:
     for folder in ("csrc", "dal_kernels"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     (copy / "tests").mkdir()
-    for name in ("conftest.py", "truth.py", "test_numerics.py", "family.py", "test_family.py"):
+    for name in (
+        "conftest.py",
+        "truth.py",
+        "test_numerics.py",
+        "family.py",
+        "test_family.py",
+        "test_row_statistics.py",
+    ):
         shutil.copy(ROOT / "tests" / name, copy / "tests")
     for name, kernels in STUBS.items():
         (copy / "csrc/cpu" / f"isa_{name}.cpp").write_text(STUB.format(name=name, kernels=kernels))
@@ -222,7 +231,7 @@ def run_tests(tree: Path, *files: str) -> subprocess.CompletedProcess[str]:
 
 @needs_compiler
 def test_the_unchanged_source_passes(tree: Path) -> None:
-    result = run_tests(tree, NUMERICS, LOSSES)
+    result = run_tests(tree, NUMERICS, *LOSSES)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
     assert re.search(r"\d{3,} passed", result.stdout)
 
@@ -236,7 +245,7 @@ def test_the_suite_catches(tree: Path, name: str) -> None:
     text = source.read_text()
     assert text.count(old) == 1, f"the source of the mutant moved: {old}"
     source.write_text(text.replace(old, new))
-    result = run_tests(tree, LOSSES if name in FAMILY_MUTANTS else NUMERICS)
+    result = run_tests(tree, *(LOSSES if name in FAMILY_MUTANTS else (NUMERICS,)))
     assert result.returncode == 1, result.stdout[-3000:] + result.stderr[-2000:]
     assert "1 failed" in result.stdout
 

@@ -85,7 +85,7 @@ def test_elements_are_read_and_written_16_bytes_at_a_time(variant: Variant, targ
     assert binary.stores - binary.wide_stores <= MOST_SCALAR_STORES, binary
 
 
-# ---- what is compiled is what launch.py launches
+# ---- what is compiled is what the operators launch
 
 
 @pytest.mark.parametrize("lanes", [32, 64])

@@ -20,6 +20,47 @@ struct RowGradient {
   std::int64_t target, argmax;
 };
 
+// Class indices (T, N): several targets of the same rows, which are ignored with the first of them.
+struct Targets {
+  const std::int64_t* data;
+  std::int64_t count, target_stride, row_stride, ignore_index;
+  std::int64_t at(std::int64_t row, std::int64_t target) const { return data[target * target_stride + row * row_stride]; }
+  bool ignored(std::int64_t row) const { return at(row, 0) == ignore_index; }
+};
+
+// Quantities of rows, from which a loss is made elsewhere; those of an ignored row are of class 0.
+template <class Storage>
+struct QuantitiesBatch {
+  using A = Arithmetic<Storage>;
+  Logits<Storage> logits;
+  Targets targets;
+  A *log_prob, *entropy, *max_log_prob, *sum_log_prob, *square_sum;  // (T, N), and (N,) each
+  RowSums<A>* sums;                                                  // (N,): for the gradient
+  std::int64_t* argmax;                                              // (N,)
+};
+
+// Derivatives of that loss by a quantity: (N,), or (T, N) by ln p_y. Null where it does not depend on it.
+template <class A>
+struct Upstream {
+  const A* data = nullptr;
+  std::int64_t row_stride = 0, target_stride = 0;
+  explicit operator bool() const { return data != nullptr; }
+  A at(std::int64_t row, std::int64_t target = 0) const {
+    return data ? data[target * target_stride + row * row_stride] : A(0);
+  }
+};
+
+template <class Storage>
+struct SlopesBatch {
+  using A = Arithmetic<Storage>;
+  Logits<Storage> logits;
+  Targets targets;
+  const RowSums<A>* sums;
+  const std::int64_t* argmax;
+  Upstream<A> by_log_prob, by_entropy, by_max_log_prob, by_sum_log_prob, by_square_sum;
+  Storage* gradient;
+};
+
 // What is compiled once an instruction set. A "block" below is item i of rows * blocks, row-major.
 template <class Storage>
 struct RowKernel {
@@ -35,6 +76,9 @@ struct RowKernel {
   void (*recompute)(const BackwardBatch<Storage>&, std::int64_t begin, std::int64_t end);
   // Sums of rows [begin, end), and nothing else.
   void (*row_sums)(const SumsBatch<Storage>&, std::int64_t begin, std::int64_t end);
+  // Quantities of rows [begin, end), and blocks of the gradient of what was made of them.
+  void (*row_quantities)(const QuantitiesBatch<Storage>&, std::int64_t begin, std::int64_t end);
+  void (*gradients_of_slopes)(const SlopesBatch<Storage>&, std::int64_t begin, std::int64_t end);
 };
 
 struct RowKernels {

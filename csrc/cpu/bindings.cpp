@@ -99,7 +99,7 @@ Tensor gradient_cpu(
     using S = decltype(storage);
     Tensor gradient = empty<2>({logits.size(0), logits.size(1)}, dtype_of(logits), Place::of(logits));
     backward(backward_batch<S>(logits, target, fields, prediction, upstream, ignore_index, gradient),
-             kernel_of<S>(row_kernels()), TorchThreads{});
+             kernel_of<S>(row_kernels()).recompute, TorchThreads{});
     return gradient;
   });
 }
@@ -112,7 +112,87 @@ void overwrite_cpu(
   dispatch(logits, [&](auto storage) {
     using S = decltype(storage);
     backward(backward_batch<S>(logits, target, fields, prediction, upstream, ignore_index, logits),
-             kernel_of<S>(row_kernels()), TorchThreads{});
+             kernel_of<S>(row_kernels()).recompute, TorchThreads{});
+  });
+}
+
+Targets targets_of(const Tensor& targets, const Tensor& logits, std::int64_t ignore_index) {
+  require(targets.dim() == 2 && targets.size(0) > 0 && targets.size(1) == logits.size(0) &&
+              targets.scalar_type() == ScalarType::Long,
+          "targets must be (T, N) int64 with T >= 1");
+  return {static_cast<const std::int64_t*>(targets.const_data_ptr()), targets.size(0), targets.stride(0),
+          targets.stride(1), ignore_index};
+}
+
+// How many values the sums of a row are.
+template <class A> constexpr std::int64_t kRowSums = sizeof(RowSums<A>) / sizeof(A);
+
+// ln p_y (T, N); entropy, largest ln p, sum of ln p, sum of p^2 and predicted class (N,); sums for the gradient.
+using Quantities = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+Quantities quantities_cpu(Tensor given, Tensor targets, std::int64_t ignore_index) {
+  const Tensor logits = with_unit_class_stride(given);
+  const Place place = Place::of(logits);
+  return dispatch(logits, [&](auto storage) {
+    using S = decltype(storage);
+    using A = Arithmetic<S>;
+    const std::int64_t rows = logits.size(0);
+    QuantitiesBatch<S> batch{};
+    batch.logits = logits_of<S>(logits);
+    batch.targets = targets_of(targets, logits, ignore_index);
+    const auto vector = [&](A*& data) {
+      Tensor values = empty<1>({rows}, dtype_code<A>(), place);
+      data = static_cast<A*>(values.mutable_data_ptr());
+      return values;
+    };
+    Tensor log_prob = empty<2>({batch.targets.count, rows}, dtype_code<A>(), place);
+    batch.log_prob = static_cast<A*>(log_prob.mutable_data_ptr());
+    Tensor entropy = vector(batch.entropy), max_log_prob = vector(batch.max_log_prob);
+    Tensor sum_log_prob = vector(batch.sum_log_prob), square_sum = vector(batch.square_sum);
+    Tensor argmax = empty<1>({rows}, aoti_torch_dtype_int64(), place);
+    batch.argmax = static_cast<std::int64_t*>(argmax.mutable_data_ptr());
+    Tensor sums = empty<2>({rows, kRowSums<A>}, dtype_code<A>(), place);
+    batch.sums = static_cast<RowSums<A>*>(sums.mutable_data_ptr());
+    quantities(batch, kernel_of<S>(row_kernels()), TorchThreads{});
+    return Quantities{log_prob, entropy, max_log_prob, sum_log_prob, square_sum, argmax, sums};
+  });
+}
+
+using Slope = std::optional<Tensor>;
+
+template <class A>
+Upstream<A> upstream_of(const Slope& values, std::int64_t targets, std::int64_t rows) {
+  if (!values) return {};
+  const bool each = targets > 0;
+  require(dtype_of(*values) == dtype_code<A>() && values->dim() == (each ? 2 : 1) &&
+              (!each || values->size(0) == targets) && values->size(each) == rows,
+          "slopes must be (N,), by ln p_y (T, N), in the dtype of the loss");
+  return {static_cast<const A*>(values->const_data_ptr()), values->stride(each), each ? values->stride(0) : 0};
+}
+
+Tensor gradient_of_slopes_cpu(
+    Tensor given, Tensor targets, std::int64_t ignore_index, Tensor argmax, Tensor sums, Slope by_log_prob,
+    Slope by_entropy, Slope by_max_log_prob, Slope by_sum_log_prob, Slope by_square_sum) {
+  const Tensor logits = with_unit_class_stride(given);
+  return dispatch(logits, [&](auto storage) {
+    using S = decltype(storage);
+    using A = Arithmetic<S>;
+    const std::int64_t rows = logits.size(0);
+    require(argmax.scalar_type() == ScalarType::Long && argmax.dim() == 1 && argmax.size(0) == rows &&
+                argmax.is_contiguous() && dtype_of(sums) == dtype_code<A>() && sums.dim() == 2 &&
+                sums.size(0) == rows && sums.size(1) == kRowSums<A> && sums.is_contiguous(),
+            "argmax and sums must be those of quantities_cpu");
+    Tensor gradient = empty<2>({rows, logits.size(1)}, dtype_of(logits), Place::of(logits));
+    const Targets of_rows = targets_of(targets, logits, ignore_index);
+    backward(
+        SlopesBatch<S>{
+            logits_of<S>(logits), of_rows, static_cast<const RowSums<A>*>(sums.const_data_ptr()),
+            static_cast<const std::int64_t*>(argmax.const_data_ptr()), upstream_of<A>(by_log_prob, of_rows.count, rows),
+            upstream_of<A>(by_entropy, 0, rows), upstream_of<A>(by_max_log_prob, 0, rows),
+            upstream_of<A>(by_sum_log_prob, 0, rows), upstream_of<A>(by_square_sum, 0, rows),
+            static_cast<S*>(gradient.mutable_data_ptr())},
+        kernel_of<S>(row_kernels()).gradients_of_slopes, TorchThreads{});
+    return gradient;
   });
 }
 
@@ -124,6 +204,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(dal_kernels, m) {
   m.def("loss_and_fields_cpu(" DAL_LOSS_ARGUMENTS ", bool want_prediction) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("gradient_cpu(" DAL_GRADIENT_ARGUMENTS ") -> Tensor");
   m.def("statistics_cpu(Tensor logits, bool want_argmax, bool wide) -> (Tensor, Tensor)");
+  m.def("quantities_cpu(Tensor logits, Tensor targets, int ignore_index) "
+        "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("gradient_of_slopes_cpu(Tensor logits, Tensor targets, int ignore_index, Tensor argmax, Tensor sums, "
+        "Tensor? by_log_prob, Tensor? by_entropy, Tensor? by_max_log_prob, Tensor? by_sum_log_prob, "
+        "Tensor? by_square_sum) -> Tensor");
   m.def("overwrite_cpu(Tensor(a!) logits, Tensor target, Tensor fields, Tensor prediction, Tensor upstream, "
         "int ignore_index) -> ()");
 }
@@ -133,6 +218,8 @@ STABLE_TORCH_LIBRARY_IMPL(dal_kernels, CPU, m) {
   m.impl("loss_and_fields_cpu", TORCH_BOX(&dal::loss_and_fields_cpu));
   m.impl("gradient_cpu", TORCH_BOX(&dal::gradient_cpu));
   m.impl("statistics_cpu", TORCH_BOX(&dal::statistics_cpu));
+  m.impl("quantities_cpu", TORCH_BOX(&dal::quantities_cpu));
+  m.impl("gradient_of_slopes_cpu", TORCH_BOX(&dal::gradient_of_slopes_cpu));
   m.impl("overwrite_cpu", TORCH_BOX(&dal::overwrite_cpu));
 }
 

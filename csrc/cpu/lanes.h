@@ -48,6 +48,9 @@ struct Add {
 struct Larger {
   template <class V> DAL_LANE V operator()(V l, V r) const { return r > l ? r : l; }
 };
+struct Or {
+  template <class V> DAL_LANE V operator()(V l, V r) const { return l | r; }
+};
 template <class Op, class A, class V> DAL_LANE A fold(const Op& op, V v) {
   if constexpr (sizeof(V) > 16) {
     typename VectorOf<A, sizeof(V) / 2>::type halves[2];

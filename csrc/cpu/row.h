@@ -1,224 +1,8 @@
 // The CPU row kernel: sums, objective, affine gradient, on a row that stays in cache.
 // Included once an instruction set, inside its namespace, after lanes.h: no include guard.
 
-// Blocks of one row, or the part of a batch of rows, that begin at class `first`.
-struct Span {
-  std::int64_t first, size;
-};
-DAL_LANE Span block_span(std::int64_t block, std::int64_t classes) {
-  const std::int64_t first = block * kBlock;
-  return {first, std::min(kBlock, classes - first)};
-}
-
-// f(position, count): whole packs first, then the ragged end. The count is a constant for whole packs.
-template <class S, class F> DAL_LANE void for_packs(std::int64_t size, const F& f) {
-  std::int64_t j = 0;
-  for (; j + kPack<S> <= size; j += kPack<S>) f(j, std::integral_constant<int, kPack<S>>{});
-  if (j < size) f(j, static_cast<int>(size - j));
-}
-template <class S, int N>
-DAL_LANE Pack<S> get(const S* from, std::integral_constant<int, N>, Arithmetic<S>) { return load(from); }
-template <class S> DAL_LANE Pack<S> get(const S* from, int n, Arithmetic<S> rest) { return load_few(from, n, rest); }
-template <class S, int N>
-DAL_LANE void put(S* to, const Pack<S>& pack, std::integral_constant<int, N>) { store(to, pack); }
-template <class S> DAL_LANE void put(S* to, const Pack<S>& pack, int n) { store_few(to, pack, n); }
-
-// The largest logit that is not NaN. Four chains hide the latency of max.
-template <class S> DAL_LANE Arithmetic<S> block_max(const S* z, std::int64_t size) {
-  using A = Arithmetic<S>;
-  constexpr A lowest = -std::numeric_limits<A>::infinity();
-  constexpr int W = kPack<S>;
-  Vec<A> best[4] = {splat(lowest), splat(lowest), splat(lowest), splat(lowest)};
-  std::int64_t j = 0;
-  for (; j + 4 * W <= size; j += 4 * W)
-    for (int k = 0; k < 4; ++k)
-      for (const Vec<A>& v : load(z + j + k * W).part) best[k] = larger<A>(best[k], v);
-  for_packs<S>(size - j, [&](std::int64_t i, auto n) {
-    for (const Vec<A>& v : get(z + j + i, n, lowest).part) best[0] = larger<A>(best[0], v);
-  });
-  return max_of<A>(larger<A>(larger<A>(best[0], best[1]), larger<A>(best[2], best[3])));
-}
-
-// Whether exponentials are kept in the gradient itself: they have its type. Else they are kept in scratch, part by
-// part, and the last pack whole.
-template <class S> constexpr bool in_gradient = std::is_same_v<S, Arithmetic<S>>;
-template <class S, class N> DAL_LANE void keep(Arithmetic<S>* to, const Pack<S>& pack, N n) {
-  if constexpr (in_gradient<S>) put(to, pack, n);
-  else
-    for (int p = 0; p < kVectors<S>; ++p) store(to + p * kLanes<float>, Pack<float>{{pack.part[p]}});
-}
-template <class S, class N> DAL_LANE Pack<S> recall(const Arithmetic<S>* from, N n) {
-  Pack<S> pack;
-  if constexpr (in_gradient<S>) pack = get(from, n, S(0));
-  else
-    for (int p = 0; p < kVectors<S>; ++p) pack.part[p] = load(from + p * kLanes<float>).part[0];
-  return pack;
-}
-
-// m = max z,  S = sum e^(z-m),  W = sum e^(z-m) (z-m), with WIDE D = sum (z-m) and P = sum e^2(z-m), and with KEEP the
-// e^(z-m) themselves. NaN and +inf make S NaN by themselves (+inf - +inf); -inf gives e = 0 and a finite, clamped z - m,
-// so 0 in W.
-template <class S, bool KEEP, bool WIDE>
-DAL_LANE RowSums<Arithmetic<S>> block_sums_of(const S* z, std::int64_t size, Arithmetic<S>* kept) {
-  using A = Arithmetic<S>;
-  constexpr A lowest = -std::numeric_limits<A>::infinity();
-  const A max = block_max(z, size);
-  const Vec<A> base = splat(max == lowest ? A(0) : max);
-  Vec<A> sum{}, weighted{}, differences{}, squares{};
-  for_packs<S>(size, [&](std::int64_t j, auto n) {
-    // What comes next, while the arithmetic leaves memory idle. It may lie past the end: that is no access.
-    __builtin_prefetch(z + j + size, 0, 2);
-    if (KEEP && in_gradient<S>) __builtin_prefetch(kept + j + size, 1, 2);
-    Pack<S> pack = get(z + j, n, lowest);
-    if constexpr (WIDE) {  // positions past the end must add nothing
-      const Pack<S> own = get(z + j, n, base[0]);
-      for (const Vec<A>& v : own.part) differences += v - base;
-    }
-    for (Vec<A>& v : pack.part) {
-      const Vec<A> d = at_least<A>(v - base, Exp<A>::low);
-      v = exp_of<A>(d);
-      sum += v;
-      weighted += v * d;
-      if constexpr (WIDE) squares += v * v;
-    }
-    if (KEEP) keep<S>(kept + j, pack, n);
-  });
-  if constexpr (WIDE)
-    return {max, sum_of<A>(sum), sum_of<A>(weighted), sum_of<A>(differences), sum_of<A>(squares), static_cast<A>(size)};
-  return {max, sum_of<A>(sum), sum_of<A>(weighted), A(0), A(0), static_cast<A>(size)};
-}
-
-// First class whose logit equals `value` (or is NaN, with `value` NaN), or `size`.
-template <class S> DAL_LANE std::int64_t first_equal(const S* z, std::int64_t size, Arithmetic<S> value) {
-  using A = Arithmetic<S>;
-  using I = typename LaneTypes<A>::Int;
-  const Vec<A> wanted = splat(value);
-  IntVec<A> lane, first = IntVec<A>{} + I(kBlock);
-  for (int i = 0; i < kLanes<A>; ++i) lane[i] = i * kVectors<S>;
-  const bool nan = value != value;
-  for_packs<S>(size, [&](std::int64_t j, auto n) {
-    const Pack<S> pack = get(z + j, n, nan ? A(0) : std::numeric_limits<A>::quiet_NaN());
-    for (int p = 0; p < kVectors<S>; ++p) {
-      const Vec<A> v = pack.part[p];
-      const IntVec<A> hit = nan ? v != v : v == wanted;
-      const IntVec<A> here = lane + I(j + p);
-      first = ((hit != 0) & (here < first)) ? here : first;
-    }
-  });
-  I best = kBlock;
-  for (int i = 0; i < kLanes<A>; ++i) best = first[i] < best ? first[i] : best;
-  return best < size ? best : size;
-}
-
-// The class torch.argmax names: the first NaN, else the first maximum.
-template <class S>
-std::int64_t argmax(const S* z, std::int64_t classes, const RowSums<Arithmetic<S>>* blocks,
-                    const RowSums<Arithmetic<S>>& row) {
-  using A = Arithmetic<S>;
-  const auto find = [&](A value, bool everywhere) {
-    for (std::int64_t b = 0; b * kBlock < classes; ++b) {
-      const Span span = block_span(b, classes);
-      if (!everywhere && blocks[b].max != value) continue;
-      const std::int64_t at = first_equal(z + span.first, span.size, value);
-      if (at < span.size) return span.first + at;
-    }
-    return std::int64_t(-1);
-  };
-  if (row.sum != row.sum) {
-    const std::int64_t at = find(std::numeric_limits<A>::quiet_NaN(), true);
-    if (at >= 0) return at;
-  }
-  return find(row.max, false);
-}
-
-// dL/dz_j = e_j (A + B (z_j - m)) - t [j = y] - u [j = k*], with WIDE and e_j E in the brackets and + D behind them,
-// with e_j = ratio e^(z_j - base): e^(z_j - base) is either KEPT by the first pass, base being its block's maximum, or
-// computed again. Rounded once, at the store.
-template <class S, bool WIDE> struct GradientBlock {
-  using A = Arithmetic<S>;
-  const RowGradient<A>& row;
-  // Values: a store to the gradient might change what is only referred to.
-  const Vec<A> max, base, scale, slope, square, constant;
-
-  DAL_LANE GradientBlock(const RowGradient<A>& row, A base, A ratio)
-      : row(row), max(splat(row.affine.max)), base(splat(base)), scale(splat(row.affine.A * ratio)),
-        slope(splat(row.affine.B * ratio)), square(splat(row.affine.E * ratio * ratio)), constant(splat(row.affine.D)) {}
-
-  DAL_LANE Vec<A> exponentials(Vec<A> z) const { return exp_of<A>(at_least<A>(z - base, Exp<A>::low)); }
-  DAL_LANE Vec<A> affine(Vec<A> z, Vec<A> e) const {
-    const Vec<A> inner = scale + slope * at_least<A>(z - max, Exp<A>::low);
-    if constexpr (WIDE) return e * (inner + square * e) + constant;
-    return e * inner;
-  }
-  template <bool KEPT> DAL_LANE void write_affine(const S* z, const A* kept, S* out, std::int64_t size) const {
-    for_packs<S>(size, [&](std::int64_t j, auto n) {
-      if (!KEPT) __builtin_prefetch(z + j + size, 0, 2);
-      if (!KEPT || !in_gradient<S>) __builtin_prefetch(out + j + size, 1, 2);
-      Pack<S> pack = get(z + j, n, A(0));
-      Pack<S> e;
-      if constexpr (KEPT) e = recall<S>(kept + j, n);
-      for (int p = 0; p < kVectors<S>; ++p)
-        pack.part[p] = affine(pack.part[p], KEPT ? e.part[p] : exponentials(pack.part[p]));
-      put(out + j, pack, n);
-    });
-  }
-  // B = 0 needs no logits.
-  DAL_LANE void write_scaled(const A* kept, S* out, std::int64_t size) const {
-    for_packs<S>(size, [&](std::int64_t j, auto n) {
-      Pack<S> pack = recall<S>(kept + j, n);
-      for (Vec<A>& v : pack.part) {
-        if constexpr (WIDE) v = v * (scale + square * v) + constant;
-        else v *= scale;
-      }
-      put(out + j, pack, n);
-    });
-  }
-
-  // z, kept, out: of this block. `out` may be `z` or `kept`, so the two special classes are computed first.
-  DAL_LANE void write(const S* z, const A* kept, S* out, Span span) const {
-    const std::int64_t special[2] = {row.target - span.first, row.argmax - span.first};
-    const bool inside[2] = {special[0] >= 0 && special[0] < span.size,
-                            row.affine.u != A(0) && special[1] >= 0 && special[1] < span.size};
-    A value[2] = {};
-    for (int i = 0; i < 2; ++i) {
-      if (!inside[i]) continue;
-      const std::int64_t j = special[i];
-      const Vec<A> logit = splat(load_one(z + j));
-      value[i] = affine(logit, exponentials(logit))[0];
-      if (j == special[0]) value[i] -= row.affine.t;
-      if (j == special[1]) value[i] -= row.affine.u;
-    }
-    if (!kept)
-      write_affine<false>(z, nullptr, out, span.size);
-    else if (row.affine.B == A(0))
-      write_scaled(kept, out, span.size);
-    else
-      write_affine<true>(z, kept, out, span.size);
-    for (int i = 0; i < 2; ++i)
-      if (inside[i]) store_one(out + special[i], value[i]);
-  }
-};
-
-// Gradient of one block of a row. Null `kept`: the exponentials are computed again.
-template <class S, bool WIDE> DAL_LANE void write_gradient(
-    const RowGradient<Arithmetic<S>>& row, const S* z, const Arithmetic<S>* kept, Arithmetic<S> block_max, S* out,
-    Span span) {
-  using A = Arithmetic<S>;
-  if (row.target < 0) {
-    std::memset(static_cast<void*>(out), 0, span.size * sizeof(S));
-    return;
-  }
-  // A block of -inf alone has nothing to move: its exponentials are 0 whatever the base.
-  const bool moved = block_max != row.affine.max && block_max != -std::numeric_limits<A>::infinity();
-  const A base = moved ? block_max : row.affine.max;
-  GradientBlock<S, WIDE>(row, base, moved ? std::exp(block_max - row.affine.max) : A(1)).write(z, kept, out, span);
-}
-
-template <class A> DAL_LANE RowSums<A> merged(const RowSums<A>* blocks, std::int64_t count) {
-  RowSums<A> sums = blocks[0];
-  for (std::int64_t b = 1; b < count; ++b) sums = merge(sums, blocks[b]);
-  return sums;
-}
+#include "block_sums.h"
+#include "block_gradient.h"
 
 // Merged sums -> loss, fields and prediction of one row, and what its gradient needs.
 template <class S, bool WIDE>
@@ -264,12 +48,6 @@ constexpr std::int64_t kCached = 32 * kBlock;
 template <class S> DAL_LANE Arithmetic<S>* room_in(S* gradient, std::int64_t classes) {
   if constexpr (in_gradient<S>) return classes > kCached ? nullptr : gradient;
   return nullptr;
-}
-
-template <class S, bool WIDE>
-DAL_LANE RowSums<Arithmetic<S>> read_block(const S* z, Span span, Arithmetic<S>* kept) {
-  return kept ? block_sums_of<S, true, WIDE>(z + span.first, span.size, kept + span.first)
-              : block_sums_of<S, false, WIDE>(z + span.first, span.size, nullptr);
 }
 
 // Scratch of a longer row must be small beside the gradient that the rows of a thread make, and fit its own cache.
@@ -384,31 +162,11 @@ template <class S> void recompute(const BackwardBatch<S>& batch, std::int64_t be
   batch.wide ? recompute_of<S, true>(batch, begin, end) : recompute_of<S, false>(batch, begin, end);
 }
 
-// Sums of whole rows alone, for whoever makes a loss of them.
-template <class S> void row_sums(const SumsBatch<S>& batch, std::int64_t begin, std::int64_t end) {
-  using A = Arithmetic<S>;
-  const std::int64_t classes = batch.logits.classes, count = blocks_of(classes), rows = batch.logits.rows;
-  std::vector<RowSums<A>> blocks(count);
-  for (std::int64_t row = begin; row < end; ++row) {
-    const S* z = batch.logits.row(row);
-    for (std::int64_t b = 0; b < count; ++b) {
-      const Span span = block_span(b, classes);
-      blocks[b] = batch.wide ? read_block<S, true>(z, span, nullptr) : read_block<S, false>(z, span, nullptr);
-    }
-    const RowSums<A> sums = merged(blocks.data(), count);
-    const bool poisoned = sums.sum != sums.sum;
-    const std::int64_t largest = batch.argmax || poisoned ? argmax(z, classes, blocks.data(), sums) : 0;
-    if (batch.argmax) batch.argmax[row] = largest;
-    // m of a row with a NaN is that. Of a row of -inf alone m is that, and nothing counts.
-    const bool empty = sums.max == -std::numeric_limits<A>::infinity() && !poisoned;
-    const A values[5] = {poisoned ? load_one(z + largest) : sums.max, empty ? A(0) : sums.sum, empty ? A(0) : sums.weighted, sums.differences,
-                         empty ? A(0) : sums.squares};
-    for (int f = 0; f < (batch.wide ? 5 : 3); ++f) batch.sums[f * rows + row] = values[f];
-  }
-}
+#include "quantities.h"
 
 template <class S> constexpr RowKernel<S> row_kernel() {
-  return {rows<S>, block_sums<S>, finish_rows<S>, block_gradients<S>, recompute<S>, row_sums<S>};
+  return {rows<S>, block_sums<S>, finish_rows<S>, block_gradients<S>, recompute<S>, row_sums<S>, row_quantities<S>,
+          gradients_of_slopes<S>};
 }
 // A template, so that who asks for one kernel alone compiles no other.
 template <class...> constexpr RowKernels all_row_kernels() {

@@ -27,6 +27,14 @@ inline void advise_huge_pages(void* data, std::int64_t bytes) {
 #endif
 }
 
+inline void require_class(
+    std::int64_t target, std::int64_t row, std::int64_t classes, std::int64_t ignore_index) {
+  if (target < 0 || target >= classes)
+    throw std::invalid_argument("target at row " + std::to_string(row) + " is " + std::to_string(target) +
+                                ", accepted are 0 to " + std::to_string(classes - 1) + " and ignore_index " +
+                                std::to_string(ignore_index));
+}
+
 // Raises before anything is written. Returns sum_i weight[y_i] over the rows that are not ignored.
 template <class S>
 double check_and_count(const ForwardBatch<S>& batch) {
@@ -43,10 +51,7 @@ double check_and_count(const ForwardBatch<S>& batch) {
       }
     if (batch.target.ignored(row)) continue;
     const std::int64_t y = batch.target.at(row);
-    if (y < 0 || y >= classes)
-      throw std::invalid_argument("target at row " + std::to_string(row) + " is " + std::to_string(y) +
-                                  ", accepted are 0 to " + std::to_string(classes - 1) + " and ignore_index " +
-                                  std::to_string(batch.target.ignore_index));
+    require_class(y, row, classes, batch.target.ignore_index);
     divisor += batch.weight ? static_cast<double>(batch.weight[y * batch.weight_stride]) : 1.0;
   }
   return divisor;
@@ -99,14 +104,23 @@ void sums(const SumsBatch<S>& batch, const RowKernel<S>& kernel, const Threads& 
 }
 
 template <class S, class Threads>
-void backward(const BackwardBatch<S>& batch, const RowKernel<S>& kernel, const Threads& threads) {
-  const std::int64_t items = batch.logits.rows * blocks_of(batch.logits.classes);
-  advise_huge_pages(
-      batch.gradient, batch.logits.rows * batch.logits.classes * static_cast<std::int64_t>(sizeof(S)));
-  const std::int64_t item = std::min(batch.logits.classes, kBlock);
-  threads.run(items, std::max<std::int64_t>(1, kGrain / item), [&](std::int64_t begin, std::int64_t end) {
-    kernel.recompute(batch, begin, end);
-  });
+void quantities(const QuantitiesBatch<S>& batch, const RowKernel<S>& kernel, const Threads& threads) {
+  const std::int64_t rows = batch.logits.rows, classes = batch.logits.classes;
+  const Targets& targets = batch.targets;
+  for (std::int64_t t = 0; t < targets.count; ++t)
+    for (std::int64_t row = 0; row < rows; ++row)
+      if (!targets.ignored(row)) require_class(targets.at(row, t), row, classes, targets.ignore_index);
+  threads.run(rows, std::max<std::int64_t>(1, kGrain / classes),
+              [&](std::int64_t begin, std::int64_t end) { kernel.row_quantities(batch, begin, end); });
+}
+
+// A gradient that is written block by block, by one function of the row kernel, from what a forward has left.
+template <class Batch, class Blocks, class Threads>
+void backward(const Batch& batch, const Blocks& blocks, const Threads& threads) {
+  const std::int64_t rows = batch.logits.rows, classes = batch.logits.classes;
+  advise_huge_pages(batch.gradient, rows * classes * static_cast<std::int64_t>(sizeof(*batch.gradient)));
+  threads.run(rows * blocks_of(classes), std::max<std::int64_t>(1, kGrain / std::min(classes, kBlock)),
+              [&](std::int64_t begin, std::int64_t end) { blocks(batch, begin, end); });
 }
 
 }  // namespace dal

@@ -70,7 +70,7 @@ template <class A> DAL_D unsigned first_place(unsigned later, A z, A peak, int j
 }
 DAL_D int class_at(unsigned place) { return static_cast<int>(place & 0x7fffffffu); }
 
-// objective.h's affine gradient without its last two terms, of one class: with d = z - m, e^d (A + B d), and of WIDE
+// affine_gradient.h's form without its last two terms, of one class: with d = z - m, e^d (A + B d), and of WIDE
 // losses e^d (A + B d + E e^d) + D.
 template <bool WIDE, class A> DAL_D A affine_value(A z, const AffineGradient<A>& affine) {
   const A d = z - affine.max;

@@ -1,8 +1,7 @@
-"""The operators of the Triton backend: buffers, plan, launch. Nothing here waits for the device."""
+"""The operators of the Triton backend that read rows: buffers, plan, launch. Nothing here waits for the device."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import Any
 
@@ -10,35 +9,23 @@ import torch
 import triton
 from torch import Tensor
 
+from dal_kernels.backends.triton import device
 from dal_kernels.backends.triton.arguments import (
-    check_fields,
     check_logits,
     check_loss,
     check_rows,
     checked_knobs,
     require,
-    row_stride,
     unit_class_stride,
 )
-from dal_kernels.backends.triton.gradient import gradient_rows, reduce_sums, scale_gradient
+from dal_kernels.backends.triton.gradient import reduce_sums
 from dal_kernels.backends.triton.long_rows import loss_long_rows, merge_splits, split_statistics
 from dal_kernels.backends.triton.objectives import FUNCTIONS
-from dal_kernels.backends.triton.plan import LaunchPlan, plan_backward, plan_forward, plan_statistics
+from dal_kernels.backends.triton.plan import LaunchPlan, plan_forward, plan_statistics
 from dal_kernels.backends.triton.short_rows import loss_rows
 from dal_kernels.backends.triton.statistics import merge_statistics, row_statistics
 from dal_kernels.fields import FIELDS, GRADIENT_FIELDS, NARROW_FIELDS, REDUCTIONS, loss_dtype
 from dal_kernels.objectives import OBJECTIVES
-
-_SCALE_BLOCK = 8192
-
-
-def _warp_size() -> int:
-    return 64 if torch.version.hip else 32
-
-
-def _on(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Triton launches on the current device, which need not be the tensor's."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
 def _launch_loss(
@@ -60,7 +47,7 @@ def _launch_loss(
     fields = new((kept, rows) if want_fields else (0,), dtype=dtype)
     prediction = new((rows,) if want_prediction else (0,), dtype=torch.int64)
     correction = new(() if reduced else (0,), dtype=dtype)
-    plan = plan_forward(rows, classes, logits.element_size(), _warp_size())
+    plan = plan_forward(rows, classes, logits.element_size(), device.warp_size())
     require(not (plan.long and want_gradient), "the gradient of rows this long is made in the backward")
     of_knobs = (knobs, knobs.stride(0) if knobs.dim() == 2 else 0)
     inputs = (
@@ -86,7 +73,7 @@ def _launch_loss(
     }
     packed = logits.stride(0) == classes
     programs = triton.cdiv(rows, plan.rows)
-    with _on(logits):
+    with device.current(logits):
         if plan.splits > 1 and rows:
             parts, places = _launch_splits(
                 logits, plan, of_knobs, needs | {"WIDE": of.is_wide, "PREDICTION": want_prediction}
@@ -180,7 +167,7 @@ def _launch_splits(
 def writes_gradient(logits: Tensor, _: int) -> bool:
     """Whether the forward can write the gradient; of rows that do not fit the registers it is made in the backward."""
     rows, classes = logits.shape
-    return not plan_forward(rows, classes, logits.element_size(), _warp_size()).long
+    return not plan_forward(rows, classes, logits.element_size(), device.warp_size()).long
 
 
 def loss(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -192,100 +179,6 @@ def loss_and_fields(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Te
     return _launch_loss(arguments[:-1], want_prediction=arguments[-1], want_fields=True)
 
 
-def gradient(
-    logits: Tensor,
-    target: Tensor,
-    fields: Tensor,
-    prediction: Tensor,
-    upstream: Tensor,
-    ignore_index: int,
-    correction: Tensor,
-) -> Tensor:
-    return rewrite_gradient(
-        logits.new_empty(logits.shape), logits, target, fields, prediction, upstream, ignore_index, correction, False
-    )
-
-
-def rewrite_gradient(
-    out: Tensor,
-    logits: Tensor,
-    target: Tensor,
-    fields: Tensor,
-    prediction: Tensor,
-    upstream: Tensor,
-    ignore_index: int,
-    correction: Tensor,
-    if_changed: bool,
-) -> Tensor:
-    """The gradient, again, into ``out``; with ``if_changed`` only where it is not what stands there."""
-    check_rows(logits, target)
-    logits = unit_class_stride(logits)
-    rows, classes = logits.shape
-    check_fields(logits, fields, prediction, upstream)
-    plan = plan_backward(rows, classes, logits.element_size(), _warp_size())
-    if rows:
-        with _on(logits):
-            gradient_rows[(triton.cdiv(rows, plan.rows), triton.cdiv(classes, plan.block))](
-                logits,
-                logits.stride(0),
-                target,
-                target.stride(0),
-                fields,
-                prediction,
-                upstream,
-                row_stride(upstream),
-                correction if correction.numel() else None,
-                out,
-                rows,
-                ignore_index,
-                CLASSES=classes,
-                BLOCK=plan.block,
-                ROWS=plan.rows,
-                PACKED=logits.stride(0) == classes,
-                ARGMAX=prediction.numel() > 0,
-                WIDE=fields.shape[0] == len(FIELDS),
-                IF_CHANGED=if_changed,
-                IN_PLACE=out is logits,
-                num_warps=plan.warps,
-            )
-    return out
-
-
-def overwrite(
-    logits: Tensor,
-    target: Tensor,
-    fields: Tensor,
-    prediction: Tensor,
-    upstream: Tensor,
-    ignore_index: int,
-    correction: Tensor,
-) -> Tensor:
-    """:func:`gradient` in the place of contiguous logits."""
-    return rewrite_gradient(
-        logits, logits, target, fields, prediction, upstream, ignore_index, correction, if_changed=False
-    )
-
-
-def rescale(saved: tuple[Tensor, ...], upstream: Tensor, ignore_index: int, recompute: bool, _: Any) -> Tensor:
-    """The written gradient times the upstream gradient and the correction, in place; a factor of 1 touches nothing.
-
-    With ``recompute`` the rows that change are made from the logits and rounded once, not scaled and rounded twice.
-    """
-    gradient, *rest, correction = saved
-    if recompute:
-        logits, target, fields, prediction = rest
-        return rewrite_gradient(
-            gradient, logits, target, fields, prediction, upstream, ignore_index, correction, if_changed=True
-        )
-    size = gradient.numel()
-    if size:
-        with _on(gradient):
-            scale_gradient[(triton.cdiv(size, _SCALE_BLOCK),)](
-                gradient, upstream, correction, size, BLOCK=_SCALE_BLOCK, num_warps=8 * 32 // _warp_size()
-            )
-    return gradient
-
-
 def statistics(logits: Tensor, want_argmax: bool, wide: bool) -> tuple[Tensor, Tensor]:
     check_logits(logits)
     logits = unit_class_stride(logits)
@@ -294,9 +187,9 @@ def statistics(logits: Tensor, want_argmax: bool, wide: bool) -> tuple[Tensor, T
     argmax = logits.new_empty((rows,) if want_argmax else (0,), dtype=torch.int64)
     if not rows:
         return sums, argmax
-    plan = plan_statistics(rows, classes, logits.element_size(), _warp_size())
+    plan = plan_statistics(rows, classes, logits.element_size(), device.warp_size())
     constants: dict[str, Any] = {"ARGMAX": want_argmax, "WIDE": wide, "CLASSES": classes, "BLOCK": plan.block}
-    with _on(logits):
+    with device.current(logits):
         if plan.splits > 1:
             # As with a prediction: W and the first NaN are wanted whatever the loss.
             needs = {"ENTROPY": True, "ARGMAX": want_argmax, "WIDE": wide, "PREDICTION": True}

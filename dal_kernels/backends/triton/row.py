@@ -6,7 +6,7 @@ Of an element: d = (z - m) log2 e and e = 2^d, for base 2 has an instruction. Of
     dL/dz_j = e_j (A + B (z_j - m) + E e_j) + D - t [j = y] - u [j = argmax z]
 
 and of losses that sum over all classes, "wide" ones, which alone have E and D, sum (z - m) and sum e^2 too.
-dal_kernels/slices.py is the long form; csrc/row_sums.h and csrc/objective.h the same in C++.
+dal_kernels/slices.py is the long form; csrc/row_sums.h and csrc/affine_gradient.h the same in C++.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def finish(
 
 @triton.jit
 def affine_gradient(row, slopes, origin, mean, scaled, row_weight):
-    """The one chain rule of all losses, from W / S and 1 / S: csrc/objective.h."""
+    """The one chain rule of all losses, from W / S and 1 / S: csrc/affine_gradient.h."""
     zero = tl.zeros_like(scaled)
     t = -slopes.by_log_prob
     a = t

@@ -1,0 +1,153 @@
+// Losses of ln p_y alone, each with its slope by that. Host and device code; dal_kernels/objectives.py has the formulas.
+#pragma once
+
+#include "affine_gradient.h"
+
+namespace dal {
+
+// e^x - 1 for x <= 0, given e^x. That difference keeps its digits below -1/2; above, x (1 + x/2 (1 + x/3 (...))) does.
+// In fp32 the library's expm1 would take longer than all the rest of a short row.
+DAL_HD double expm1_nonpositive(double x, double) {
+  using std::expm1;
+  return expm1(x);
+}
+DAL_HD float expm1_nonpositive(float x, float power) {
+  if (!(x > -0.5f)) return power - 1.0f;
+  float series = 1.0f;
+  for (int k = 8; k > 1; --k) series = 1.0f + x * series * (1.0f / static_cast<float>(k));
+  return x * series;
+}
+
+// (1 - p_y^q) / q, by expm1 because 1 - p^q keeps no digit near p = 1; q = 0 is cross-entropy. Its slope is -p_y^q.
+template <class A>
+DAL_HD Slopes<A> generalized_cross_entropy(A log_prob, A q) {
+  Slopes<A> of{};
+  if (q == A(0)) {
+    of.loss = -log_prob;
+    of.by_log_prob = A(-1);
+    return of;
+  }
+  const A exponent = q * log_prob;
+  const A power = exponential(exponent);
+  of.loss = -expm1_nonpositive(exponent, power) / q;
+  of.by_log_prob = -power;
+  return of;
+}
+
+// 1 - p_y with its digits.
+template <class A>
+DAL_HD A miss_of(A log_prob, A prob) {
+  return -expm1_nonpositive(log_prob, prob);
+}
+
+// sum of (1 - p)^i / i up to the order: its slope is the sum of a geometric series.
+template <class A>
+DAL_HD Slopes<A> taylor_cross_entropy(A log_prob, A order) {
+  const A prob = exponential(log_prob), miss = miss_of(log_prob, prob);
+  Slopes<A> of{};
+  A power = 1;
+  for (int i = 1; A(i) <= order; ++i) {
+    of.by_log_prob -= prob * power;
+    power *= miss;
+    of.loss += power / A(i);
+  }
+  return of;
+}
+
+// ((a + 1)^q - (a + p)^q) / q, the first power taken out.
+template <class A>
+DAL_HD Slopes<A> asymmetric_power(A log_prob, A a, A q) {
+  using std::expm1;
+  using std::log1p;
+  using std::pow;
+  const A prob = exponential(log_prob), miss = miss_of(log_prob, prob);
+  Slopes<A> of{};
+  of.loss = -pow(a + 1, q) * expm1(q * log1p(-miss / (a + 1))) / q;
+  of.by_log_prob = -prob * pow(a + prob, q - 1);
+  return of;
+}
+
+// ((a - p)^q - (a - 1)^q) / q, the second power taken out.
+template <class A>
+DAL_HD Slopes<A> asymmetric_unhinged(A log_prob, A a, A q) {
+  using std::expm1;
+  using std::log1p;
+  using std::pow;
+  const A prob = exponential(log_prob), miss = miss_of(log_prob, prob), least = a - 1;
+  Slopes<A> of{};
+  of.loss = pow(least, q) * expm1(q * log1p(miss / least)) / q;
+  of.by_log_prob = -prob * pow(least + miss, q - 1);
+  return of;
+}
+
+// Jensen-Shannon with m = pi + (1 - pi) p; p ln p -> 0 at p = 0.
+template <class A>
+DAL_HD Slopes<A> jensen_shannon(A log_prob, A pi) {
+  using std::log1p;
+  const A prob = exponential(log_prob), miss = miss_of(log_prob, prob), rest = 1 - pi;
+  const A log_rest = log1p(-pi), log_mean = log1p(-rest * miss);
+  const A of_target = prob == A(0) ? A(0) : prob * (log_prob - log_mean);
+  Slopes<A> of{};
+  of.loss = (-pi * log_mean - rest * miss * log_rest + rest * of_target) / (-rest * log_rest);
+  of.by_log_prob = -(prob * log_rest + of_target) / log_rest;
+  return of;
+}
+
+// arccos(sqrt p)^2. With x = 1 - p it is x + x^2/3 + 8 x^3/45 + ...; its slope is -angle / tan(angle).
+template <class A>
+DAL_HD Slopes<A> fisher_rao(A log_prob) {
+  using std::acos;
+  using std::sqrt;
+  const A prob = exponential(log_prob), miss = miss_of(log_prob, prob);
+  Slopes<A> of{};
+  if (miss < A(0.03)) {
+    A coefficient = 2, power = 1, slope = 0;
+    for (int n = 1; n < 13; ++n) {
+      slope += coefficient / A(2 * n) * power;
+      power *= miss;
+      of.loss += coefficient / A(2 * n * n) * power;
+      coefficient *= A(2 * n + 2) / A(2 * n + 1);
+    }
+    of.by_log_prob = -prob * slope;
+    return of;
+  }
+  const A root = exponential(log_prob / 2), angle = acos(root);
+  of.loss = angle * angle;
+  of.by_log_prob = -angle * root / sqrt(miss);
+  return of;
+}
+
+// -(1 - p)^gamma ln p; detached, the modulator counts as a constant in the gradient.
+template <class A>
+DAL_HD Slopes<A> focal(A log_prob, A gamma, bool detached) {
+  using std::pow;
+  const A prob = exponential(log_prob), miss = miss_of(log_prob, prob);
+  const A modulator = gamma == A(0) ? A(1) : pow(miss, gamma);
+  Slopes<A> of{};
+  of.loss = modulator == A(0) ? A(0) : -modulator * log_prob;
+  of.by_log_prob = -modulator;
+  // gamma (1 - p)^(gamma - 1) p ln p: ln p / (1 - p) is -1 where both vanish.
+  if (!detached && gamma != A(0)) {
+    const A ratio = miss == A(0) ? A(-1) : log_prob / miss;
+    if (prob != A(0)) of.by_log_prob += gamma * modulator * prob * ratio;
+  }
+  return of;
+}
+
+// Cross-entropy above p = 1 / tau, its tangent below.
+template <class A>
+DAL_HD Slopes<A> partially_huberised(A log_prob, A tau) {
+  const A log_tau = logarithm(tau);
+  Slopes<A> of{};
+  if (log_prob <= -log_tau) {
+    const A scaled = tau * exponential(log_prob);
+    of.loss = log_tau + 1 - scaled;
+    of.by_log_prob = -scaled;
+  } else {
+    of.loss = -log_prob;
+    of.by_log_prob = A(-1);
+  }
+  return of;
+}
+
+}  // namespace dal
