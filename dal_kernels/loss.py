@@ -41,9 +41,10 @@ class DynamicsAwareLoss(ListeningLoss):
     is the authors' whatever happens, see :class:`dal_kernels.DynamicsAwareSchedule`.
 
     The state dict has the class weights, as that of :class:`torch.nn.CrossEntropyLoss`, and under ``_extra_state`` the
-    schedule's q_start, q_end, total_steps and position, and what the network has learnt, as a small tensor. A state dict without it, of a model that was
-    trained with cross-entropy, is loaded too, strictly as well: the schedule stays where it is. The other way round a
-    model without this loss takes such a state dict with ``strict=False``, or without that entry.
+    schedule's q_start, q_end, total_steps and position, and what the network has learnt, as a small tensor. A state
+    dict without it, of a model that was trained with cross-entropy, is loaded too, strictly as well: the schedule stays
+    where it is. The other way round a model without this loss takes such a state dict with ``strict=False``, or without
+    that entry.
 
     Args:
         q_start, q_end, total_steps: the schedule.

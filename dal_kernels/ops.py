@@ -11,9 +11,9 @@ The operators of every backend have these schemas:
 with logits (N, C), objective an id of :data:`dal_kernels.objectives.OBJECTIVES`, knobs its K knobs, (K,) or (N, K),
 reduction an index into :data:`dal_kernels.fields.REDUCTIONS`, gradient (N, C) already divided for "mean", or empty
 where it is not wanted, fields (8, N) and prediction (N,) or empty; of wide objectives fields are (10, N). A gradient
-with a term at the predicted class needs the prediction. On a GPU there are target_prob, entropy and max_prob only with it: fields
-of narrow objectives are (4, N) without. In ``gradient`` a target of C or more is a class that lies elsewhere: its row
-is written without the target's term.
+with a term at the predicted class needs the prediction. On a GPU there are target_prob, entropy and max_prob only with
+it: fields of narrow objectives are (4, N) without. In ``gradient`` a target of C or more is a class that lies
+elsewhere: its row is written without the target's term.
 
 Statistics are (3, N): m = max z, S = sum e^(z - m), W = sum e^(z - m) (z - m), and with ``wide`` (5, N): also
 D = sum (z - m) and P = sum e^(2 (z - m)). m of a row of -inf alone is -inf, and its S, W and P are 0; m of a row with a

@@ -11,15 +11,17 @@ Where labels are wrong and it does not follow them, it is confident and they dis
 
 estimates the share of wrong labels. The exponent is that of the authors' schedule at the time, q_t, but at most
 
-    q_end c min(1, 1/5 + 6 (1 - a / c)),
+    q_end c (1/5 + 6 (1 - a / c - 0.06 min(q, 1/2))), the bracket from 1/5 to 1,
 
-which is small while the network is unsure of most rows (so that rows not learnt yet still pull: their gradient is
-p_y^q times cross-entropy's), a fifth of q_end while no label seems wrong, and no bound where an eighth of them does and
-the network is sure. The bootstrap weight is that of the authors at the same q: (q - 1) / (q_end - 1), from 0 to 1.
+which is small while the network is unsure of most rows, so that rows not learnt yet still pull: their gradient is p_y^q
+times cross-entropy's. It is a fifth of q_end while hardly a label seems wrong, and no bound where a sixth of them does
+and the network is sure. A few per cent are let pass, because a robust loss makes a network surer than it is right, of
+clean labels too, and a surer network would have a larger q. The bootstrap weight is that of the authors at the same q:
+(q - 1) / (q_end - 1), from 0 to 1.
 
-In a long training the first tenth is for q_start, as the authors have it, because labels that cross-entropy memorises
-there stay memorised; with more than ten classes for less, so that a row of the mean confidence pulls as it would with
-ten: c^q = 10^(-q_start).
+A long training opens with q_start, as the authors have it, and leaves it between the tenth and the fifth of its steps,
+because what is memorised there with a small q stays memorised. With more than ten classes it opens with less, so that a
+row of the mean confidence pulls as it would with ten: c^q = 10^(-q_start).
 """
 
 from __future__ import annotations
@@ -34,14 +36,11 @@ from dal_kernels.arguments import RowStats
 
 # Of an average, from call to call: it forgets in about twenty.
 DECAY = 0.95
-# The bound while no label seems wrong, as a share of q_end times the confidence, and its slope by the share of wrong
-# labels.
-UNTROUBLED, SLOPE = 0.2, 6.0
+# The bracket while no label seems wrong, its slope by their share, and the share let pass, by q up to CALM.
+LEAST, SLOPE, TOLERATED, CALM = 0.2, 6.0, 0.06, 0.5
 # Not 0, whose ratio to itself is none. So little that q starts at 0: with cross-entropy.
 NOTHING_LEARNT = 1e-6
 TEN = math.log(10.0)
-# The share of a training that begins at q_start.
-OPENING = 0.1
 
 
 class PaceNumbers(NamedTuple):
@@ -53,7 +52,7 @@ class PaceNumbers(NamedTuple):
         learnt: (2,): confidence and agreement.
         confidence, agreement: the same, 0-d.
         bound: 0-d, q of the authors' schedule.
-        opening: 0-d, q_start in the first tenth of a training, then 0.
+        opening: 0-d, q_start while a training opens, then 0.
         all: (6,) of all.
     """
 
@@ -70,7 +69,9 @@ class PaceNumbers(NamedTuple):
     @classmethod
     def of(cls, numbers: Tensor) -> PaceNumbers:
         """Views of six numbers."""
-        return cls(numbers[:2], numbers[0], numbers[1], numbers[2:4], *numbers[2:].unbind(), numbers)
+        q, bootstrap_weight, confidence, agreement, bound, opening = numbers.unbind()
+        learnt = numbers[2:4]
+        return cls(numbers[:2], q, bootstrap_weight, learnt, confidence, agreement, bound, opening, numbers)
 
 
 def pace_numbers(device: torch.device) -> PaceNumbers:
@@ -86,7 +87,7 @@ def see(of: PaceNumbers, stats: RowStats, target: Tensor, q_end: float) -> None:
     """Take the rows of one training call into account, in place.
 
     Args:
-        target: as given to the loss: class indices shaped like the statistics, or probabilities with one dimension more.
+        target: as given to the loss: class indices shaped like the statistics, or probabilities for each class.
     """
     counted = ~stats.target_prob.isnan()  # ignored rows are, and rows with a NaN among their logits
     if target.shape == stats.prediction.shape:
@@ -105,8 +106,9 @@ def see(of: PaceNumbers, stats: RowStats, target: Tensor, q_end: float) -> None:
 
 def keep_pace(of: PaceNumbers, q_end: float) -> None:
     """q and the bootstrap weight from what has been learnt and from the bound, in place."""
-    sureness = (UNTROUBLED + SLOPE - SLOPE * of.agreement / of.confidence).clamp(UNTROUBLED, 1.0)
+    wrong = 1.0 - of.agreement / of.confidence
+    share = (LEAST + SLOPE * (wrong - TOLERATED * of.q.clamp(max=CALM))).clamp(LEAST, 1.0)
     opening = of.opening * (-TEN / of.confidence.log()).clamp(0.0, 1.0)
-    torch.minimum(of.bound, torch.maximum(opening, q_end * of.confidence * sureness), out=of.q)
+    torch.minimum(of.bound, torch.maximum(opening, q_end * of.confidence * share), out=of.q)
     if q_end > 1.0:
         torch.clamp((of.q - 1.0) / (q_end - 1.0), 0.0, 1.0, out=of.bootstrap_weight)

@@ -1,8 +1,7 @@
-"""The schedule of DAL that follows what the network has learnt: never above the authors', below it where that is early."""
+"""The schedule of DAL that follows what the network has learnt, and never goes above the authors'."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,34 +9,37 @@ import torch
 from torch import Tensor
 
 from dal_kernels.arguments import RowStats
-from dal_kernels.pace import OPENING, PaceNumbers, keep_pace, pace_numbers, see
+from dal_kernels.pace import PaceNumbers, keep_pace, pace_numbers, see
 from dal_kernels.schedule import DynamicsAwareSchedule, number
 from dal_kernels.surroundings import is_recording
 
 __all__ = ["SelfPacedSchedule"]
 
 _CPU = torch.device("cpu")
+# The share of its steps in which a training opens with q_start; in as many it leaves it.
+OPENING = 0.1
 
 
 class SelfPacedSchedule(DynamicsAwareSchedule):
     r"""q and bootstrap_weight as fast as the network learns, and at most those of :class:`DynamicsAwareSchedule`.
 
     .. math::
-        q = \min\big(q_t,\; q_e \, c \, \mathrm{clamp}(6.2 - 6 a / c,\, 0.2,\, 1)\big), \qquad
-        \lambda = \mathrm{clamp}\Big(\frac{q - 1}{q_e - 1},\, 0,\, 1\Big)
+        q = \min\big(q_t,\; q_e \, c \, \mathrm{clamp}(0.2 + 6 (1 - a / c - 0.06 \min(q, 0.5)),\, 0.2,\, 1)\big),
+        \qquad \lambda = \mathrm{clamp}\Big(\frac{q - 1}{q_e - 1},\, 0,\, 1\Big)
 
     with :math:`q_t` the authors' exponent at the time, c the mean of the largest probability and a the share of the
     rows whose prediction is their label, both averaged over some twenty training calls; see :mod:`dal_kernels.pace`.
-    In the first tenth of ``total_steps``, if that is more than a step, q is q_start, or less with more than ten
-    classes. Where the network learns within a small part of ``total_steps``, and some labels are wrong, this comes to
-    the authors' schedule; where they seem right, q stays below q_end / 5: close to cross-entropy.
+    For the first tenth of ``total_steps``, if that is more than two steps, q is at least q_start, or what comes to the
+    same with more than ten classes, and falls to the formula's in the second. Where the network learns within a small
+    part of ``total_steps``, and some labels are wrong, this comes to the authors' schedule; where they seem right, q
+    stays small: close to cross-entropy.
 
     The averages lie beside the logits and are changed there by :meth:`see`; the host reads them only where it is asked
     to: :attr:`q`, :attr:`bootstrap_weight`, :attr:`noise_rate`, :meth:`state_dict` and ``repr`` wait for the device.
 
     Args:
-        q_start, q_end, total_steps: as of :class:`DynamicsAwareSchedule`; with a small ``total_steps``, or many classes,
-            nothing else is to be chosen.
+        q_start, q_end, total_steps: as of :class:`DynamicsAwareSchedule`. With few steps, or many classes, the defaults
+            do.
 
     Attributes:
         position: steps taken so far.
@@ -53,14 +55,14 @@ class SelfPacedSchedule(DynamicsAwareSchedule):
 
     def __init__(self, q_start: float, q_end: float, total_steps: float) -> None:
         super().__init__(q_start, q_end, total_steps)
-        self.live = LivePace()  # type: ignore[assignment]
+        self.live = LivePace()
         self._tell()
 
     def _tell(self) -> None:
-        # A step of training is about to be made, of which the first tenth must not be a part only: with few steps the
-        # whole training would suffer. A total_steps of 1 or less is not counted in whole steps.
-        ahead = self.position + (1.0 if self.total_steps > 1 else 0.0)
-        opening = self.q_start if ahead < OPENING * self.total_steps else 0.0
+        # Where two more steps end, because a training of few steps must not spend a whole one on opening. A clock of
+        # total_steps = 2 or less is not counted in whole steps.
+        ahead = (self.position + (2.0 if self.total_steps > 2 else 0.0)) / self.total_steps
+        opening = self.q_start * min(1.0, max(0.0, 2.0 - ahead / OPENING))
         self.live.set(self.q_end, self.at(self.position)[0], opening)
 
     @property

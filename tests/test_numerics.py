@@ -238,6 +238,7 @@ def test_a_poisoned_row_is_lost_and_no_other(
     assert torch.equal(got.stats.entropy[others], clean.stats.entropy[others])
     assert got.stats.target_prob[4].isnan()
     assert got.stats.entropy[4].isnan()
+    assert got.stats.max_prob[4].isnan()
     assert torch.equal(got.stats.prediction, case.logits.argmax(dim=1))
     assert got.loss[4].isnan() if reduction == "none" else got.loss.isnan()
 

@@ -165,4 +165,5 @@ def check(case: Case, upstream: Tensor, backend: str, *, cancelling: bool = Fals
         got.stats.target_prob.double(), truth.stats.target_prob, rtol=4 * tolerance, atol=tolerance, equal_nan=True
     )
     torch.testing.assert_close(got.stats.entropy.double(), truth.stats.entropy, rtol=4 * tolerance, atol=4 * tolerance)
+    torch.testing.assert_close(got.stats.max_prob.double(), truth.stats.max_prob, rtol=4 * tolerance, atol=tolerance)
     assert torch.equal(got.stats.prediction, case.logits.argmax(dim=1))

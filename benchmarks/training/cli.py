@@ -18,7 +18,7 @@ from benchmarks.training.compare import run_training
 from benchmarks.training.config import TrainingConfig
 from benchmarks.training.data import DATA
 from benchmarks.training.errors import UsageError
-from benchmarks.training.losses import FAMILY, LOSSES
+from benchmarks.training.losses import FAMILY, FIXED, LOSSES
 from benchmarks.training.parallel import first_to_say
 from benchmarks.training.recipes import OFFICIAL, PRESETS, Recipe
 from benchmarks.training.report import check_packages, write_report
@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 NOISE = "wrong labels: none, KIND:RATE, RATE alone for symmetric, or file:PATH"
-LOSS = f"{', '.join(dict.fromkeys([*LOSSES, *FAMILY]))}, or package.module:attribute"
+LOSS = f"{', '.join(dict.fromkeys([*LOSSES, *FIXED, *FAMILY]))}, or package.module:attribute"
 PRESET = f"settings to start from (those of the data set); the authors' own are {', '.join(OFFICIAL)}"
 SEED = "fixes wrong labels, first weights and batches"
 

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from benchmarks.training.errors import UsageError
 from benchmarks.training.recipes import Recipe
-from dal_kernels import DynamicsAwareLoss, dynamics_aware_loss, losses
+from dal_kernels import DynamicsAwareLoss, losses
 
 __all__ = ["FAMILY", "LOSSES", "FamilyLoss", "KernelLoss", "build_loss", "exponents", "loss_title"]
 
 # Names, and what they are called in print: what is compared unless others are asked for.
 LOSSES = {"cross-entropy": "cross-entropy", "gce": "GCE", "mae": "MAE", "dal": "DAL"}
+# Its authors' schedule, whatever the network has learnt.
+FIXED = {"dal-fixed": "DAL, fixed pace"}
 # The other losses of the package, with the settings of their papers, by the names of their functions.
 FAMILY = {
     name.removesuffix("_loss").replace("_", "-"): getattr(losses, name)
@@ -36,10 +38,9 @@ class KernelLoss(DynamicsAwareLoss):
 
     target_prob: Tensor
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        loss, stats = dynamics_aware_loss(
-            input, target, self.schedule.q, self.schedule.bootstrap_weight, return_stats=True
-        )
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:  # type: ignore[override]
+        loss: Tensor
+        loss, stats = super().forward(input, target, return_stats=True)  # type: ignore[misc]
         self.target_prob = stats.target_prob
         return loss
 
@@ -66,18 +67,18 @@ class FamilyLoss:
 def build_loss(name: str, recipe: Recipe, total_steps: int) -> Any:
     """A criterion(logits, labels) whose schedule, if it has one, takes ``total_steps``.
 
-    ``name`` is one of ``LOSSES`` or ``FAMILY``, or says where to import a loss from: "package.module.attribute" or
-    "package.module:attribute". A class, or a function that needs no argument, is called to make the loss; anything
-    else is the loss itself.
+    ``name`` is one of ``LOSSES``, ``FIXED`` or ``FAMILY``, or says where to import a loss from:
+    "package.module.attribute" or "package.module:attribute". A class, or a function that needs no argument, is called
+    to make the loss; anything else is the loss itself.
 
     Raises:
         UsageError: there is no such loss, it cannot be made without arguments, it has parameters to train, or a
             schedule that cannot be saved.
     """
     exponents = {"cross-entropy": (0.0, 0.0), "gce": (recipe.gce_q,) * 2, "mae": (1.0, 1.0)}
-    if name in LOSSES:
+    if name in LOSSES or name in FIXED:
         q_start, q_end = exponents.get(name, (recipe.q_start, recipe.q_end))
-        return KernelLoss(q_start, q_end, total_steps=total_steps)
+        return KernelLoss(q_start, q_end, total_steps=total_steps, pace="auto" if name == "dal" else "fixed")
     if name in FAMILY:
         return FamilyLoss(FAMILY[name])
     found = _imported(name)
@@ -101,7 +102,7 @@ def build_loss(name: str, recipe: Recipe, total_steps: int) -> Any:
 def _imported(name: str) -> Any:
     module, _, attribute = name.partition(":") if ":" in name else name.rpartition(".")
     if not module or not attribute:
-        names = ", ".join(dict.fromkeys([*LOSSES, *FAMILY]))
+        names = ", ".join(dict.fromkeys([*LOSSES, *FIXED, *FAMILY]))
         raise UsageError(f"losses must be among {names}, or package.module:attribute, got {name!r}")
     try:
         found: Any = import_module(module)
@@ -124,7 +125,7 @@ def _is_factory(found: Any) -> bool:
 
 def loss_title(name: str) -> str:
     """What a loss is called in print."""
-    return LOSSES.get(name, name)
+    return (LOSSES | FIXED).get(name, name)
 
 
 def exponents(loss: Any) -> tuple[float, float]:
