@@ -11,7 +11,7 @@ Where labels are wrong and it does not follow them, it is confident and they dis
 
 estimates the share of wrong labels. The exponent is that of the authors' schedule at the time, q_t, but at most
 
-    q_end c (1/5 + 6 (1 - a / c - 0.06 min(q, 1/2))), the bracket from 1/5 to 1,
+    q = q_end c (1/5 + 6 (1 - a / c - 0.06 min(q, 1/2))), the bracket from 1/5 to 1,
 
 which is small while the network is unsure of most rows, so that rows not learnt yet still pull: their gradient is p_y^q
 times cross-entropy's. It is a fifth of q_end while hardly a label seems wrong, and no bound where a sixth of them does
@@ -106,9 +106,13 @@ def see(of: PaceNumbers, stats: RowStats, target: Tensor, q_end: float) -> None:
 
 def keep_pace(of: PaceNumbers, q_end: float) -> None:
     """q and the bootstrap weight from what has been learnt and from the bound, in place."""
-    wrong = 1.0 - of.agreement / of.confidence
-    share = (LEAST + SLOPE * (wrong - TOLERATED * of.q.clamp(max=CALM))).clamp(LEAST, 1.0)
+    whole = q_end * of.confidence
+    # The bracket without what is let pass; and q with it, above CALM and below. The larger is the one that holds.
+    bracket = LEAST + SLOPE - SLOPE * of.agreement / of.confidence
+    above = whole * (bracket - SLOPE * TOLERATED * CALM)
+    below = whole * bracket / (1.0 + SLOPE * TOLERATED * whole)
+    free = torch.maximum(above, below).clamp(LEAST * whole, whole)
     opening = of.opening * (-TEN / of.confidence.log()).clamp(0.0, 1.0)
-    torch.minimum(of.bound, torch.maximum(opening, q_end * of.confidence * share), out=of.q)
+    torch.minimum(of.bound, torch.maximum(opening, free), out=of.q)
     if q_end > 1.0:
         torch.clamp((of.q - 1.0) / (q_end - 1.0), 0.0, 1.0, out=of.bootstrap_weight)
