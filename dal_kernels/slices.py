@@ -204,7 +204,9 @@ def finish(call: Call, whole: Statistics, target_logit: Tensor, want_gradient: b
     stats = None
     if call.want_stats:
         prob = torch.where(ignored, math.nan, row.prob)
-        stats = RowStats(prob.to(sums), row.entropy.to(sums), whole.argmax, row.max_log_prob.exp().to(sums))
+        # Of a row of -inf alone nothing is known, as of its entropy.
+        max_prob = torch.where(whole.total > 0, row.max_log_prob.exp(), math.nan)
+        stats = RowStats(prob.to(sums), row.entropy.to(sums), whole.argmax, max_prob.to(sums))
     return Finished(loss.to(sums), coefficients, stats)
 
 

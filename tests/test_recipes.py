@@ -50,10 +50,12 @@ class KilledError(Exception):
 
 
 class Watch:
-    """What the loss was called with in training, a tuple (q, bootstrap_weight, loss) a batch; may kill the training."""
+    """Of each batch of training the authors' q and bootstrap weight at its time, the q after it and its loss; may kill
+    the training.
+    """
 
     def __init__(self) -> None:
-        self.seen: list[tuple[float, float, float]] = []
+        self.seen: list[tuple[float, float, float, float]] = []
         self.kill_at: int | None = None
 
     def wrap(self, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -62,12 +64,13 @@ class Watch:
             if torch.is_grad_enabled():
                 if len(self.seen) == self.kill_at:
                     raise KilledError
-                self.seen.append((criterion.q.item(), criterion.bootstrap_weight.item(), loss.item()))
+                authors = criterion.schedule.at(criterion.schedule.position)
+                self.seen.append((*authors, criterion.q.item(), loss.item()))
             return loss
 
         return watched
 
-    def taken(self) -> list[tuple[float, float, float]]:
+    def taken(self) -> list[tuple[float, float, float, float]]:
         """What was seen since the last call."""
         seen, self.seen = self.seen, []
         return seen
@@ -81,7 +84,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
 
 
 def scheduled(recipe: ModuleType, epochs: int, batches: int) -> list[tuple[float, float]]:
-    """(q, bootstrap_weight) of each batch: Hugging Face counts epochs in fractions, the others in whole ones."""
+    """The authors' (q, bootstrap_weight) of each batch: Hugging Face counts epochs in fractions, others in whole ones."""
     assert batches % epochs == 0
     clock = [batch * epochs / batches for batch in range(batches)]
     if not recipe.__name__.endswith("hugging_face"):
@@ -116,7 +119,7 @@ def test_killed_recipe_resumes_with_the_schedule_it_would_have_had(
     recipe.train(tmp_path / "killed", epochs=3, resume=True)
 
     # Lightning does not restore the order of batches.
-    fields = 2 if recipe.__name__.endswith("lightning_callback") else 3
+    fields = 2 if recipe.__name__.endswith("lightning_callback") else 4
     assert [step[:fields] for step in watch.taken()] == [step[:fields] for step in whole[2 * epoch :]]
 
 

@@ -265,11 +265,11 @@ def test_mixed_precision_trains_almost_as_float32(digits: DataSet, amp: str) -> 
 
 
 @pytest.mark.parametrize(("loss_step", "steps"), [("epoch", 2), ("iteration", 2 * 43)])
-@pytest.mark.parametrize("loss", ["test_training:Stepping", "dal"])
+@pytest.mark.parametrize("loss", ["test_training:Stepping", "dal-fixed"])
 def test_the_loss_is_stepped_as_asked(digits: DataSet, loss: str, loss_step: str, steps: int) -> None:
     trainer = trainer_on(digits, loss, epochs=2, loss_step=loss_step)
     metrics = [trainer.run_epoch(lambda: None) for _ in range(2)]
-    if loss == "dal":
+    if loss == "dal-fixed":
         assert trainer.loss.schedule.position == trainer.loss.schedule.total_steps == steps
         assert [epoch.q for epoch in metrics] == pytest.approx([0.6, 1.05])
     else:
@@ -346,16 +346,17 @@ def thousand() -> DataSet:
 
 
 @pytest.mark.parametrize(
-    ("classes", "changes", "stalls"),
+    ("loss", "classes", "changes", "stalls"),
     [
-        (1000, {"q_start": 0.6, "learning_rate": 0.1}, True),
-        (1000, {"q_start": 0.2, "learning_rate": 1.0}, False),
-        (1000, {"q_start": 0.6, "learning_rate": 2e-3, "optimizer": "adamw"}, False),
-        (10, {"q_start": 0.6, "learning_rate": 0.1}, False),
+        ("dal-fixed", 1000, {"q_start": 0.6, "learning_rate": 0.1}, True),
+        ("dal", 1000, {"q_start": 0.6, "learning_rate": 0.1}, False),
+        ("dal-fixed", 1000, {"q_start": 0.2, "learning_rate": 1.0}, False),
+        ("dal-fixed", 1000, {"q_start": 0.6, "learning_rate": 2e-3, "optimizer": "adamw"}, False),
+        ("dal-fixed", 10, {"q_start": 0.6, "learning_rate": 0.1}, False),
     ],
 )
-def test_with_many_classes_sgd_stalls_with_a_warning_unless_q_starts_low(
-    thousand: DataSet, monkeypatch: pytest.MonkeyPatch, classes: int, changes: dict[str, Any], stalls: bool
+def test_with_many_classes_sgd_stalls_with_a_warning_at_a_fixed_pace_unless_q_starts_low(
+    thousand: DataSet, monkeypatch: pytest.MonkeyPatch, loss: str, classes: int, changes: dict[str, Any], stalls: bool
 ) -> None:
     data = thousand if classes == 1000 else clusters(classes)
     monkeypatch.setitem(DATA, "clusters", lambda folder: data)
@@ -365,7 +366,7 @@ def test_with_many_classes_sgd_stalls_with_a_warning_unless_q_starts_low(
         preset="fashion-mnist",
         changes=changes,
         noise=("0.4",),
-        losses=("dal",),
+        losses=(loss,),
         seeds=(0,),
         verbose=False,
     )

@@ -94,6 +94,10 @@ class Trainer:
         self.scheduler.step()
 
         self.world.share_buffers(self.network)
+        schedule = getattr(self.loss, "schedule", None)
+        if self.world.size > 1 and hasattr(schedule, "synchronize"):
+            # All go on from what one process saves.
+            schedule.synchronize()
         hits = torch.cat(
             [
                 self._count_hits(self.test_batches, self.test_labels),

@@ -34,7 +34,8 @@ RowGradient<Arithmetic<S>> finish_row(
     const AffineGradient<A>& g = gradient.affine;
     const A values[kFields] = {
         g.max, g.A, g.B, g.t, g.u, std::exp(summary.target_log_prob), summary.entropy,
-        std::exp(summary.max_log_prob), g.E, g.D};
+        // Of a row of -inf alone nothing is known, as of its entropy.
+        sums.sum > 0 ? std::exp(summary.max_log_prob) : std::numeric_limits<A>::quiet_NaN(), g.E, g.D};
     for (int f = 0; f < (WIDE ? kFields : kNarrowFields); ++f) batch.fields[f * batch.logits.rows + row] = values[f];
   }
   return gradient;

@@ -144,7 +144,8 @@ DAL_D AffineGradient<Arithmetic<S>> finish_row(
       put(kArgmaxTerm, gradient.u);
       put(kTargetProb, in.ignored ? not_a_number<A>() : exponential(summary.target_log_prob));
       put(kEntropy, summary.entropy);
-      put(kMaxProb, exponential(summary.max_log_prob));
+      // Of a row of -inf alone nothing is known, as of its entropy.
+      put(kMaxProb, sums.sum > A(0) ? exponential(summary.max_log_prob) : not_a_number<A>());
     }
     if constexpr (WIDE) {
       put(kSquare, gradient.E);

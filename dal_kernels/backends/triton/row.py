@@ -223,7 +223,8 @@ def store_statistics(
     prob = tl.exp2(log_prob * LOG2E)
     tl.store(fields_ptr + TARGET_PROB * count + row, tl.where(ignored, float("nan"), prob), mask=live)
     tl.store(fields_ptr + ENTROPY_FIELD * count + row, tl.log2(total) * LN2 - weighted / total, mask=live)
-    tl.store(fields_ptr + MAX_PROB * count + row, 1.0 / total, mask=live)
+    # Of a row of -inf alone nothing is known, as of its entropy.
+    tl.store(fields_ptr + MAX_PROB * count + row, tl.where(total > 0, 1.0 / total, float("nan")), mask=live)
 
 
 @triton.jit
