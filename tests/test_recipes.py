@@ -84,7 +84,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
 
 
 def scheduled(recipe: ModuleType, epochs: int, batches: int) -> list[tuple[float, float]]:
-    """The authors' (q, bootstrap_weight) of each batch: Hugging Face counts epochs in fractions, others in whole ones."""
+    """The authors' (q, bootstrap_weight) of each batch: Hugging Face counts epochs in fractions, others whole ones."""
     assert batches % epochs == 0
     clock = [batch * epochs / batches for batch in range(batches)]
     if not recipe.__name__.endswith("hugging_face"):

@@ -1,4 +1,4 @@
-"""The one way in which DAL is known to fail, and how to choose q_start so that it does not.
+"""The one way in which DAL at a fixed pace is known to fail, and how to choose q_start so that it does not.
 
 At the start each class has a probability of about 1/C, and the gradient of (1 - p_y^q) / q is p_y^q times that of
 cross-entropy: about C^(-q). With C = 1000 and q = 0.6 that is 1/63 of what the learning rate of cross-entropy is meant
@@ -33,6 +33,6 @@ def stall_message(target_prob: float, q: float, classes: int) -> str | None:
         return None
     return (
         f"training has stalled: q has passed 1 (it is {q:.2f}), and the mean probability of the labels is still "
-        f"{target_prob:.2g}, where chance is {1 / classes:.2g}; lower q_start (0.2 to 0.4 with many classes), raise "
-        "the learning rate or the epochs, or take the optimizer adamw"
+        f"{target_prob:.2g}, where chance is {1 / classes:.2g}; take the pace that follows what is learnt (the loss dal), "
+        "lower q_start (0.2 to 0.4 with many classes), raise the learning rate or the epochs, or take the optimizer adamw"
     )
