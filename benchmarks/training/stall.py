@@ -33,6 +33,7 @@ def stall_message(target_prob: float, q: float, classes: int) -> str | None:
         return None
     return (
         f"training has stalled: q has passed 1 (it is {q:.2f}), and the mean probability of the labels is still "
-        f"{target_prob:.2g}, where chance is {1 / classes:.2g}; take the pace that follows what is learnt (the loss dal), "
-        "lower q_start (0.2 to 0.4 with many classes), raise the learning rate or the epochs, or take the optimizer adamw"
+        f"{target_prob:.2g}, where chance is {1 / classes:.2g}; take the pace that follows what is learnt (the loss "
+        "dal), lower q_start (0.2 to 0.4 with many classes), raise the learning rate or the epochs, or take the "
+        "optimizer adamw"
     )
