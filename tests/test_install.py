@@ -127,7 +127,7 @@ from importlib import resources
 assert dal_kernels.__file__.startswith({str(tmp_path / "venv")!r}), dal_kernels.__file__
 assert resources.files(dal_kernels).joinpath("py.typed").is_file()
 logits = torch.randn(40, 50, requires_grad=True)
-criterion = dal_kernels.DynamicsAwareLoss(total_steps=2, backend="cpu")
+criterion = dal_kernels.DynamicsAwareLoss(total_steps=2, pace="fixed", backend="cpu")
 criterion(logits, torch.arange(40)).backward()
 again = torch.autograd.grad(
     dal_kernels.dynamics_aware_loss(logits, torch.arange(40), 0.6, backend="eager"), logits)[0]
