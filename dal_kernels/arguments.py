@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, TypedDict, get_args
 import torch
 from torch import Tensor
 
-from dal_kernels.fields import REDUCTIONS, Reduction, loss_dtype
+from dal_kernels.fields import ENTROPY, MAX_PROB, REDUCTIONS, TARGET_PROB, Reduction, loss_dtype
 from dal_kernels.knobs import KnobValue, knob_tensor
 from dal_kernels.objective import Objective
 from dal_kernels.surroundings import is_recording, transforms_active
@@ -56,6 +56,11 @@ class RowStats(NamedTuple):
     entropy: Tensor
     prediction: Tensor
     max_prob: Tensor
+
+    @classmethod
+    def of_fields(cls, fields: Tensor, prediction: Tensor) -> RowStats:
+        """Of the fields that an operator gave with the prediction."""
+        return cls(fields[TARGET_PROB], fields[ENTROPY], prediction, fields[MAX_PROB])
 
 
 class Call(NamedTuple):

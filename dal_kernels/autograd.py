@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dal_kernels.arguments import Call, RowStats
-from dal_kernels.fields import ENTROPY, MAX_PROB, REDUCTION, TARGET_PROB
+from dal_kernels.fields import REDUCTION
 from dal_kernels.once import DifferentiableOnce, anchor_of
 from dal_kernels.ops import KERNELS, Kernels
 from dal_kernels.recorded import recorded_loss
@@ -40,7 +40,7 @@ def fused_loss(call: Call, backend: str) -> tuple[Tensor, RowStats | None]:
         if not call.want_stats:
             return KERNELS[backend].loss(*arguments)[0], None
         loss, _, fields, prediction, *_ = KERNELS[backend].loss_and_fields(*arguments, True)
-    return loss, RowStats(fields[TARGET_PROB], fields[ENTROPY], prediction, fields[MAX_PROB])
+    return loss, RowStats.of_fields(fields, prediction)
 
 
 def _arguments(logits: Tensor, call: Call, want_gradient: bool) -> tuple[Any, ...]:

@@ -22,7 +22,7 @@ from dal_kernels.arguments import (
     raise_for_labels,
 )
 from dal_kernels.backends.choose import choose
-from dal_kernels.fields import ENTROPY, MAX_PROB, REDUCTION, TARGET_PROB, Reduction, loss_dtype_of
+from dal_kernels.fields import REDUCTION, Reduction, loss_dtype_of
 from dal_kernels.knobs import KnobValue
 from dal_kernels.layer import Layer, layer_of
 from dal_kernels.linear_ops import finished, linear_gradient, linear_loss
@@ -219,9 +219,7 @@ def _fused(layer: Layer, call: Call, backend: str) -> tuple[Tensor, RowStats | N
         )
     else:
         loss, fields, prediction, *_ = linear_loss(*_loss_arguments(layer, call, backend), wanted)
-    if not call.want_stats:
-        return loss, None
-    return loss, RowStats(fields[TARGET_PROB], fields[ENTROPY], prediction, fields[MAX_PROB])
+    return loss, RowStats.of_fields(fields, prediction) if call.want_stats else None
 
 
 def _loss_arguments(layer: Layer, call: Call, backend: str) -> tuple[Any, ...]:

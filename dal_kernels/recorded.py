@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dal_kernels.arguments import Call, RowStats
-from dal_kernels.fields import ENTROPY, MAX_PROB, REDUCTION, TARGET_PROB
+from dal_kernels.fields import REDUCTION
 from dal_kernels.once import DifferentiableOnce
 from dal_kernels.ops import KERNELS
 
@@ -37,8 +37,7 @@ def recorded_loss(call: Call, backend: str) -> tuple[Tensor, RowStats | None]:
     )
     if not call.want_stats:
         return loss, None
-    target_prob, entropy, max_prob = (fields[name].detach() for name in (TARGET_PROB, ENTROPY, MAX_PROB))
-    return loss, RowStats(target_prob, entropy, prediction, max_prob)
+    return loss, RowStats.of_fields(fields.detach(), prediction)
 
 
 def _run(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -141,10 +141,9 @@ class DynamicsAwareSchedule:
         self.position = position
 
     def __repr__(self) -> str:
-        q, bootstrap_weight = self.at(self.position)
         return (
             f"{type(self).__name__}(q_start={self.q_start:g}, q_end={self.q_end:g}, total_steps={self.total_steps:g}, "
-            f"position={self.position:g}, q={q:.6g}, bootstrap_weight={bootstrap_weight:.6g})"
+            f"position={self.position:g}, q={self.q:.6g}, bootstrap_weight={self.bootstrap_weight:.6g})"
         )
 
 

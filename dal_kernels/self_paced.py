@@ -119,12 +119,6 @@ class SelfPacedSchedule(DynamicsAwareSchedule):
         self.live.numbers().learnt.copy_(torch.tensor(learnt))
         self._tell()
 
-    def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}(q_start={self.q_start:g}, q_end={self.q_end:g}, total_steps={self.total_steps:g}, "
-            f"position={self.position:g}, q={self.q:.6g}, bootstrap_weight={self.bootstrap_weight:.6g})"
-        )
-
 
 class LivePace:
     """The numbers of a pace on the device where training is; a tensor for each device that it has been on."""
