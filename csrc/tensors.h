@@ -11,6 +11,7 @@
 #include <stdexcept>
 
 #include "batch.h"
+#include "pace.h"
 
 namespace dal {
 
@@ -162,8 +163,38 @@ BackwardBatch<S> backward_batch(
       static_cast<S*>(gradient.mutable_data_ptr())};
 }
 
+inline Pace* pace_of(const Tensor& numbers) {
+  require(dtype_of(numbers) == aoti_torch_dtype_float32() && numbers.dim() == 1 &&
+              numbers.numel() * sizeof(float) == sizeof(Pace) && numbers.is_contiguous(),
+          "numbers must be (6,) contiguous float32");
+  return static_cast<Pace*>(numbers.mutable_data_ptr());
+}
+
+// What a training call says of its rows, contiguous in any shape, all of one.
+template <class A>
+PaceRows<A> pace_rows(
+    const Tensor& max_prob, const Tensor& target_prob, const Tensor& prediction, const Tensor& target,
+    std::int64_t every) {
+  const std::int64_t count = max_prob.numel();
+  for (const Tensor& values : {max_prob, target_prob, prediction, target})
+    require(values.numel() == count && values.is_contiguous(), "statistics and target must be contiguous, of N rows");
+  require(dtype_of(max_prob) == dtype_code<A>() && dtype_of(target_prob) == dtype_code<A>(),
+          "max_prob and target_prob must be float32 or float64, and both the same");
+  require(prediction.scalar_type() == ScalarType::Long && target.scalar_type() == ScalarType::Long,
+          "prediction and target must be int64");
+  require(every >= 1, "every must be at least 1");
+  return {
+      static_cast<const A*>(max_prob.const_data_ptr()), static_cast<const A*>(target_prob.const_data_ptr()),
+      static_cast<const std::int64_t*>(prediction.const_data_ptr()),
+      static_cast<const std::int64_t*>(target.const_data_ptr()), count, every};
+}
+
 }  // namespace dal
 
+#define DAL_SEE_ARGUMENTS                                                                                 \
+  "Tensor(a!) numbers, Tensor max_prob, Tensor target_prob, Tensor prediction, Tensor target, int every, " \
+  "float q_end, float max_weight"
+#define DAL_KEEP_PACE_ARGUMENTS "Tensor(a!) numbers, float bound, float opening, float q_end, float max_weight"
 #define DAL_LOSS_ARGUMENTS                                                                              \
   "Tensor logits, Tensor target, Tensor knobs, Tensor? weight, int objective, int ignore_index, "      \
   "int reduction, bool want_gradient"

@@ -19,6 +19,12 @@ Statistics are (3, N): m = max z, S = sum e^(z - m), W = sum e^(z - m) (z - m), 
 D = sum (z - m) and P = sum e^(2 (z - m)). m of a row of -inf alone is -inf, and its S, W and P are 0; m of a row with a
 NaN is NaN.
 
+The pace of DAL is kept in place, in the six numbers of :class:`dal_kernels.pace.PaceNumbers`:
+
+    see(numbers, max_prob, target_prob, prediction, target, every, q_end, max_weight): after a call, of whose rows each
+        ``every``-th is looked at
+    keep_pace(numbers, bound, opening, q_end, max_weight): under a new bound
+
 On a CPU two more make losses of one's own: of targets (T, N), and with slopes by each quantity or None,
 
     quantities(logits, targets, ignore_index)
@@ -66,6 +72,8 @@ class Kernels(NamedTuple):
     rescale: Callable[..., Tensor] | None
     writes_gradient: Callable[[Tensor, int], bool]
     overwrite: Callable[..., Tensor]
+    see: Callable[..., None]
+    keep_pace: Callable[..., None]
     quantities: Any = None
     gradient_of_slopes: Any = None
 
@@ -139,11 +147,17 @@ def _fake_quantities(logits: Tensor, targets: Tensor, ignore_index: int) -> tupl
     return *values, logits.new_empty((rows,), dtype=torch.int64), sums
 
 
+def _fake_pace(*_: Any) -> None:
+    pass
+
+
 _FAKES: dict[str, Callable[..., Any]] = {
     "loss": _fake_loss,
     "loss_and_fields": _fake_loss_and_fields,
     "gradient": _fake_gradient,
     "statistics": _fake_statistics,
+    "see": _fake_pace,
+    "keep_pace": _fake_pace,
 }
 _CPU_FAKES = _FAKES | {"quantities": _fake_quantities, "gradient_of_slopes": _fake_gradient}
 _GPU_FAKES = _FAKES | {"loss": _fake_gpu_loss, "loss_and_fields": _fake_gpu_loss_and_fields}
@@ -160,6 +174,11 @@ _TRITON_SCHEMAS = {
         "Tensor correction) -> Tensor"
     ),
     "statistics": "(Tensor logits, bool want_argmax, bool wide) -> (Tensor, Tensor)",
+    "see": (
+        "(Tensor(a!) numbers, Tensor max_prob, Tensor target_prob, Tensor prediction, Tensor target, int every, "
+        "float q_end, float max_weight) -> ()"
+    ),
+    "keep_pace": "(Tensor(a!) numbers, float bound, float opening, float q_end, float max_weight) -> ()",
 }
 
 
@@ -213,12 +232,13 @@ _library = torch.library.Library("dal_kernels", "FRAGMENT")
 try:
     from dal_kernels.backends.triton import launch as _launch
     from dal_kernels.backends.triton import launch_gradient as _launch_gradient
+    from dal_kernels.backends.triton import launch_pace as _launch_pace
 except Exception as error:  # also a Triton that is broken or too old must not take the package with it
     triton_error = _why_no_triton(error)
 else:
+    _in_triton = {"gradient": _launch_gradient.gradient, "see": _launch_pace.see, "keep_pace": _launch_pace.keep_pace}
     for _name, _schema in _TRITON_SCHEMAS.items():
         _library.define(f"{_name}_triton{_schema}")
         for _device in ("CPU", "CUDA"):  # CPU tensors: an interpreter or an emulator
-            _run = _launch_gradient.gradient if _name == "gradient" else getattr(_launch, _name)
-            _library.impl(f"{_name}_triton", _run, _device)
+            _library.impl(f"{_name}_triton", _in_triton.get(_name) or getattr(_launch, _name), _device)
     _register("triton", _GPU_FAKES, _launch_gradient.rescale, _launch.writes_gradient, _launch_gradient.overwrite)

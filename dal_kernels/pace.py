@@ -40,7 +40,7 @@ DECAY = 0.95
 LEAST, SLOPE, TOLERATED, CALM = 0.2, 6.0, 0.06, 0.5
 # Not 0, whose ratio to itself is none. So little that q starts at 0: with cross-entropy.
 NOTHING_LEARNT = 1e-6
-TEN = math.log(10.0)
+LOG_TEN = math.log(10.0)
 
 
 class PaceNumbers(NamedTuple):
@@ -83,8 +83,16 @@ def pace_numbers(device: torch.device) -> PaceNumbers:
         return made
 
 
-def see(of: PaceNumbers, stats: RowStats, target: Tensor, q_end: float) -> None:
-    """Take the rows of one training call into account, in place.
+def rows_apart(rows: int) -> int:
+    """How far apart the rows of a call lie that are looked at, of which 8192 are enough for an average.
+
+    An odd number, because rows are often the places of images, whose sides are even: columns would be left out.
+    """
+    return 2 * (rows // 8192) + 1
+
+
+def see(of: PaceNumbers, stats: RowStats, target: Tensor, q_end: float, max_weight: float) -> None:
+    """Take the rows of one training call into account, in place, by plain operations.
 
     Args:
         target: as given to the loss: class indices shaped like the statistics, or probabilities for each class.
@@ -95,24 +103,26 @@ def see(of: PaceNumbers, stats: RowStats, target: Tensor, q_end: float) -> None:
     else:
         place = int(target.dim() > 1)
         agrees = target.gather(place, stats.prediction.unsqueeze(place)).squeeze(place).to(torch.float32)
-    rows = torch.stack([stats.max_prob.to(torch.float32), agrees]).flatten(1)
-    rows = torch.where(counted.flatten(), rows, 0.0)
+    every = rows_apart(counted.numel())
+    counted = counted.flatten()[::every]
+    rows = torch.stack([stats.max_prob.to(torch.float32), agrees]).flatten(1)[:, ::every]
+    rows = torch.where(counted, rows, 0.0)
     number = counted.sum()
     # A call without rows leaves the averages where they are.
     weight = torch.where(number > 0, 1.0 - DECAY, 0.0)
     of.learnt.lerp_(rows.sum(1) / number.clamp(min=1), weight)
-    keep_pace(of, q_end)
+    keep_pace(of, q_end, max_weight)
 
 
-def keep_pace(of: PaceNumbers, q_end: float) -> None:
-    """q and the bootstrap weight from what has been learnt and from the bound, in place."""
+def keep_pace(of: PaceNumbers, q_end: float, max_weight: float) -> None:
+    """q and the bootstrap weight from what has been learnt and from the bound, in place, by plain operations."""
     whole = q_end * of.confidence
     # The bracket without what is let pass; and q with it, above CALM and below. The larger is the one that holds.
-    bracket = LEAST + SLOPE - SLOPE * of.agreement / of.confidence
+    bracket = LEAST + SLOPE * (1.0 - of.agreement / of.confidence)
     above = whole * (bracket - SLOPE * TOLERATED * CALM)
     below = whole * bracket / (1.0 + SLOPE * TOLERATED * whole)
     free = torch.maximum(above, below).clamp(LEAST * whole, whole)
-    opening = of.opening * (-TEN / of.confidence.log()).clamp(0.0, 1.0)
+    opening = of.opening / (-of.confidence.log() / LOG_TEN).clamp(min=1.0)
     torch.minimum(of.bound, torch.maximum(opening, free), out=of.q)
     if q_end > 1.0:
-        torch.clamp((of.q - 1.0) / (q_end - 1.0), 0.0, 1.0, out=of.bootstrap_weight)
+        torch.mul(((of.q - 1.0) / (q_end - 1.0)).clamp(0.0, 1.0), max_weight, out=of.bootstrap_weight)

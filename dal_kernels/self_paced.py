@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dal_kernels import pace
 from dal_kernels.arguments import RowStats
-from dal_kernels.pace import PaceNumbers, keep_pace, pace_numbers, see
+from dal_kernels.ops import KERNELS, Kernels
+from dal_kernels.pace import PaceNumbers, pace_numbers, rows_apart
 from dal_kernels.schedule import DynamicsAwareSchedule, number
 from dal_kernels.surroundings import is_recording
 
@@ -88,7 +90,7 @@ class SelfPacedSchedule(DynamicsAwareSchedule):
             stats: of the call.
             target: as it was given to the loss.
         """
-        see(self.live.numbers(stats.max_prob.device), stats, target, self.q_end)
+        self.live.see(stats, target)
 
     def synchronize(self, group: Any = None) -> None:
         """Average what the ranks of a ``torch.distributed`` group have learnt. All of them must call it."""
@@ -96,7 +98,7 @@ class SelfPacedSchedule(DynamicsAwareSchedule):
         world = torch.distributed.get_world_size(group)
         torch.distributed.all_reduce(numbers.learnt, group=group)
         numbers.learnt.div_(world)
-        keep_pace(numbers, self.q_end)
+        self.live.keep()
 
     def state_dict(self) -> dict[str, float]:
         """Settings, position, and what has been learnt."""
@@ -120,6 +122,18 @@ class SelfPacedSchedule(DynamicsAwareSchedule):
         self._tell()
 
 
+def _kernels_for(numbers: Tensor) -> Kernels | None:
+    """Those that change numbers on that device, by one launch; None where plain operations must.
+
+    CUDA C++ before Triton, because the host starts its kernels sooner.
+    """
+    names = ("cpu",) if numbers.is_cpu else ("cuda", "triton") if numbers.is_cuda else ()
+    for name in names:
+        if name in KERNELS and (name != "cuda" or torch.version.cuda is not None):
+            return KERNELS[name]
+    return None
+
+
 class LivePace:
     """The numbers of a pace on the device where training is; a tensor for each device that it has been on."""
 
@@ -140,10 +154,31 @@ class LivePace:
     def set(self, q_end: float, bound: float, opening: float) -> None:
         """Where the authors' q ends, what it is now, and q_start in the opening of a training, then 0."""
         self._settings = (q_end, bound, opening)
+        self.keep()
+
+    def keep(self) -> None:
+        """q and the bootstrap weight for what has been learnt, and for those settings."""
+        q_end, bound, opening = self._settings
         numbers = self.numbers()
+        if (kernels := _kernels_for(numbers.all)) is not None:
+            kernels.keep_pace(numbers.all, bound, opening, q_end, 1.0)
+            return
         numbers.bound.fill_(bound)
         numbers.opening.fill_(opening)
-        keep_pace(numbers, q_end)
+        pace.keep_pace(numbers, q_end, 1.0)
+
+    def see(self, stats: RowStats, target: Tensor) -> None:
+        """Take the rows of one training call into account, where they are."""
+        numbers = self.numbers(stats.max_prob.device)
+        q_end, *_ = self._settings
+        kernels = _kernels_for(numbers.all)
+        # Probabilities for each class are compared by plain operations, and a DTensor's rows added over its ranks.
+        if kernels is None or target.shape != stats.prediction.shape or type(stats.max_prob) is not Tensor:
+            pace.see(numbers, stats, target, q_end, 1.0)
+            return
+        rows = (stats.max_prob, stats.target_prob, stats.prediction, target.to(torch.int64))
+        every = rows_apart(stats.max_prob.numel())
+        kernels.see(numbers.all, *(values.contiguous() for values in rows), every, q_end, 1.0)
 
     def numbers(self, device: torch.device | None = None) -> PaceNumbers:
         """On ``device``, to which what has been learnt goes along; by default where it is."""

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../batch.h"
+#include "../pace.h"
 
 namespace dal {
 
@@ -36,6 +37,15 @@ template <class A> struct Rescale {
   A* gradient;
   const A *upstream, *correction;
   std::int64_t size;
+};
+
+// The pace after a training call of some rows, or, of none, under a new bound.
+template <class A> struct Follow {
+  Pace* pace;
+  PaceRows<A> rows;
+  PaceLimits limits;
+  bool sets_bound;
+  float bound, opening;
 };
 
 }  // namespace dal

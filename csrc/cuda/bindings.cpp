@@ -1,48 +1,10 @@
 // The CUDA operators, on the LibTorch stable ABI. Nothing here waits for the device.
-#include "emulator.h"
-
-#include <torch/csrc/stable/accelerator.h>
-
-#include <memory>
-#include <string>
 #include <tuple>
 
-#include "../tensors.h"
-#include "arguments.h"
+#include "operator.h"
 
 namespace dal {
 namespace {
-
-Launcher launcher_for(const Place& place) {
-  if (place.type == aoti_torch_device_type_cuda()) return Launcher(place.index, nullptr);
-  Emulator* emulator = installed_emulator();
-  require(emulator != nullptr, "backend 'cuda' takes CUDA tensors, got tensors on the CPU");
-  return Launcher(-1, emulator);
-}
-
-// Kernels start on the current device, which need not be the tensors'.
-std::unique_ptr<torch::stable::accelerator::DeviceGuard> guard_of(const Place& place) {
-  if (place.type != aoti_torch_device_type_cuda()) return nullptr;
-  return std::make_unique<torch::stable::accelerator::DeviceGuard>(place.index);
-}
-
-// A tensor that a kernel will touch: it must be where the logits are.
-struct Touched {
-  Launcher& launcher;
-  Place place;
-  void operator()(const char* name, const Tensor& tensor, std::size_t itemsize) const {
-    if (tensor.numel() == 0) return;
-    const Place here = Place::of(tensor);
-    if (here.type != place.type || here.index != place.index)
-      throw std::invalid_argument(std::string(name) + " must be on the device of logits");
-    std::int64_t last = 0;
-    for (std::int64_t i = 0; i < tensor.dim(); ++i) last += (tensor.size(i) - 1) * tensor.stride(i);
-    launcher.allow({name, reinterpret_cast<std::uintptr_t>(tensor.const_data_ptr()),
-                    (static_cast<std::size_t>(last) + 1) * itemsize});
-  }
-};
-
-// ---- the operators
 
 void require_classes(std::int64_t classes) {
   require(classes < std::int64_t(1) << 27, "logits must have fewer than 2^27 classes");

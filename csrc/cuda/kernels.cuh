@@ -3,6 +3,7 @@
 #include "gradient.cuh"
 #include "kernels.h"
 #include "long_rows.cuh"
+#include "pace.cuh"
 #include "rows.cuh"
 #include "short_rows.cuh"
 
@@ -36,16 +37,17 @@ DAL_KERNEL(256, gradient_wide, Backward, (gradient_rows<Storage, true>))
 DAL_KERNEL(512, statistics, SumsBatch, row_statistics)
 #if DAL_FLOATING > 0
 DAL_KERNEL(256, scale, Rescale, scale_gradient)
-#define DAL_SCALE_ENTRY DAL_ENTRY
+DAL_KERNEL(512, follow, Follow, follow_rows)
+#define DAL_FLOATING_ENTRY DAL_ENTRY
 #else
-#define DAL_SCALE_ENTRY DAL_NO_ENTRY
+#define DAL_FLOATING_ENTRY DAL_NO_ENTRY
 #endif
 
 template <> const Kernels& kernels_of<Storage>() {
   static const Kernels table{
       {DAL_REGISTER_KERNELS(DAL_REGISTER_ENTRY) DAL_LOOPING_KERNELS(DAL_ENTRY)},
       DAL_ENTRY(, gradient, ) DAL_ENTRY(, gradient_wide, )
-      DAL_ENTRY(, statistics, ) DAL_SCALE_ENTRY(, scale, )};
+      DAL_ENTRY(, statistics, ) DAL_FLOATING_ENTRY(, scale, ) DAL_FLOATING_ENTRY(, follow, )};
   return table;
 }
 

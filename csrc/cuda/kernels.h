@@ -37,9 +37,9 @@ struct Kernel {
 };
 
 struct Kernels {
-  // Parameters by value: Forward<S>, Backward<S>, SumsBatch<S>, Rescale<S> of arguments.h and batch.h.
+  // Parameters by value: Forward<S>, Backward<S>, SumsBatch<S>, Rescale<S>, Follow<S> of arguments.h and batch.h.
   Kernel forward[static_cast<int>(ForwardKernel::count)];
-  Kernel gradient, gradient_wide, statistics, scale;
+  Kernel gradient, gradient_wide, statistics, scale, follow;
 };
 template <class S> const Kernels& kernels_of();
 

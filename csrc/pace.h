@@ -1,0 +1,64 @@
+// The pace of DAL: what a network has learnt, and how far q may go for it. dal_kernels/pace.py has the reasons.
+#pragma once
+
+#include "format.h"
+
+namespace dal {
+
+// Float32 numbers side by side, the six of PaceNumbers in pace.py.
+struct Pace {
+  float q, bootstrap_weight, confidence, agreement, bound, opening;
+};
+
+struct PaceLimits {
+  double q_end, max_weight;
+};
+
+// What a training call says of its rows, of which each `every`-th is looked at.
+template <class A> struct PaceRows {
+  const A *max_prob, *target_prob;
+  const std::int64_t *prediction, *target;
+  std::int64_t count, every;
+};
+
+struct Learnt {
+  double confidence = 0, agreement = 0, rows = 0;
+
+  template <class A> DAL_HD void add(const PaceRows<A>& from, std::int64_t row) {
+    // Of an ignored row it is NaN, and of a row with a NaN among its logits.
+    const bool counted = from.target_prob[row] == from.target_prob[row];
+    confidence += counted ? static_cast<double>(from.max_prob[row]) : 0;
+    agreement += counted && from.prediction[row] == from.target[row];
+    rows += counted;
+  }
+  DAL_HD void add(const Learnt& other) {
+    confidence += other.confidence;
+    agreement += other.agreement;
+    rows += other.rows;
+  }
+};
+
+// The averages over calls follow one call. A call without rows leaves them where they are.
+DAL_HD void follow(Pace& pace, const Learnt& call) {
+  constexpr double kDecay = 0.95;
+  if (call.rows == 0) return;
+  pace.confidence += static_cast<float>((1 - kDecay) * (call.confidence / call.rows - pace.confidence));
+  pace.agreement += static_cast<float>((1 - kDecay) * (call.agreement / call.rows - pace.agreement));
+}
+
+// q and the bootstrap weight from the averages and the bound.
+DAL_HD void keep_pace(Pace& pace, const PaceLimits& limits) {
+  constexpr double kLeast = 0.2, kSlope = 6, kTolerated = 0.06, kCalm = 0.5, kLogTen = 2.302585092994046;
+  const double whole = limits.q_end * pace.confidence;
+  const double bracket = kLeast + kSlope * (1 - static_cast<double>(pace.agreement) / pace.confidence);
+  const double above = whole * (bracket - kSlope * kTolerated * kCalm);
+  const double below = whole * bracket / (1 + kSlope * kTolerated * whole);
+  const double free = fmin(fmax(fmax(above, below), kLeast * whole), whole);
+  const double opening = pace.opening / fmax(-log(static_cast<double>(pace.confidence)) / kLogTen, 1.0);
+  const double q = fmin(static_cast<double>(pace.bound), fmax(opening, free));
+  pace.q = static_cast<float>(q);
+  pace.bootstrap_weight = static_cast<float>(
+      limits.q_end > 1 ? limits.max_weight * fmin(fmax((q - 1) / (limits.q_end - 1), 0.0), 1.0) : 0.0);
+}
+
+}  // namespace dal

@@ -1,0 +1,53 @@
+"""The operators of the Triton backend that keep the pace of DAL: a launch each. Nothing here waits for the device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dal_kernels.backends.triton import device
+from dal_kernels.backends.triton.arguments import require
+from dal_kernels.backends.triton.pace import follow_rows, set_bound
+
+_BLOCK = 1024
+
+
+def _check_numbers(numbers: Tensor) -> None:
+    require(
+        numbers.shape == (6,) and numbers.dtype == torch.float32 and numbers.is_contiguous(),
+        "numbers must be (6,) contiguous float32",
+    )
+
+
+def see(
+    numbers: Tensor,
+    max_prob: Tensor,
+    target_prob: Tensor,
+    prediction: Tensor,
+    target: Tensor,
+    every: int,
+    q_end: float,
+    max_weight: float,
+) -> None:
+    _check_numbers(numbers)
+    count = max_prob.numel()
+    for values in (max_prob, target_prob, prediction, target):
+        require(
+            values.numel() == count and values.is_contiguous(), "statistics and target must be contiguous, of N rows"
+        )
+    require(
+        max_prob.dtype == target_prob.dtype and max_prob.dtype in (torch.float32, torch.float64),
+        "max_prob and target_prob must be float32 or float64, and both the same",
+    )
+    require(prediction.dtype == target.dtype == torch.int64, "prediction and target must be int64")
+    require(every >= 1, "every must be at least 1")
+    with device.current(numbers):
+        follow_rows[(1,)](
+            numbers, max_prob, target_prob, prediction, target, count, every, q_end, max_weight, BLOCK=_BLOCK
+        )
+
+
+def keep_pace(numbers: Tensor, bound: float, opening: float, q_end: float, max_weight: float) -> None:
+    _check_numbers(numbers)
+    with device.current(numbers):
+        set_bound[(1,)](numbers, bound, opening, q_end, max_weight, num_warps=1)

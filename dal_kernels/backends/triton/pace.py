@@ -1,0 +1,68 @@
+"""The pace of DAL: kernels of one program. Formula and reasons: :mod:`dal_kernels.pace`."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from dal_kernels import pace
+
+_DECAY = tl.constexpr(pace.DECAY)
+_LEAST, _SLOPE = tl.constexpr(pace.LEAST), tl.constexpr(pace.SLOPE)
+_TOLERATED, _CALM, _LOG_TEN = tl.constexpr(pace.TOLERATED), tl.constexpr(pace.CALM), tl.constexpr(pace.LOG_TEN)
+# Places of the numbers.
+_Q, _WEIGHT, _CONFIDENCE, _AGREEMENT, _BOUND, _OPENING = (tl.constexpr(place) for place in range(6))
+
+
+@triton.jit
+def store_pace(numbers_ptr, confidence, agreement, bound, opening, q_end, max_weight):
+    """q and the bootstrap weight, as :func:`dal_kernels.pace.keep_pace`."""
+    whole = q_end * confidence
+    bracket = (1.0 - agreement / confidence) * _SLOPE + _LEAST
+    above = whole * (bracket - _SLOPE * _TOLERATED * _CALM)
+    below = whole * bracket / (whole * (_SLOPE * _TOLERATED) + 1.0)
+    free = tl.minimum(tl.maximum(tl.maximum(above, below), whole * _LEAST), whole)
+    opening = opening / tl.maximum(-tl.log(confidence) / _LOG_TEN, 1.0)
+    q = tl.minimum(bound, tl.maximum(opening, free))
+    tl.store(numbers_ptr + _Q, q)
+    grown = tl.minimum(tl.maximum((q - 1.0) / (q_end - 1.0), 0.0), 1.0)
+    tl.store(numbers_ptr + _WEIGHT, tl.where(q_end > 1.0, max_weight * grown, 0.0))
+
+
+@triton.jit
+def follow_rows(
+    numbers_ptr, max_prob_ptr, target_prob_ptr, prediction_ptr, target_ptr, count, every, q_end, max_weight,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The averages follow one call, and the pace follows them."""
+    confidence = tl.zeros((BLOCK,), tl.float64)
+    agreement = tl.zeros((BLOCK,), tl.float64)
+    rows = tl.zeros((BLOCK,), tl.float64)
+    for first in range(0, tl.cdiv(count, every), BLOCK):
+        row = (first + tl.arange(0, BLOCK)).to(tl.int64) * every
+        live = row < count
+        target_prob = tl.load(target_prob_ptr + row, mask=live, other=float("nan"))
+        counted = target_prob == target_prob  # not of ignored rows, nor of those with a NaN among their logits
+        confidence += tl.load(max_prob_ptr + row, mask=counted, other=0.0).to(tl.float64)
+        prediction = tl.load(prediction_ptr + row, mask=counted, other=0)
+        agreement += (counted & (prediction == tl.load(target_ptr + row, mask=counted, other=1))).to(tl.float64)
+        rows += counted.to(tl.float64)
+    number = tl.sum(rows, 0)
+    weight = tl.where(number > 0.0, 1.0 - _DECAY, 0.0)
+    number = tl.maximum(number, 1.0)
+    sure = tl.load(numbers_ptr + _CONFIDENCE)
+    sure += (weight * (tl.sum(confidence, 0) / number - sure)).to(tl.float32)
+    agreeing = tl.load(numbers_ptr + _AGREEMENT)
+    agreeing += (weight * (tl.sum(agreement, 0) / number - agreeing)).to(tl.float32)
+    tl.store(numbers_ptr + _CONFIDENCE, sure)
+    tl.store(numbers_ptr + _AGREEMENT, agreeing)
+    bound, opening = tl.load(numbers_ptr + _BOUND), tl.load(numbers_ptr + _OPENING)
+    store_pace(numbers_ptr, sure, agreeing, bound, opening, q_end, max_weight)
+
+
+@triton.jit
+def set_bound(numbers_ptr, bound, opening, q_end, max_weight):
+    tl.store(numbers_ptr + _BOUND, bound)
+    tl.store(numbers_ptr + _OPENING, opening)
+    confidence, agreement = tl.load(numbers_ptr + _CONFIDENCE), tl.load(numbers_ptr + _AGREEMENT)
+    store_pace(numbers_ptr, confidence, agreement, bound, opening, q_end, max_weight)

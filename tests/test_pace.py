@@ -1,0 +1,95 @@
+"""The pace of DAL in every backend, against its plain operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dal_kernels import pace
+from dal_kernels.arguments import RowStats
+from dal_kernels.ops import KERNELS
+from dal_kernels.pace import PaceNumbers
+
+# q, weight, confidence, agreement, bound, opening.
+STATES = {
+    "at the start": (0.0, 0.0, 1e-6, 1e-6, 0.6, 0.6),
+    "wrong labels": (0.0, 0.0, 0.8, 0.4, 1.4, 0.0),
+    "right labels": (0.0, 0.0, 0.9, 0.9, 1.4, 0.0),
+    "many classes": (0.0, 0.0, 0.01, 0.01, 0.7, 0.5),
+    "sure of everything": (0.0, 0.0, 1.0, 1.0, 1.2, 0.6),
+}
+
+
+def rows_of_a_call(rows: int, dtype: torch.dtype) -> tuple[RowStats, Tensor]:
+    """Some of them ignored."""
+    generator = torch.Generator().manual_seed(rows)
+    target_prob, max_prob = torch.rand(2, rows, generator=generator, dtype=dtype)
+    target_prob[::5] = float("nan")
+    max_prob[::5] = float("nan")
+    prediction, target = torch.randint(3, (2, rows), generator=generator)
+    return RowStats(target_prob, target_prob, prediction, max_prob), target
+
+
+def numbers_of(state: tuple[float, ...]) -> PaceNumbers:
+    return PaceNumbers.of(torch.tensor(state))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("rows", [0, 1, 2, 33, 1030, 8200, 20001])
+@pytest.mark.parametrize("state", STATES)
+def test_an_operator_sees_what_plain_operations_see(state: str, rows: int, dtype: torch.dtype, fused: str) -> None:
+    stats, target = rows_of_a_call(rows, dtype)
+    got, expected = (numbers_of(STATES[state]) for _ in range(2))
+    every = pace.rows_apart(rows)
+    KERNELS[fused].see(
+        got.all, stats.max_prob, stats.target_prob, stats.prediction, target, every, q_end=1.5, max_weight=0.8
+    )
+    pace.see(expected, stats, target, q_end=1.5, max_weight=0.8)
+    torch.testing.assert_close(got.all, expected.all, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("max_weight", [1.0, 0.3])
+@pytest.mark.parametrize("q_end", [1.5, 1.0, 0.9])
+@pytest.mark.parametrize("state", STATES)
+def test_an_operator_keeps_the_pace_that_plain_operations_keep(
+    state: str, q_end: float, max_weight: float, fused: str
+) -> None:
+    *learnt, bound, opening = STATES[state]
+    got, expected = numbers_of((*learnt, 0.0, 0.0)), numbers_of(STATES[state])
+    KERNELS[fused].keep_pace(got.all, bound, opening, q_end, max_weight)
+    pace.keep_pace(expected, q_end, max_weight)
+    torch.testing.assert_close(got.all, expected.all, rtol=1e-5, atol=1e-6)
+
+
+def test_many_rows_are_looked_at_evenly() -> None:
+    """No more than an average needs, and of images all columns."""
+    for rows, width in ((8191, 7), (8192, 64), (8 * 512 * 512, 512)):
+        looked_at = torch.arange(0, rows, pace.rows_apart(rows))
+        assert min(rows, 2500) <= len(looked_at) <= 8192
+        assert len((looked_at % width).unique()) == width
+
+
+WRONG: dict[str, tuple[Callable[[list[Any]], Any], str]] = {
+    "numbers of another dtype": (lambda given: given.__setitem__(0, given[0].double()), "numbers must be"),
+    "numbers too short": (lambda given: given.__setitem__(0, given[0][:5]), "numbers must be"),
+    "one row less": (lambda given: given.__setitem__(2, given[2][1:]), "of N rows"),
+    "columns": (lambda given: given.__setitem__(1, torch.rand(9, 2)[:, 0]), "contiguous"),
+    "half precision": (lambda given: given.__setitem__(slice(1, 3), [torch.rand(9).half()] * 2), "max_prob"),
+    "two dtypes": (lambda given: given.__setitem__(2, given[2].double()), "max_prob"),
+    "an int32 target": (lambda given: given.__setitem__(4, given[4].int()), "int64"),
+    "no step": (lambda given: given.__setitem__(5, 0), "every"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_an_operator_refuses_what_it_cannot_read(wrong: str, fused: str) -> None:
+    stats, target = rows_of_a_call(9, torch.float32)
+    given = [numbers_of(STATES["at the start"]).all, stats.max_prob, stats.target_prob, stats.prediction, target, 1]
+    spoil, said = WRONG[wrong]
+    spoil(given)
+    with pytest.raises((ValueError, RuntimeError), match=said):
+        KERNELS[fused].see(*given, 1.5, 1.0)
