@@ -41,7 +41,9 @@ def test_missing_files_are_told_with_what_to_place_where(tmp_path: Path, name: s
     assert any(word in message for word in ("unpack", "dpkg -x", "place"))
 
 
-@pytest.mark.parametrize("name", ["cifar-10", "cifar-100", "webvision", "mini-webvision", "clothing1m", "image-folder"])
+@pytest.mark.parametrize(
+    "name", ["udhr", "cifar-10", "cifar-100", "webvision", "mini-webvision", "clothing1m", "image-folder"]
+)
 def test_a_data_set_without_a_usual_place_needs_a_folder(name: str) -> None:
     with pytest.raises(UsageError, match=f"{name} needs the folder of its files as --data-dir: "):
         load_data(name)

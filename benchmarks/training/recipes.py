@@ -119,6 +119,9 @@ PRESETS = {
     "kanji": Recipe(
         model="cnn", widths=(32, 64, 96, 128), epochs=12, optimizer="adamw", learning_rate=2e-3, q_start=0.6
     ),
+    # Of the rates 0.01, 0.03 and 0.1 the best for cross-entropy on clean labels, by less than a point, on a fifth of
+    # the training part held out for that. With 509 classes q_start 0.6 learns slowly: stall.py says when to lower it.
+    "udhr": Recipe(model="mlp", widths=(512,), epochs=20, learning_rate=0.1, q_start=0.6),
     "cifar10": _CIFAR,
     "cifar100": _CIFAR,
     "mini-webvision": _MINI_WEBVISION,

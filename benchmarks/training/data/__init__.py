@@ -13,6 +13,7 @@ from benchmarks.training.data.digits import digits
 from benchmarks.training.data.fashion_mnist import fashion_mnist
 from benchmarks.training.data.image_folder import image_folder
 from benchmarks.training.data.kanji import CLASSES, kanji
+from benchmarks.training.data.udhr import udhr
 from benchmarks.training.data.webvision import mini_webvision, webvision
 from benchmarks.training.errors import UsageError
 
@@ -22,6 +23,7 @@ DATA: dict[str, Callable[[Path | None], DataSet]] = {
     "digits": digits,
     "fashion-mnist": fashion_mnist,
     **{name: partial(kanji, name) for name in CLASSES},
+    "udhr": udhr,
     "cifar-10": cifar10,
     "cifar-100": cifar100,
     "mini-webvision": mini_webvision,
