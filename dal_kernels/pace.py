@@ -16,8 +16,8 @@ estimates the share of wrong labels. The exponent is that of the authors' schedu
 which is small while the network is unsure of most rows, so that rows not learnt yet still pull: their gradient is p_y^q
 times cross-entropy's. It is a fifth of q_end while hardly a label seems wrong, and no bound where a sixth of them does
 and the network is sure. A few per cent are let pass, because a robust loss makes a network surer than it is right, of
-clean labels too, and a surer network would have a larger q. The bootstrap weight is that of the authors at the same q:
-(q - 1) / (q_end - 1), from 0 to 1.
+clean labels too, and a surer network would have a larger q. The bootstrap weight is that of the authors at the same q,
+(q - 1) / (q_end - 1), from 0 to 1, times the largest that is asked for.
 
 A long training opens with q_start, as the authors have it, and leaves it between the tenth and the fifth of its steps,
 because what is memorised there with a small q stays memorised. With more than ten classes it opens with less, so that a
@@ -53,7 +53,8 @@ class PaceNumbers(NamedTuple):
         confidence, agreement: the same, 0-d.
         bound: 0-d, q of the authors' schedule.
         opening: 0-d, q_start while a training opens, then 0.
-        all: (6,) of all.
+        largest: 0-d, the bootstrap weight where q is q_end.
+        all: (7,) of all.
     """
 
     knobs: Tensor
@@ -64,21 +65,22 @@ class PaceNumbers(NamedTuple):
     agreement: Tensor
     bound: Tensor
     opening: Tensor
+    largest: Tensor
     all: Tensor
 
     @classmethod
     def of(cls, numbers: Tensor) -> PaceNumbers:
-        """Views of six numbers."""
-        q, bootstrap_weight, confidence, agreement, bound, opening = numbers.unbind()
+        """Views of seven numbers."""
+        q, bootstrap_weight, confidence, agreement, bound, opening, largest = numbers.unbind()
         learnt = numbers[2:4]
-        return cls(numbers[:2], q, bootstrap_weight, learnt, confidence, agreement, bound, opening, numbers)
+        return cls(numbers[:2], q, bootstrap_weight, learnt, confidence, agreement, bound, opening, largest, numbers)
 
 
 def pace_numbers(device: torch.device) -> PaceNumbers:
     """Of a network that has learnt nothing, with a bound of 0."""
     # Tensors made in inference mode could not be changed outside of it.
     with torch.inference_mode(False):
-        made = PaceNumbers.of(torch.zeros(6, dtype=torch.float32, device=device))
+        made = PaceNumbers.of(torch.zeros(7, dtype=torch.float32, device=device))
         made.learnt.fill_(NOTHING_LEARNT)
         return made
 
@@ -115,4 +117,4 @@ def keep_pace(of: PaceNumbers, q_end: float) -> None:
     opening = of.opening * (-TEN / of.confidence.log()).clamp(0.0, 1.0)
     torch.minimum(of.bound, torch.maximum(opening, free), out=of.q)
     if q_end > 1.0:
-        torch.clamp((of.q - 1.0) / (q_end - 1.0), 0.0, 1.0, out=of.bootstrap_weight)
+        torch.clamp((of.q - 1.0) / (q_end - 1.0), 0.0, 1.0, out=of.bootstrap_weight).mul_(of.largest)
