@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.schedule_figure import save_picture
 from dal_kernels import (
     DynamicsAwareLoss,
     DynamicsAwareSchedule,
@@ -216,3 +218,18 @@ def test_a_state_from_before_there_were_shapes_loads(
         assert resumed.schedule.state_dict() == saved.schedule.state_dict()
     with pytest.warns(UserWarning, match="shape was 'linear', is 'cosine'"):
         made(resumed_kind, **SHAPED).load_state_dict({"_extra_state": earlier})
+
+
+# --- the picture
+
+
+def test_the_picture_of_the_readme_is_what_its_module_draws(tmp_path: Path) -> None:
+    matplotlib = pytest.importorskip("matplotlib")
+    once, again = tmp_path / "once.svg", tmp_path / "again.svg"
+    for path in (once, again):
+        save_picture(path)
+    kept = (Path(__file__).parent.parent / "docs" / "schedule.svg").read_bytes()
+    assert once.read_bytes() == again.read_bytes()
+    assert len(kept) < 60_000
+    if f"Matplotlib v{matplotlib.__version__}," in kept.decode():  # another release draws other bytes
+        assert once.read_bytes() == kept
