@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, overload
+
 import torch
 from torch import Tensor, nn
 
@@ -9,11 +11,27 @@ from dal_kernels.arguments import Backend, Bootstrap, RowStats, check_class_weig
 from dal_kernels.fields import Reduction
 from dal_kernels.forms import linear_loss
 from dal_kernels.layer import check_budget
-from dal_kernels.loss import DynamicsAwareLoss, Pace
+from dal_kernels.loss import DynamicsAwareLoss
+from dal_kernels.losses.options import PlainOptions
 from dal_kernels.plain_layer import plain_layer
+from dal_kernels.schedule import DynamicsAwareSchedule
+from dal_kernels.self_paced import Pace, schedule_of
 from dal_kernels.variations import Mix
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 __all__ = ["LinearDynamicsAwareLoss"]
+
+
+class LayerOptions(PlainOptions, total=False):
+    """What the module takes beside its schedule, for its overloads."""
+
+    bias: bool
+    bootstrap: Bootstrap
+    chunk_bytes: int | None
+    device: torch.device | str | None
+    dtype: torch.dtype | None
 
 
 class LinearDynamicsAwareLoss(DynamicsAwareLoss):
@@ -23,7 +41,7 @@ class LinearDynamicsAwareLoss(DynamicsAwareLoss):
 
     Args:
         in_features, num_classes: D and C of the classifier.
-        q_start, q_end, total_steps, pace: the schedule.
+        q_start, q_end, total_steps, pace, schedule: as of :class:`DynamicsAwareLoss`.
         bias: whether the classifier has one.
         weight, ignore_index, reduction, bootstrap, backend: as in :func:`dal_kernels.dynamics_aware_loss`.
         chunk_bytes: as in :func:`dal_kernels.linear_dynamics_aware_loss`.
@@ -42,15 +60,32 @@ class LinearDynamicsAwareLoss(DynamicsAwareLoss):
             chunk_bytes is not a positive int; at the call, where ``classifier`` is one that the loss cannot look into.
     """
 
+    @overload
     def __init__(
         self,
         in_features: int,
         num_classes: int,
-        q_start: float = 0.6,
-        q_end: float = 1.5,
+        q_start: float = ...,
+        q_end: float = ...,
         *,
         total_steps: float,
-        pace: Pace = "auto",
+        pace: Pace = ...,
+        **options: Unpack[LayerOptions],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self, in_features: int, num_classes: int, *, schedule: DynamicsAwareSchedule, **options: Unpack[LayerOptions]
+    ) -> None: ...
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        q_start: float | None = None,
+        q_end: float | None = None,
+        *,
+        total_steps: float | None = None,
+        pace: Pace | None = None,
+        schedule: DynamicsAwareSchedule | None = None,
         bias: bool = True,
         weight: Tensor | None = None,
         ignore_index: int = -100,
@@ -62,10 +97,7 @@ class LinearDynamicsAwareLoss(DynamicsAwareLoss):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
-            q_start,
-            q_end,
-            total_steps=total_steps,
-            pace=pace,
+            schedule=schedule_of(schedule, q_start, q_end, total_steps, pace),
             weight=weight,
             ignore_index=ignore_index,
             reduction=reduction,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
@@ -20,15 +20,28 @@ from dal_kernels.arguments import (
 from dal_kernels.fields import Reduction
 from dal_kernels.listening import ListeningLoss
 from dal_kernels.live import packed, unpacked
+from dal_kernels.losses.options import ShiftOptions
 from dal_kernels.objectives import dynamics_aware_of
 from dal_kernels.schedule import DynamicsAwareSchedule
-from dal_kernels.self_paced import SelfPacedSchedule
+from dal_kernels.self_paced import Pace, SelfPacedSchedule, schedule_of
 from dal_kernels.tensors import check_choice
 from dal_kernels.variations import Mix, check_form, keep_variations, varied_loss
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 __all__ = ["DynamicsAwareLoss"]
 
-Pace = Literal["auto", "fixed"]
+# What a state may hold, as it is saved and as it was before schedules had shapes. Its length says which.
+_STATES = tuple(
+    names for kind in (DynamicsAwareSchedule, SelfPacedSchedule) for names in (kind.STATE, kind.EARLIER_STATE)
+)
+
+
+class DynamicsAwareOptions(ShiftOptions, total=False):
+    """What the module takes beside its schedule, for its overloads; :class:`DynamicsAwareLoss` says what it means."""
+
+    bootstrap: Bootstrap
 
 
 class DynamicsAwareLoss(ListeningLoss):
@@ -38,17 +51,19 @@ class DynamicsAwareLoss(ListeningLoss):
     See :func:`dal_kernels.dynamics_aware_loss` for the formula and for what ``forward`` takes. With the pace "auto" q
     follows what the network has learnt and is at most the authors', see :class:`dal_kernels.SelfPacedSchedule`; each
     call in training mode that makes a gradient counts, under gradient accumulation each part of a batch. With "fixed" q
-    is the authors' whatever happens, see :class:`dal_kernels.DynamicsAwareSchedule`.
+    is the authors' whatever happens, see :class:`dal_kernels.DynamicsAwareSchedule`. A schedule with a warm-up, another
+    shape or another largest bootstrap weight is made first and given as ``schedule``.
 
     The state dict has the class weights, as that of :class:`torch.nn.CrossEntropyLoss`, and under ``_extra_state`` the
-    schedule's q_start, q_end, total_steps and position, and what the network has learnt, as a small tensor. A state
-    dict without it, of a model that was trained with cross-entropy, is loaded too, strictly as well: the schedule stays
-    where it is. The other way round a model without this loss takes such a state dict with ``strict=False``, or without
-    that entry.
+    schedule's settings and position, and what the network has learnt, as a small tensor. A state dict without it, of a
+    model that was trained with cross-entropy, is loaded too, strictly as well: the schedule stays where it is. The
+    other way round a model without this loss takes such a state dict with ``strict=False``, or without that entry.
 
     Args:
-        q_start, q_end, total_steps: the schedule.
-        pace: "auto" or "fixed".
+        q_start, q_end: the first exponent and the last, by default 0.6 and 1.5.
+        total_steps: the length of training.
+        pace: "auto", the default, or "fixed".
+        schedule: in the place of those four.
         weight, ignore_index, reduction, bootstrap, target_shift, scale, backend: as in
             :func:`dal_kernels.dynamics_aware_loss`.
 
@@ -58,20 +73,35 @@ class DynamicsAwareLoss(ListeningLoss):
             place, so that compiled or captured code sees them change; no cast of the module rounds them.
 
     Raises:
-        TypeError, ValueError: a setting of the schedule or an option is of the wrong type or value.
+        TypeError: a setting of the schedule or an option is of the wrong type, or there is a schedule beside settings
+            of one, or neither a schedule nor total_steps.
+        ValueError: a setting or an option is of the wrong value.
     """
 
     weight: Tensor | None
     target_shift: float | Tensor | None
     scale: float | Tensor | None
 
+    @overload
     def __init__(
         self,
-        q_start: float = 0.6,
-        q_end: float = 1.5,
+        q_start: float = ...,
+        q_end: float = ...,
         *,
         total_steps: float,
-        pace: Pace = "auto",
+        pace: Pace = ...,
+        **options: Unpack[DynamicsAwareOptions],
+    ) -> None: ...
+    @overload
+    def __init__(self, *, schedule: DynamicsAwareSchedule, **options: Unpack[DynamicsAwareOptions]) -> None: ...
+    def __init__(
+        self,
+        q_start: float | None = None,
+        q_end: float | None = None,
+        *,
+        total_steps: float | None = None,
+        pace: Pace | None = None,
+        schedule: DynamicsAwareSchedule | None = None,
         weight: Tensor | None = None,
         ignore_index: int = -100,
         reduction: Reduction = "mean",
@@ -81,18 +111,12 @@ class DynamicsAwareLoss(ListeningLoss):
         backend: Backend = "auto",
     ) -> None:
         super().__init__()
-        if isinstance(q_start, Iterable):  # nn.CrossEntropyLoss takes class weights there
-            raise TypeError(
-                f"q_start must be a number, got {type(q_start).__name__}; class weights are given as weight=..."
-            )
+        self.schedule: DynamicsAwareSchedule = schedule_of(schedule, q_start, q_end, total_steps, pace)
         self.ignore_index = check_options(ignore_index, reduction)
         check_choice("bootstrap", bootstrap, BOOTSTRAPS)
         check_choice("backend", backend, BACKENDS)
         if weight is not None:
             check_class_weight(weight, None)
-        check_choice("pace", pace, get_args(Pace))
-        kind = SelfPacedSchedule if pace == "auto" else DynamicsAwareSchedule
-        self.schedule: DynamicsAwareSchedule = kind(q_start, q_end, total_steps)
         self.register_buffer("weight", weight)
         keep_variations(self, target_shift=target_shift, scale=scale)
         self.reduction: Reduction = reduction
@@ -151,14 +175,13 @@ class DynamicsAwareLoss(ListeningLoss):
         return packed(self.schedule.state_dict().values())
 
     def set_extra_state(self, state: Tensor | Mapping[str, float]) -> None:
-        """Take a schedule's state as :meth:`get_extra_state` gives it, or as it once did: as a dict."""
+        """Take a schedule's state as :meth:`get_extra_state` gives it, or as it once did: shorter, or as a dict."""
         if isinstance(state, Tensor):
-            known = (DynamicsAwareSchedule.STATE, SelfPacedSchedule.STATE)
-            if tuple(state.shape) not in [(len(names), 2) for names in known]:
-                shapes = " or ".join(f"({len(names)}, 2), of {', '.join(names)}" for names in known)
+            names = next((names for names in _STATES if state.shape == (len(names), 2)), None)
+            if names is None:
+                shapes = " or ".join(f"({len(names)}, 2), of {', '.join(names)}" for names in sorted(_STATES, key=len))
                 raise ValueError(f"_extra_state must be a tensor of shape {shapes}, got shape {tuple(state.shape)}")
-            # The longer begins with the shorter: what a fixed schedule does not know it leaves.
-            state = dict(zip(SelfPacedSchedule.STATE, unpacked(state), strict=False))
+            state = dict(zip(names, unpacked(state), strict=True))
         self.schedule.load_state_dict(state)
 
     def extra_repr(self) -> str:

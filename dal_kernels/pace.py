@@ -16,8 +16,8 @@ estimates the share of wrong labels. The exponent is that of the authors' schedu
 which is small while the network is unsure of most rows, so that rows not learnt yet still pull: their gradient is p_y^q
 times cross-entropy's. It is a fifth of q_end while hardly a label seems wrong, and no bound where a sixth of them does
 and the network is sure. A few per cent are let pass, because a robust loss makes a network surer than it is right, of
-clean labels too, and a surer network would have a larger q. The bootstrap weight is that of the authors at the same q:
-(q - 1) / (q_end - 1), from 0 to 1.
+clean labels too, and a surer network would have a larger q. The bootstrap weight is that of the authors at the same q,
+(q - 1) / (q_end - 1), from 0 to 1, times the largest that is asked for.
 
 A long training opens with q_start, as the authors have it, and leaves it between the tenth and the fifth of its steps,
 because what is memorised there with a small q stays memorised. With more than ten classes it opens with less, so that a

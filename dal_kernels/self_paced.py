@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -12,11 +12,14 @@ from dal_kernels import pace
 from dal_kernels.arguments import RowStats
 from dal_kernels.ops import KERNELS, Kernels
 from dal_kernels.pace import PaceNumbers, pace_numbers, rows_apart
-from dal_kernels.schedule import DynamicsAwareSchedule, number
+from dal_kernels.schedule import DynamicsAwareSchedule
+from dal_kernels.shapes import number
 from dal_kernels.surroundings import is_recording
+from dal_kernels.tensors import check_choice
 
 __all__ = ["SelfPacedSchedule"]
 
+Pace = Literal["auto", "fixed"]
 _CPU = torch.device("cpu")
 # The share of its steps in which a training opens with q_start; in as many it leaves it.
 OPENING = 0.1
@@ -27,25 +30,25 @@ class SelfPacedSchedule(DynamicsAwareSchedule):
 
     .. math::
         q = \min\big(q_t,\; q_e \, c \, \mathrm{clamp}(0.2 + 6 (1 - a / c - 0.06 \min(q, 0.5)),\, 0.2,\, 1)\big),
-        \qquad \lambda = \mathrm{clamp}\Big(\frac{q - 1}{q_e - 1},\, 0,\, 1\Big)
+        \qquad \lambda = \lambda_{max} \, \mathrm{clamp}\Big(\frac{q - 1}{q_e - 1},\, 0,\, 1\Big)
 
-    with :math:`q_t` the authors' exponent at the time, c the mean of the largest probability and a the share of the
-    rows whose prediction is their label, both averaged over some twenty training calls; see :mod:`dal_kernels.pace`.
-    For the first tenth of ``total_steps``, if that is more than two steps, q is at least q_start, or what comes to the
-    same with more than ten classes, and falls to the formula's in the second. Where the network learns within a small
-    part of ``total_steps``, and some labels are wrong, this comes to the authors' schedule; where they seem right, q
-    stays small: close to cross-entropy.
+    with :math:`q_t` the exponent of :class:`DynamicsAwareSchedule` at the time, c the mean of the largest probability
+    and a the share of the rows whose prediction is their label, both averaged over some twenty training calls; see
+    :mod:`dal_kernels.pace`. For the first tenth of ``total_steps``, if that is more than two steps, q is at least
+    q_start, or what comes to the same with more than ten classes, and falls to the formula's in the second. Where the
+    network learns within a small part of ``total_steps``, and some labels are wrong, this comes to the authors'
+    schedule; where they seem right, q stays small: close to cross-entropy.
 
     The averages lie beside the logits and are changed there by :meth:`see`; the host reads them only where it is asked
     to: :attr:`q`, :attr:`bootstrap_weight`, :attr:`noise_rate`, :meth:`state_dict` and ``repr`` wait for the device.
 
     Args:
-        q_start, q_end, total_steps: as of :class:`DynamicsAwareSchedule`. With few steps, or many classes, the defaults
-            do.
+        q_start, q_end, total_steps, warmup_steps, shape, max_bootstrap_weight: as of :class:`DynamicsAwareSchedule`.
+            With few steps, or many classes, q_start 0.6 and q_end 1.5 do.
 
     Attributes:
         position: steps taken so far.
-        q, bootstrap_weight: the values now, floats. :meth:`at` gives the authors'.
+        q, bootstrap_weight: the values now, floats. :meth:`at` gives those of :class:`DynamicsAwareSchedule`.
         noise_rate: 1 - a / c, an estimate of the share of wrong labels, a float from 0 to 1.
 
     Raises:
@@ -54,18 +57,17 @@ class SelfPacedSchedule(DynamicsAwareSchedule):
 
     live: LivePace  # type: ignore[assignment]
     STATE = (*DynamicsAwareSchedule.STATE, "confidence", "agreement")
+    EARLIER_STATE = (*DynamicsAwareSchedule.EARLIER_STATE, "confidence", "agreement")
 
-    def __init__(self, q_start: float, q_end: float, total_steps: float) -> None:
-        super().__init__(q_start, q_end, total_steps)
-        self.live = LivePace()
-        self._tell()
+    def _new_live(self) -> LivePace:  # type: ignore[override]
+        return LivePace()
 
     def _tell(self) -> None:
         # Where two more steps end, because a training of few steps must not spend a whole one on opening. A clock of
         # total_steps = 2 or less is not counted in whole steps.
         ahead = (self.position + (2.0 if self.total_steps > 2 else 0.0)) / self.total_steps
         opening = self.q_start * min(1.0, max(0.0, 2.0 - ahead / OPENING))
-        self.live.set(self.q_end, self.at(self.position)[0], opening)
+        self.live.set(self.q_end, self.at(self.position)[0], opening, self.max_bootstrap_weight)
 
     @property
     def q(self) -> float:
@@ -138,47 +140,48 @@ class LivePace:
     """The numbers of a pace on the device where training is; a tensor for each device that it has been on."""
 
     def __init__(self) -> None:
-        self._settings = (0.0, 0.0, 0.0)
+        # Apart, because compiled code holds what it reads of them fixed, and the bounds change with each step.
+        self._limits, self._bounds = (0.0, 1.0), (0.0, 0.0)
         self._numbers = {_CPU: pace_numbers(_CPU)}
         self._device = _CPU
 
     def __getstate__(self) -> dict[str, Any]:
         """Without tensors of other devices and without views: a copy has its own."""
-        return {"settings": self._settings, "learnt": self.numbers().learnt.tolist()}
+        return {"limits": self._limits, "bounds": self._bounds, "learnt": self.numbers().learnt.tolist()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__()  # type: ignore[misc]
         self.numbers().learnt.copy_(torch.tensor(state["learnt"]))
-        self.set(*state["settings"])
+        self._limits, self._bounds = state["limits"], state["bounds"]
+        self.keep()
 
-    def set(self, q_end: float, bound: float, opening: float) -> None:
-        """Where the authors' q ends, what it is now, and q_start in the opening of a training, then 0."""
-        self._settings = (q_end, bound, opening)
+    def set(self, q_end: float, bound: float, opening: float, max_weight: float) -> None:
+        """Where q ends, its bound now, q_start in the opening of a training, then 0, and the largest weight."""
+        self._limits, self._bounds = (q_end, max_weight), (bound, opening)
         self.keep()
 
     def keep(self) -> None:
         """q and the bootstrap weight for what has been learnt, and for those settings."""
-        q_end, bound, opening = self._settings
         numbers = self.numbers()
         if (kernels := _kernels_for(numbers.all)) is not None:
-            kernels.keep_pace(numbers.all, bound, opening, q_end, 1.0)
+            kernels.keep_pace(numbers.all, *self._bounds, *self._limits)
             return
+        bound, opening = self._bounds
         numbers.bound.fill_(bound)
         numbers.opening.fill_(opening)
-        pace.keep_pace(numbers, q_end, 1.0)
+        pace.keep_pace(numbers, *self._limits)
 
     def see(self, stats: RowStats, target: Tensor) -> None:
         """Take the rows of one training call into account, where they are."""
         numbers = self.numbers(stats.max_prob.device)
-        q_end, *_ = self._settings
         kernels = _kernels_for(numbers.all)
         # Probabilities for each class are compared by plain operations, and a DTensor's rows added over its ranks.
         if kernels is None or target.shape != stats.prediction.shape or type(stats.max_prob) is not Tensor:
-            pace.see(numbers, stats, target, q_end, 1.0)
+            pace.see(numbers, stats, target, *self._limits)
             return
         rows = (stats.max_prob, stats.target_prob, stats.prediction, target.to(torch.int64))
         every = rows_apart(stats.max_prob.numel())
-        kernels.see(numbers.all, *(values.contiguous() for values in rows), every, q_end, 1.0)
+        kernels.see(numbers.all, *(values.contiguous() for values in rows), every, *self._limits)
 
     def numbers(self, device: torch.device | None = None) -> PaceNumbers:
         """On ``device``, to which what has been learnt goes along; by default where it is."""
@@ -197,3 +200,37 @@ class LivePace:
         """(q, bootstrap_weight) as a (2,) tensor on ``device``, and as 0-d tensors. Not to be written to."""
         numbers = self.numbers(device)
         return numbers.knobs, (numbers.q, numbers.bootstrap_weight)
+
+
+def schedule_of(
+    schedule: DynamicsAwareSchedule | None,
+    q_start: float | None,
+    q_end: float | None,
+    total_steps: float | None,
+    pace: Pace | None,
+) -> DynamicsAwareSchedule:
+    """The schedule that a module is given, whole or as its settings.
+
+    Raises:
+        TypeError, ValueError: there is neither, there are both, or one of them is none.
+    """
+    settings = {"q_start": q_start, "q_end": q_end, "total_steps": total_steps, "pace": pace}
+    if schedule is not None:
+        if not isinstance(schedule, DynamicsAwareSchedule):
+            raise TypeError(
+                f"schedule must be a DynamicsAwareSchedule or a SelfPacedSchedule, got {type(schedule).__name__}"
+            )
+        given = [name for name, value in settings.items() if value is not None]
+        if given:
+            raise TypeError(f"schedule must be given without {', '.join(given)}: it has its own; got both")
+        return schedule
+    if total_steps is None:
+        raise TypeError("total_steps, or a schedule, must be given, got neither")
+    if isinstance(q_start, Iterable):  # nn.CrossEntropyLoss takes class weights there
+        raise TypeError(
+            f"q_start must be a number, got {type(q_start).__name__}; class weights are given as weight=..."
+        )
+    pace = "auto" if pace is None else pace
+    check_choice("pace", pace, get_args(Pace))
+    kind = SelfPacedSchedule if pace == "auto" else DynamicsAwareSchedule
+    return kind(0.6 if q_start is None else q_start, 1.5 if q_end is None else q_end, total_steps)

@@ -97,15 +97,20 @@ def test_time_may_be_fractional() -> None:
 
 
 @settings(deadline=None, max_examples=300)
-@example(ends=[0.03, 0.29], total=250.0, moments=[250 * (1 - 2**-53), 250.0])  # start + (end - start) rounds up
-@example(ends=[0.0, math.nextafter(1, 2)], total=3.0, moments=[1.0, 2.0])
+# start + (end - start) rounds up
+@example(ends=[0.03, 0.29], total=250.0, moments=[250 * (1 - 2**-53), 250.0], shape="linear", warmup=0.0)
+@example(ends=[0.0, math.nextafter(1, 2)], total=3.0, moments=[1.0, 2.0], shape="cosine", warmup=0.0)
 @given(
     ends=st.lists(st.floats(0, 3), min_size=2, max_size=2).map(sorted),
     total=st.floats(1e-3, 1e6),
     moments=st.lists(st.floats(0, 2e6), min_size=2, max_size=2).map(sorted),
+    shape=st.sampled_from(["linear", "cosine"]),
+    warmup=st.floats(0, 0.999),
 )
-def test_both_values_never_fall_and_keep_their_range(ends: list[float], total: float, moments: list[float]) -> None:
-    s = DynamicsAwareSchedule(*ends, total)
+def test_both_values_never_fall_and_keep_their_range(
+    ends: list[float], total: float, moments: list[float], shape: Any, warmup: float
+) -> None:
+    s = DynamicsAwareSchedule(*ends, total, shape=shape, warmup_steps=warmup * total)
     (q, bootstrap_weight), (later_q, later_weight) = map(s.at, moments)
     assert ends[0] <= q <= later_q <= ends[1]
     assert 0 <= bootstrap_weight <= later_weight <= 1
@@ -135,7 +140,8 @@ def test_state_is_plain_numbers() -> None:
     s = schedule()
     s.step(70.25)
     state = s.state_dict()
-    assert state == {"q_start": 0.6, "q_end": 1.5, "total_steps": 150, "position": 70.25}
+    settings = {"q_start": 0.6, "q_end": 1.5, "total_steps": 150, "warmup_steps": 0, "shape": 0}
+    assert state == {**settings, "max_bootstrap_weight": 1, "position": 70.25}
     assert {type(value) for value in state.values()} <= {int, float}
 
 

@@ -74,8 +74,12 @@ def test_q_is_what_the_formula_says(position: int, opening: float, backend: str)
         assert criterion.schedule.noise_rate == pytest.approx(max(0.0, 1 - learnt[1] / learnt[0]), abs=1e-5)
 
 
-def test_a_sure_network_with_wrong_labels_has_the_authors_schedule() -> None:
-    criterion, authors = DynamicsAwareLoss(total_steps=10), DynamicsAwareSchedule(0.6, 1.5, 10)
+@pytest.mark.parametrize(
+    "settings", [{}, {"shape": "cosine", "warmup_steps": 2}, {"max_bootstrap_weight": 0.4}, {"max_bootstrap_weight": 2}]
+)
+def test_a_sure_network_with_wrong_labels_has_the_schedule_that_is_the_bound(settings: dict[str, Any]) -> None:
+    criterion = DynamicsAwareLoss(schedule=SelfPacedSchedule(0.6, 1.5, 10, **settings))
+    bound = DynamicsAwareSchedule(0.6, 1.5, 10, **settings)
     target = torch.arange(10)
     logits = (30.0 * F.one_hot(torch.where(target < 6, target, 0), 10)).requires_grad_()
     for _ in range(400):
@@ -83,7 +87,7 @@ def test_a_sure_network_with_wrong_labels_has_the_authors_schedule() -> None:
     assert criterion.schedule.noise_rate == pytest.approx(0.4, abs=1e-3)
     for t in range(11):
         criterion.step(t)
-        assert (criterion.schedule.q, criterion.schedule.bootstrap_weight) == pytest.approx(authors.at(t), abs=1e-5)
+        assert (criterion.schedule.q, criterion.schedule.bootstrap_weight) == pytest.approx(bound.at(t), abs=1e-5)
 
 
 def test_right_labels_stay_close_to_cross_entropy() -> None:

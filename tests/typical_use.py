@@ -14,6 +14,7 @@ from dal_kernels import (
     DynamicsAwareSchedule,
     LinearDynamicsAwareLoss,
     RowStats,
+    SelfPacedSchedule,
     available_backends,
     dynamics_aware_loss,
     linear_dynamics_aware_loss,
@@ -68,7 +69,8 @@ def training(model: nn.Module, batches: list[tuple[Tensor, Tensor]], epochs: int
 
 
 def layer_form(features: Tensor, target: Tensor) -> Tensor:
-    criterion = LinearDynamicsAwareLoss(features.shape[1], 10, total_steps=5, reduction="none", bias=False)
+    schedule = SelfPacedSchedule(0.6, 1.5, 5, warmup_steps=1, shape="cosine", max_bootstrap_weight=0.5)
+    criterion = LinearDynamicsAwareLoss(features.shape[1], 10, schedule=schedule, reduction="none", bias=False)
     assert_type(criterion.classifier, nn.Linear)
     criterion(features, target).sum().backward()
     return criterion.classifier(features)
@@ -76,9 +78,10 @@ def layer_form(features: Tensor, target: Tensor) -> Tensor:
 
 def mistakes(logits: Tensor, target: Tensor, anything: str) -> None:
     """What a type checker must refuse, or it would be met in training."""
-    DynamicsAwareLoss()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
-    DynamicsAwareLoss(total_steps=9, reduction="avg")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    DynamicsAwareLoss(torch.ones(3), total_steps=9)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    DynamicsAwareLoss(total_steps=9, weight=[1.0])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    DynamicsAwareLoss()  # type: ignore[call-overload]  # pyright: ignore
+    DynamicsAwareLoss(total_steps=9, schedule=DynamicsAwareSchedule(0.6, 1.5, 9))  # type: ignore[call-overload]  # pyright: ignore
+    DynamicsAwareLoss(total_steps=9, reduction="avg")  # type: ignore[call-overload]  # pyright: ignore
+    DynamicsAwareLoss(torch.ones(3), total_steps=9)  # type: ignore[call-overload]  # pyright: ignore
+    DynamicsAwareLoss(total_steps=9, weight=[1.0])  # type: ignore[call-overload]  # pyright: ignore
     dynamics_aware_loss(logits, target, 0.7, backend=anything)  # type: ignore[call-overload]  # pyright: ignore
     dynamics_aware_loss(logits, target, "0.7")  # type: ignore[call-overload]  # pyright: ignore

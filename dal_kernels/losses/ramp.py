@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol, get_args
 
 import torch
 
-from dal_kernels.schedule import number
+from dal_kernels.shapes import Shape, check_warmup, number, share_of_way
 from dal_kernels.tensors import check_choice
-
-Shape = Literal["linear", "cosine", "step"]
 
 
 class Schedule(Protocol):
@@ -64,8 +62,7 @@ class Ramp:
             raise ValueError("knobs must be given, as q=(0.2, 0.9), got none")
         self.total_steps = number("total_steps", total_steps)
         self.warmup_steps = number("warmup_steps", warmup_steps)
-        if self.warmup_steps >= self.total_steps:
-            raise ValueError(f"warmup_steps must be below total_steps, got {warmup_steps} of {total_steps}")
+        check_warmup(self.warmup_steps, self.total_steps)
         self.shape: Shape = shape
         self.ends: dict[str, tuple[float, float]] = {}
         for name, ends in knobs.items():
@@ -89,12 +86,7 @@ class Ramp:
 
     def at(self, t: float) -> dict[str, float]:
         """The knobs at time ``t`` >= 0, which may be fractional or past the end."""
-        way = (number("t", t) - self.warmup_steps) / (self.total_steps - self.warmup_steps)
-        way = min(1.0, max(0.0, way))
-        if self.shape == "cosine":
-            way = (1.0 - math.cos(math.pi * way)) / 2.0
-        elif self.shape == "step":
-            way = float(way >= 0.5)
+        way = share_of_way(number("t", t), self.warmup_steps, self.total_steps, self.shape)
         return {name: first + (last - first) * way for name, (first, last) in self.ends.items()}
 
     def step(self, t: float | None = None) -> dict[str, float]:
