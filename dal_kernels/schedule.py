@@ -152,6 +152,11 @@ class DynamicsAwareSchedule:
             self.total_steps = total_steps
         self.position = 0.0
 
+    def synchronize(self, group: Any = None) -> None:
+        """Nothing: the ranks of a distributed training that step alike have the same numbers, but where they pace
+        themselves (:class:`SelfPacedSchedule`).
+        """
+
     def state_dict(self) -> dict[str, float]:
         """Settings and position as plain numbers, the shape as its place among "linear" and "cosine"."""
         settings = {name: getattr(self, name) for name in _SETTINGS}

@@ -95,7 +95,12 @@ class SelfPacedSchedule(DynamicsAwareSchedule):
         self.live.see(stats, target)
 
     def synchronize(self, group: Any = None) -> None:
-        """Average what the ranks of a ``torch.distributed`` group have learnt. All of them must call it."""
+        """Average what the ranks of a ``torch.distributed`` group have learnt. All of them must call it.
+
+        It does nothing in a process on its own.
+        """
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return
         numbers = self.live.numbers()
         world = torch.distributed.get_world_size(group)
         torch.distributed.all_reduce(numbers.learnt, group=group)

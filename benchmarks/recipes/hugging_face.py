@@ -8,6 +8,9 @@
 The Trainer leaves the division to this function: ``num_items_in_batch`` counts the labels other than -100 in all the
 batches of one optimiser step, on all processes. Evaluation calls it too. Run with transformers 5.24, torch 2.13.
 
+The Trainer saves nothing of the criterion. Its position comes from the Trainer, and how far the network has come the
+schedule sees again within some twenty batches, with a smaller q until then.
+
 Read the log when you resume: a model whose weights transformers saves under other names than it trains them under (ViT
 in this release) goes on with fresh ones, and only a warning of missing keys says so.
 """
@@ -37,7 +40,8 @@ class StepSchedule(TrainerCallback):
     """Sets a loss's schedule to the share of the training that the Trainer has done, which it restores on resuming.
 
     By its count of optimiser steps, and of them in all: those are right with ``max_steps``, which ends a training
-    whatever its number of epochs, and with gradient accumulation, where ``state.epoch`` counts micro-batches.
+    whatever its number of epochs, and with gradient accumulation, where ``state.epoch`` counts micro-batches. The
+    processes average what they have learnt once an epoch.
     """
 
     def __init__(self, criterion: DynamicsAwareLoss) -> None:
@@ -47,6 +51,11 @@ class StepSchedule(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.criterion.step(state.global_step / state.max_steps)
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.criterion.schedule.synchronize()
 
 
 def make_trainer(args: TrainingArguments) -> Trainer:

@@ -3,8 +3,8 @@
     self.criterion = DynamicsAwareLoss(total_steps=epochs)  # instead of nn.CrossEntropyLoss()
     callbacks=[StepSchedule()]
 
-The criterion has no parameters, so DDP has nothing of it to average: each process sets the same q from its own count
-of epochs, and equal shares of a batch give the gradient of the whole. ``torch.compile(module)`` takes the loss into its
+The criterion has no parameters, so DDP has nothing of it to average: each process paces q by its own share of a batch,
+the callback averages over them what they have learnt, once an epoch, and equal shares give the gradient of the whole. ``torch.compile(module)`` takes the loss into its
 graph and compiles nothing again as q grows. Run with lightning 2.6.6, torch 2.13.
 """
 
@@ -31,6 +31,7 @@ class StepSchedule(Callback):
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         pl_module.criterion.step(trainer.current_epoch)
+        pl_module.criterion.schedule.synchronize()
 
 
 class Classifier(lightning.LightningModule):

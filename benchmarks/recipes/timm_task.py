@@ -3,7 +3,9 @@
     task = ClassificationTask(model, criterion=DynamicsAwareLoss(total_steps=epochs))
     task.criterion.step(epoch)  # beside lr_scheduler.step(epoch)
 
-A task's checkpoint holds the model and the epoch, not the criterion: give ``step`` the epoch, and nothing is lost.
+A task's checkpoint holds the model and the epoch, not the criterion: give ``step`` the epoch. How far the network has
+come the schedule sees again within some twenty batches, with a smaller q until then; to lose nothing, save the
+criterion's state dict too. In a distributed training call ``task.criterion.schedule.synchronize()`` after each epoch.
 Mixup and CutMix make targets of floats (N, C), which the loss refuses. Run with timm 1.0.31, torchvision 0.25, torch
 2.10. Beside a torch without CUDA torchvision's CUDA wheel breaks timm: "operator torchvision::nms does not exist".
 """

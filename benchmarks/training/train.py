@@ -95,7 +95,7 @@ class Trainer:
 
         self.world.share_buffers(self.network)
         schedule = getattr(self.loss, "schedule", None)
-        if self.world.size > 1 and hasattr(schedule, "synchronize"):
+        if hasattr(schedule, "synchronize"):
             # All go on from what one process saves.
             schedule.synchronize()
         hits = torch.cat(
