@@ -62,6 +62,7 @@ from dal_kernels.losses.ramp import Ramp
 from dal_kernels.quantities import RowStatistics, row_statistics
 from dal_kernels.schedule import DynamicsAwareSchedule
 from dal_kernels.self_paced import SelfPacedSchedule
+from dal_kernels.watch import ScheduleWarning
 
 __all__ = [
     "ActivePassiveLoss",
@@ -88,6 +89,7 @@ __all__ = [
     "ReverseCrossEntropyLoss",
     "RowStatistics",
     "RowStats",
+    "ScheduleWarning",
     "SelfPacedSchedule",
     "SymmetricCrossEntropyLoss",
     "TaylorCrossEntropyLoss",

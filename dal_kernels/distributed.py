@@ -239,7 +239,7 @@ def class_parallel_loss(
         objective, knobs, local_logits, target, class_offset=class_offset, num_classes=num_classes, group=group,
         return_stats=return_stats or learns, sample_weight=sample_weight, **options,
     )  # fmt: skip
-    return loss.told(result, target, return_stats) if learns else result
+    return loss.told(result, target, return_stats, num_classes) if learns else result
 
 
 @breaks_graph
@@ -275,4 +275,4 @@ def class_parallel_linear_loss(
         num_classes=num_classes, group=group, return_stats=return_stats or learns, sample_weight=sample_weight,
         chunk_bytes=chunk_bytes, **options,
     )  # fmt: skip
-    return loss.told(result, target, return_stats) if learns else result
+    return loss.told(result, target, return_stats, num_classes) if learns else result

@@ -22,7 +22,7 @@ class Loss(Protocol):
 
     def for_form(self, input: Tensor) -> tuple[int, tuple[KnobValue, ...] | Tensor, dict[str, Any]]: ...
     def learns(self, *tensors: Tensor | None) -> bool: ...
-    def told(self, result: Any, target: Tensor, return_stats: bool) -> Any: ...
+    def told(self, result: Any, target: Tensor, return_stats: bool, classes: int | None) -> Any: ...
 
 
 def check_loss(loss: Loss) -> None:
@@ -65,7 +65,7 @@ def linear_loss(
         objective, knobs, input, linear_weight, target, bias=linear_bias, return_stats=return_stats or learns,
         sample_weight=sample_weight, chunk_bytes=chunk_bytes, **options,
     )  # fmt: skip
-    return loss.told(result, target, return_stats) if learns else result
+    return loss.told(result, target, return_stats, linear_weight.shape[0]) if learns else result
 
 
 class LinearLoss(nn.Module):

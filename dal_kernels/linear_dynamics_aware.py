@@ -32,6 +32,7 @@ class LayerOptions(PlainOptions, total=False):
     chunk_bytes: int | None
     device: torch.device | str | None
     dtype: torch.dtype | None
+    watch: bool
 
 
 class LinearDynamicsAwareLoss(DynamicsAwareLoss):
@@ -41,7 +42,7 @@ class LinearDynamicsAwareLoss(DynamicsAwareLoss):
 
     Args:
         in_features, num_classes: D and C of the classifier.
-        q_start, q_end, total_steps, pace, schedule: as of :class:`DynamicsAwareLoss`.
+        q_start, q_end, total_steps, pace, schedule, watch: as of :class:`DynamicsAwareLoss`.
         bias: whether the classifier has one.
         weight, ignore_index, reduction, bootstrap, backend: as in :func:`dal_kernels.dynamics_aware_loss`.
         chunk_bytes: as in :func:`dal_kernels.linear_dynamics_aware_loss`.
@@ -95,6 +96,7 @@ class LinearDynamicsAwareLoss(DynamicsAwareLoss):
         chunk_bytes: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        watch: bool = True,
     ) -> None:
         super().__init__(
             schedule=schedule_of(schedule, q_start, q_end, total_steps, pace),
@@ -103,6 +105,7 @@ class LinearDynamicsAwareLoss(DynamicsAwareLoss):
             reduction=reduction,
             bootstrap=bootstrap,
             backend=backend,
+            watch=watch,
         )
         if weight is not None:
             check_class_weight(weight, num_classes)

@@ -42,6 +42,7 @@ class DynamicsAwareOptions(ShiftOptions, total=False):
     """What the module takes beside its schedule, for its overloads; :class:`DynamicsAwareLoss` says what it means."""
 
     bootstrap: Bootstrap
+    watch: bool
 
 
 class DynamicsAwareLoss(ListeningLoss):
@@ -66,11 +67,16 @@ class DynamicsAwareLoss(ListeningLoss):
         schedule: in the place of those four.
         weight, ignore_index, reduction, bootstrap, target_shift, scale, backend: as in
             :func:`dal_kernels.dynamics_aware_loss`.
+        watch: whether to warn, once each, of a schedule that is never stepped, or in another unit than total_steps, and
+            of a training that has stalled as q passes 1. Costs no synchronisation; compiled calls are not watched.
 
     Attributes:
         schedule: where the schedule stands. Whatever moves it moves the loss.
         q, bootstrap_weight: its values as 0-d float32 tensors, on the device of the last input. They are changed in
             place, so that compiled or captured code sees them change; no cast of the module rounds them.
+
+    Warns:
+        ScheduleWarning: what ``watch`` has seen.
 
     Raises:
         TypeError: a setting of the schedule or an option is of the wrong type, or there is a schedule beside settings
@@ -109,9 +115,11 @@ class DynamicsAwareLoss(ListeningLoss):
         target_shift: float | Tensor | None = None,
         scale: float | Tensor | None = None,
         backend: Backend = "auto",
+        watch: bool = True,
     ) -> None:
         super().__init__()
         self.schedule: DynamicsAwareSchedule = schedule_of(schedule, q_start, q_end, total_steps, pace)
+        self.keep_watch(watch)
         self.ignore_index = check_options(ignore_index, reduction)
         check_choice("bootstrap", bootstrap, BOOTSTRAPS)
         check_choice("backend", backend, BACKENDS)
@@ -160,16 +168,12 @@ class DynamicsAwareLoss(ListeningLoss):
             dynamics_aware_of(self.bootstrap), knobs, input, target, return_stats=return_stats or learns,
             sample_weight=sample_weight, mix=mix, target_shift=self.target_shift, scale=self.scale, **options,
         )  # fmt: skip
-        return self.told(result, target, return_stats) if learns else result
+        return self.told(result, target, return_stats, input.shape[input.dim() > 1]) if learns else result
 
     def for_form(self, input: Tensor) -> tuple[int, Tensor, dict[str, Any]]:
         """What the forms of a loss (linear, class-parallel) take: its id in the table, its knobs and its options."""
         check_form(self, ("target_shift", "scale"))
         return dynamics_aware_of(self.bootstrap).id, self._knobs_for(input), self._options()
-
-    def step(self, t: float | None = None) -> None:
-        """Advance the schedule by one, or to position ``t``. In compiled code this breaks the graph."""
-        self.schedule.step(t)
 
     def get_extra_state(self) -> Tensor:
         return packed(self.schedule.state_dict().values())

@@ -53,6 +53,7 @@ class DynamicsAwareSchedule:
         position: steps taken so far, a float; 0 at the start, so that the first epoch trains with ``q_start``.
         q, bootstrap_weight: the values at ``position``, floats. :meth:`on` gives them as tensors that follow.
         live: those values for a loss to read.
+        moved: whether a step, a restart, a state or an assignment has ever set the position.
 
     Raises:
         TypeError: a setting is not a number.
@@ -85,6 +86,7 @@ class DynamicsAwareSchedule:
             raise ValueError(f"q_start must not be above q_end, got {self.q_start} and {self.q_end}")
         check_warmup(self.warmup_steps, self.total_steps)
         self.position = 0.0
+        self.moved = False
         self.live = self._new_live()
         self._tell()
 
@@ -98,6 +100,8 @@ class DynamicsAwareSchedule:
         # Whatever moves or changes the schedule, the tensors must say it: a loss reads them and nothing else.
         if told and "live" in self.__dict__:
             self._tell()
+            if name == "position":
+                self.moved = True
 
     def _new_live(self) -> LiveNumbers:
         return LiveNumbers(self.at(0.0))

@@ -52,6 +52,11 @@ def is_recording(tensor: Tensor) -> bool:
     return _dispatch_modes() > 0 or _jit_is_tracing() or (type(tensor) is not Tensor and _is_fake(tensor))
 
 
+def is_capturing() -> bool:
+    """Whether the current CUDA stream is captured in a graph: then nothing may be asked of an event."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
 def has_no_value(tensor: Tensor) -> bool:
     """Whether a tensor may stand for values that cannot be looked at, or changed in place."""
     return transforms_active() or type(tensor) is not Tensor or _is_batched(tensor) or is_recording(tensor)

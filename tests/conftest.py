@@ -7,6 +7,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import warnings
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dal_kernels import available_backends
+from dal_kernels import ScheduleWarning, available_backends
 
 # Beside the repository there may be an executor of compiled GPU code.
 sys.path.append(str(Path(__file__).parent.parent.parent / "shared"))
@@ -155,3 +156,18 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    """What was warned of schedules so far, each as often as it was said."""
+    texts: list[str] = []
+
+    def show(message: Warning | str, category: type[Warning], *place: object) -> None:
+        if issubclass(category, ScheduleWarning):
+            texts.append(str(message))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield texts

@@ -19,15 +19,15 @@ import torch
 from children import PATIENCE, ROOT
 from jittered import jittered
 
-from benchmarks.training import StalledTrainingWarning, TrainingConfig, UsageError, main, run_training
+from benchmarks.training import TrainingConfig, UsageError, main, run_training
 from benchmarks.training.compare import CHECKPOINT
 from benchmarks.training.data import DATA, DataSet, load_data
 from benchmarks.training.data.base import UNKNOWN, TensorImages
 from benchmarks.training.metrics import TIMINGS
 from benchmarks.training.parallel import World
 from benchmarks.training.recipes import recipe_for
-from benchmarks.training.stall import stall_message
 from benchmarks.training.train import Trainer
+from dal_kernels import ScheduleWarning
 
 # The extra dal_kernels[demo].
 for module in ("matplotlib", "sklearn", "tabulate", "tqdm"):
@@ -373,24 +373,7 @@ def test_with_many_classes_sgd_stalls_with_a_warning_at_a_fixed_pace_unless_q_st
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         accuracy = run_training(config, data).runs[0].history[-1].test_accuracy
-    said = [str(warning.message) for warning in caught if warning.category is StalledTrainingWarning]
+    said = [str(warning.message) for warning in caught if warning.category is ScheduleWarning]
     assert len(said) == stalls, "once a run"
     assert accuracy < 0.05 if stalls else accuracy > 0.9
     assert all("lower q_start" in message and "0.001" in message for message in said)
-
-
-@pytest.mark.parametrize(
-    ("target_prob", "q", "classes", "stalled"),
-    [
-        (0.0012, 1.01, 1000, True),
-        (0.0012, 1.0, 1000, False),  # q has not passed 1
-        (0.01, 1.5, 1000, False),
-        (0.1, 1.05, 10, True),
-        (0.17, 1.05, 10, False),  # 80 % of the labels are wrong, and all was learnt
-        (0.55, 1.5, 2, False),
-        (math.nan, 1.5, 1000, False),
-        (0.001, math.nan, 1000, False),
-    ],
-)
-def test_a_stall_is_told_from_noise(target_prob: float, q: float, classes: int, stalled: bool) -> None:
-    assert (stall_message(target_prob, q, classes) is not None) == stalled

@@ -14,14 +14,12 @@ from benchmarks.training.errors import UsageError
 from benchmarks.training.recipes import PRESETS, Recipe
 from benchmarks.training.records import Run
 from benchmarks.training.report import write_report
-from benchmarks.training.stall import StalledTrainingWarning
 
 __all__ = [
     "PRESETS",
     "Recipe",
     "Results",
     "Run",
-    "StalledTrainingWarning",
     "TrainingConfig",
     "UsageError",
     "load_data",

@@ -22,7 +22,7 @@ from benchmarks.training.losses import FAMILY, FIXED, LOSSES
 from benchmarks.training.parallel import first_to_say
 from benchmarks.training.recipes import OFFICIAL, PRESETS, Recipe
 from benchmarks.training.report import check_packages, write_report
-from benchmarks.training.stall import StalledTrainingWarning
+from dal_kernels import ScheduleWarning
 
 __all__ = ["main", "parse", "sentence"]
 
@@ -127,7 +127,7 @@ def sentence(error: UsageError) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
-    warnings.simplefilter("always", StalledTrainingWarning)  # for each run, not once for all
+    warnings.simplefilter("always", ScheduleWarning)  # for each run, not once for all
     try:
         results = run_training(parse(argv))
         if argv[0] == "compare" and results.writes:

@@ -12,6 +12,7 @@ from torch import Tensor
 from benchmarks.training.errors import UsageError
 from benchmarks.training.recipes import Recipe
 from dal_kernels import DynamicsAwareLoss, losses
+from dal_kernels.self_paced import Pace
 
 __all__ = ["FAMILY", "LOSSES", "FamilyLoss", "KernelLoss", "build_loss", "exponents", "loss_title"]
 
@@ -78,7 +79,9 @@ def build_loss(name: str, recipe: Recipe, total_steps: int) -> Any:
     exponents = {"cross-entropy": (0.0, 0.0), "gce": (recipe.gce_q,) * 2, "mae": (1.0, 1.0)}
     if name in LOSSES or name in FIXED:
         q_start, q_end = exponents.get(name, (recipe.q_start, recipe.q_end))
-        return KernelLoss(q_start, q_end, total_steps=total_steps, pace="auto" if name == "dal" else "fixed")
+        pace: Pace = "auto" if name == "dal" else "fixed"
+        # The trainer watches by itself: it knows the mean of an epoch, over all processes.
+        return KernelLoss(q_start, q_end, total_steps=total_steps, pace=pace, watch=False)
     if name in FAMILY:
         return FamilyLoss(FAMILY[name])
     found = _imported(name)

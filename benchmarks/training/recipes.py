@@ -63,7 +63,7 @@ class Recipe:
         "batch statistics over all processes, on GPUs", "true or false", lambda value: True, default=False
     )
     amp: str = _choice("mixed precision; fp16 scales the loss", "none", "bf16", "fp16")
-    q_start: float = _setting("first exponent of DAL; with many classes see benchmarks.training.stall", ">= 0", _finite)
+    q_start: float = _setting("first exponent of DAL; with many classes see dal_kernels.stall", ">= 0", _finite)
     q_end: float = _setting("last exponent of DAL", ">= 0", _finite, default=1.5)
     gce_q: float = _setting("exponent of GCE", "in (0, 1]", lambda value: 0 < value <= 1, default=0.7)
     loss_step: str = _choice("when the loss goes one step on in its schedule, if it has one", "epoch", "iteration")
@@ -126,7 +126,7 @@ PRESETS = {
     "cifar100": _CIFAR,
     "mini-webvision": _MINI_WEBVISION,
     # Those below are nobody's published settings, and were not tried here. 1000 classes: q_start by the rule in
-    # stall.py, the rest as for 50.
+    # dal_kernels/stall.py, the rest as for 50.
     "webvision": replace(_MINI_WEBVISION, epochs=100, decay=0.95, q_start=0.2),
     # From scratch: others start from weights of ImageNet, so their accuracies are higher.
     "clothing1m": Recipe(

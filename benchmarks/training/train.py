@@ -21,7 +21,8 @@ from benchmarks.training.models import build_model
 from benchmarks.training.optim import make_optimizer, make_scheduler
 from benchmarks.training.parallel import World
 from benchmarks.training.recipes import Recipe
-from benchmarks.training.stall import StalledTrainingWarning, stall_message
+from dal_kernels import ScheduleWarning
+from dal_kernels.stall import stall_message
 
 __all__ = ["Trainer"]
 
@@ -82,7 +83,7 @@ class Trainer:
             UsageError: an image cannot be read, the model gives no logits, or the loss is no loss of them.
 
         Warns:
-            StalledTrainingWarning: nothing has been learnt by the time that q has passed 1.
+            ScheduleWarning: nothing has been learnt by the time that q has passed 1.
         """
         start = time.perf_counter()
         epoch = len(self.history) + 1
@@ -209,7 +210,7 @@ class Trainer:
             for of in (metrics, self.history[-1] if self.history else None)
         )
         if message and not before and self.world.main:
-            warnings.warn(message, StalledTrainingWarning, stacklevel=2)
+            warnings.warn(message, ScheduleWarning, stacklevel=2)
 
     def state(self) -> dict[str, Any]:
         """Everything that the next epoch depends on, as tensors and plain values."""

@@ -57,6 +57,7 @@ class RobustLoss(ListeningLoss):
         target_shift: float | Tensor | None = None,
         scale: float | Tensor | None = None,
         backend: Backend = "auto",
+        watch: bool = True,
     ) -> None:
         super().__init__()
         self.ignore_index = check_options(ignore_index, reduction)
@@ -70,6 +71,7 @@ class RobustLoss(ListeningLoss):
         self.backend: Backend = backend
         self.knobs = dict(knobs)
         self.schedule = schedule
+        self.keep_watch(watch)
         if schedule is not None:
             unknown = [name for name in schedule.names if name not in self.knobs]
             if unknown:
@@ -113,7 +115,7 @@ class RobustLoss(ListeningLoss):
             self._objective, self._knobs_for(input), input, target, return_stats=return_stats or learns,
             sample_weight=sample_weight, mix=mix, **self._options(reduction),
         )  # fmt: skip
-        return self.told(result, target, return_stats) if learns else result
+        return self.told(result, target, return_stats, input.shape[input.dim() > 1]) if learns else result
 
     def for_form(self, input: Tensor) -> tuple[int, tuple[float, ...] | Tensor, dict[str, Any]]:
         """What the forms of a loss (linear, class-parallel) take: its id in the table, its knobs and its options.
@@ -126,11 +128,6 @@ class RobustLoss(ListeningLoss):
         for name in ("label_smoothing", "target_shift", "scale"):
             del options[name]
         return self._objective.id, self._knobs_for(input), options
-
-    def step(self, t: float | None = None) -> None:
-        """Advance the schedule by one, or to position ``t``. Without a schedule nothing happens."""
-        if self.schedule is not None:
-            self.schedule.step(t)
 
     def follow(self, values: Mapping[str, float]) -> None:
         """Take these values of the knobs: the schedule says so."""

@@ -41,8 +41,8 @@ class ShiftOptions(PlainOptions, total=False):
     scale: float | Tensor | None
 
 
-class ModuleOptions(ShiftOptions, total=False):
-    """What the modules of the losses take.
+class SmoothingOptions(ShiftOptions, total=False):
+    """And what smooths labels.
 
     Attributes:
         label_smoothing: the share, from 0 to 1, that the uniform target has beside the given one. For losses that are
@@ -50,6 +50,16 @@ class ModuleOptions(ShiftOptions, total=False):
     """
 
     label_smoothing: float
+
+
+class ModuleOptions(SmoothingOptions, total=False):
+    """What the modules of the losses take.
+
+    Attributes:
+        watch: whether mistakes with the schedule are warned of, see :class:`dal_kernels.ScheduleWarning`.
+    """
+
+    watch: bool
 
 
 class StatsOptions(TypedDict, total=False):
@@ -76,7 +86,7 @@ class MixOptions(StatsOptions, total=False):
     mix: Mix | None
 
 
-class LossOptions(ModuleOptions, MixOptions, total=False):
+class LossOptions(SmoothingOptions, MixOptions, total=False):
     """What the functions of the losses take."""
 
 

@@ -49,6 +49,7 @@ class Ramp:
 
     Attributes:
         position: steps taken so far, a float; changing it moves the losses too.
+        moved: whether it has ever been set.
 
     Raises:
         TypeError, ValueError: naming the argument.
@@ -72,6 +73,7 @@ class Ramp:
         self.names = tuple(self.ends)
         self.followers: list[Any] = []
         self._position = 0.0
+        self.moved = False
 
     @property
     def position(self) -> float:
@@ -80,6 +82,7 @@ class Ramp:
     @position.setter
     def position(self, value: float) -> None:
         self._position = number("position", value)
+        self.moved = True
         values = self.at(self._position)
         for follower in self.followers:
             follower.follow(values)
