@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -20,17 +20,19 @@ from dal_kernels.arguments import (
 from dal_kernels.fields import Reduction
 from dal_kernels.listening import ListeningLoss
 from dal_kernels.live import packed, unpacked
-from dal_kernels.losses.options import ShiftOptions
+from dal_kernels.losses.options import PlainOptions
 from dal_kernels.objectives import dynamics_aware_of
 from dal_kernels.schedule import DynamicsAwareSchedule
 from dal_kernels.self_paced import Pace, SelfPacedSchedule, schedule_of
 from dal_kernels.tensors import check_choice
-from dal_kernels.variations import Mix, check_form, keep_variations, varied_loss
+from dal_kernels.variations import Mix, check_form, fading_shift, keep_variations, varied_loss
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 __all__ = ["DynamicsAwareLoss"]
+
+TargetShift = float | Tensor | Literal["fading"] | None
 
 # What a state may hold, as it is saved and as it was before schedules had shapes. Its length says which.
 _STATES = tuple(
@@ -38,10 +40,12 @@ _STATES = tuple(
 )
 
 
-class DynamicsAwareOptions(ShiftOptions, total=False):
+class DynamicsAwareOptions(PlainOptions, total=False):
     """What the module takes beside its schedule, for its overloads; :class:`DynamicsAwareLoss` says what it means."""
 
     bootstrap: Bootstrap
+    target_shift: TargetShift
+    scale: float | Tensor | None
     watch: bool
 
 
@@ -65,8 +69,9 @@ class DynamicsAwareLoss(ListeningLoss):
         total_steps: the length of training.
         pace: "auto", the default, or "fixed".
         schedule: in the place of those four.
-        weight, ignore_index, reduction, bootstrap, target_shift, scale, backend: as in
-            :func:`dal_kernels.dynamics_aware_loss`.
+        weight, ignore_index, reduction, bootstrap, scale, backend: as in :func:`dal_kernels.dynamics_aware_loss`.
+        target_shift: as there, or "fading": by the number of classes, less as q grows, and none from q = 1 on; for the
+            pace "fixed" with more than ten classes. The pace "auto" needs none. It costs a copy of the logits.
         watch: whether to warn, once each, of a schedule that is never stepped, or in another unit than total_steps, and
             of a training that has stalled as q passes 1. Costs no synchronisation; compiled calls are not watched.
 
@@ -85,7 +90,7 @@ class DynamicsAwareLoss(ListeningLoss):
     """
 
     weight: Tensor | None
-    target_shift: float | Tensor | None
+    target_shift: TargetShift
     scale: float | Tensor | None
 
     @overload
@@ -112,7 +117,7 @@ class DynamicsAwareLoss(ListeningLoss):
         ignore_index: int = -100,
         reduction: Reduction = "mean",
         bootstrap: Bootstrap = "soft",
-        target_shift: float | Tensor | None = None,
+        target_shift: TargetShift = None,
         scale: float | Tensor | None = None,
         backend: Backend = "auto",
         watch: bool = True,
@@ -126,6 +131,14 @@ class DynamicsAwareLoss(ListeningLoss):
         if weight is not None:
             check_class_weight(weight, None)
         self.register_buffer("weight", weight)
+        if isinstance(target_shift, str):
+            if target_shift != "fading":
+                raise ValueError(f"target_shift must be a number, a tensor or 'fading', got {target_shift!r}")
+            if isinstance(self.schedule, SelfPacedSchedule) or self.schedule.q_start >= 1:
+                raise ValueError(
+                    "target_shift 'fading' takes a schedule of the pace 'fixed' whose q_start is below 1, got "
+                    f"{self.schedule!r}: the pace 'auto' starts with a q that suits the number of classes"
+                )
         keep_variations(self, target_shift=target_shift, scale=scale)
         self.reduction: Reduction = reduction
         self.bootstrap: Bootstrap = bootstrap
@@ -164,9 +177,12 @@ class DynamicsAwareLoss(ListeningLoss):
         if reduction is not None:
             options["reduction"] = reduction
         learns = self.learns(input)
+        shift = self.target_shift
+        if isinstance(shift, str):
+            shift = fading_shift(input.shape[input.dim() > 1], self.q, self.schedule.q_start)
         result: Tensor | tuple[Tensor, RowStats] = varied_loss(
             dynamics_aware_of(self.bootstrap), knobs, input, target, return_stats=return_stats or learns,
-            sample_weight=sample_weight, mix=mix, target_shift=self.target_shift, scale=self.scale, **options,
+            sample_weight=sample_weight, mix=mix, target_shift=shift, scale=self.scale, **options,
         )  # fmt: skip
         return self.told(result, target, return_stats, input.shape[input.dim() > 1]) if learns else result
 

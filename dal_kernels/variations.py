@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Real
 from typing import Any
 
@@ -81,7 +82,7 @@ def is_soft(input: Tensor, target: Tensor) -> bool:
     return both and target.is_floating_point() and target.shape == input.shape
 
 
-def keep_variations(module: nn.Module, **values: float | Tensor | None) -> None:
+def keep_variations(module: nn.Module, **values: float | Tensor | str | None) -> None:
     """Options of a module: a parameter is learnt, a tensor moves with the module, a number is a number."""
     for name, value in values.items():
         if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
@@ -143,6 +144,16 @@ def shifted(input: Tensor, target: Tensor, shift: float | Tensor) -> Tensor:
         )
     values = torch.where(valid, values, 0).to(input.dtype)
     return input.scatter_add(place, labels.unsqueeze(place), values.unsqueeze(place))
+
+
+def fading_shift(classes: int, q: Tensor, q_start: float) -> Tensor:
+    """A target shift for many classes that is gone when q reaches 1, a 0-d tensor.
+
+    At q_start it gives a network that knows nothing the probabilities of labels that it would have with ten classes:
+    p_y = e^shift / (e^shift + C - 1) = 1/10. From there it falls in a line. After arXiv 2306.05497, which sets a shift
+    by the number of classes and keeps it.
+    """
+    return math.log(max(1.0, (classes - 1) / 9)) * ((1.0 - q) / (1.0 - q_start)).clamp(0.0, 1.0)
 
 
 class SmoothedQuantities(RowQuantities):

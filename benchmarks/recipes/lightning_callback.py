@@ -4,8 +4,9 @@
     callbacks=[StepSchedule()]
 
 The criterion has no parameters, so DDP has nothing of it to average: each process paces q by its own share of a batch,
-the callback averages over them what they have learnt, once an epoch, and equal shares give the gradient of the whole. ``torch.compile(module)`` takes the loss into its
-graph and compiles nothing again as q grows. Run with lightning 2.6.6, torch 2.13.
+the callback averages over them what they have learnt, once an epoch, and equal shares give the gradient of the whole.
+``torch.compile(module)`` takes the loss into its graph and compiles nothing again as q grows. Run with lightning 2.6.6,
+torch 2.13.
 """
 
 from __future__ import annotations

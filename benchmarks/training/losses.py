@@ -18,8 +18,8 @@ __all__ = ["FAMILY", "LOSSES", "FamilyLoss", "KernelLoss", "build_loss", "expone
 
 # Names, and what they are called in print: what is compared unless others are asked for.
 LOSSES = {"cross-entropy": "cross-entropy", "gce": "GCE", "mae": "MAE", "dal": "DAL"}
-# Its authors' schedule, whatever the network has learnt.
-FIXED = {"dal-fixed": "DAL, fixed pace"}
+# Its authors' schedule, whatever the network has learnt; and with a target shift for many classes.
+FIXED = {"dal-fixed": "DAL, fixed pace", "dal-shifted": "DAL, fixed pace, shifted"}
 # The other losses of the package, with the settings of their papers, by the names of their functions.
 FAMILY = {
     name.removesuffix("_loss").replace("_", "-"): getattr(losses, name)
@@ -81,7 +81,14 @@ def build_loss(name: str, recipe: Recipe, total_steps: int) -> Any:
         q_start, q_end = exponents.get(name, (recipe.q_start, recipe.q_end))
         pace: Pace = "auto" if name == "dal" else "fixed"
         # The trainer watches by itself: it knows the mean of an epoch, over all processes.
-        return KernelLoss(q_start, q_end, total_steps=total_steps, pace=pace, watch=False)
+        return KernelLoss(
+            q_start,
+            q_end,
+            total_steps=total_steps,
+            pace=pace,
+            target_shift="fading" if name == "dal-shifted" else None,
+            watch=False,
+        )
     if name in FAMILY:
         return FamilyLoss(FAMILY[name])
     found = _imported(name)
