@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dal_kernels.surroundings import is_recording, transforms_active
+from dal_kernels.surroundings import in_backward, is_recording, transforms_active
 from dal_kernels.watch import Watch
 
 
@@ -48,7 +48,7 @@ class ListeningLoss(nn.Module):
         """
         follows = hasattr(self.schedule, "see")
         # Its numbers would be constants of compiled code, which would be compiled anew whenever they change.
-        watch = None if torch.compiler.is_compiling() else self._watch
+        watch = None if torch.compiler.is_compiling() or in_backward() else self._watch
         if (watch is None and not follows) or transforms_active():
             return False
         graded = False

@@ -30,6 +30,14 @@ _jit_is_tracing = getattr(torch._C, "_is_tracing", lambda: False)
 graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
 
+# Of the graph that a backward is walking through, -1 outside of one. Where it is absent, a recomputation (activation
+# checkpointing) counts as a call of its own.
+_graph_task_id = getattr(torch._C, "_current_graph_task_id", lambda: -1)
+
+# Where it is absent, a training that has stalled is not told.
+_top_saved_tensors_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda ignore_tracing: ())
+
+
 # Whether one of the arguments of a call wants to see it first: a proxy of torch.fx, which records it, or a tensor
 # subclass with a __torch_function__. Then the call is handed over.
 wants_the_call: Callable[..., bool] = has_torch_function_variadic
@@ -50,6 +58,16 @@ def is_recording(tensor: Tensor) -> bool:
     if torch.compiler.is_compiling():
         return torch.compiler.is_exporting()
     return _dispatch_modes() > 0 or _jit_is_tracing() or (type(tensor) is not Tensor and _is_fake(tensor))
+
+
+def in_backward() -> bool:
+    """Whether a backward is calling, as activation checkpointing does to compute a forward again."""
+    return bool(_graph_task_id() != -1)
+
+
+def saves_through_hooks() -> bool:
+    """Whether hooks take what autograd saves: those of activation checkpointing must be given the same twice."""
+    return _top_saved_tensors_hooks(True) is not None
 
 
 def is_capturing() -> bool:

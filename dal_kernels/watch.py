@@ -1,7 +1,8 @@
 """Mistakes with a schedule that a loss can tell from its calls, each said once, in a sentence with its cure.
 
 All of it is counted on the host. No call waits for a device: what is looked at there comes by a copy of its own, and is
-read at a later call that finds it arrived. Compiled calls are not counted, nor those that are recorded or transformed.
+read at a later call that finds it arrived. Compiled calls are not counted, nor those that are recorded or transformed,
+nor what activation checkpointing computes again.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from dal_kernels.schedule import DynamicsAwareSchedule
 from dal_kernels.stall import Arrival, mean_and_most, stall_message
-from dal_kernels.surroundings import is_capturing
+from dal_kernels.surroundings import is_capturing, saves_through_hooks
 
 __all__ = ["ScheduleWarning", "Watch"]
 
@@ -78,7 +79,7 @@ class Watch:
         if self._looked or position == self._position:
             return False
         self._position = position
-        return _may_stall(schedule) and schedule.q > 1.0 and not is_capturing()
+        return _may_stall(schedule) and schedule.q > 1.0 and not (is_capturing() or saves_through_hooks())
 
     def stepped(self, schedule: Any) -> None:
         """Look at where a step has led."""

@@ -19,6 +19,8 @@ HOOKS = {
     "_are_functorch_transforms_active": ("torch._C", False),
     "_len_torch_dispatch_stack": ("torch._C", False),
     "_is_tracing": ("torch._C", False),
+    "_current_graph_task_id": ("torch._C", False),
+    "_top_saved_tensors_default_hooks": ("torch._C._autograd", False),
     "_current_level": ("torch.autograd.forward_ad", True),
 }
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.checkpoint import checkpoint
 from watched import CLASSES, TARGET, evaluate, fixed, logits, past_one, train
 
 from dal_kernels import (
@@ -196,6 +197,19 @@ def test_a_training_as_it_should_be_is_not_spoken_of(
 
 
 # --- where it is not
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpoints_are_no_evaluations_and_compute_again(reentrant: bool, said: list[str]) -> None:
+    """A first forward may be without a gradient; the second is no call of its own, and must save the same."""
+    criterion = fixed()
+    for _ in range(5):
+        checkpoint(criterion, logits(), TARGET, use_reentrant=reentrant).backward()
+    assert not said
+    for _ in range(12):
+        checkpoint(criterion, logits(0.0), TARGET, use_reentrant=reentrant).backward()
+        criterion.step()
+    assert not said
 
 
 def test_a_compiled_loss_is_not_watched_and_not_compiled_again(said: list[str]) -> None:
