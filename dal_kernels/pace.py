@@ -126,3 +126,5 @@ def keep_pace(of: PaceNumbers, q_end: float, max_weight: float) -> None:
     torch.minimum(of.bound, torch.maximum(opening, free), out=of.q)
     if q_end > 1.0:
         torch.mul(((of.q - 1.0) / (q_end - 1.0)).clamp(0.0, 1.0), max_weight, out=of.bootstrap_weight)
+    else:
+        of.bootstrap_weight.zero_()

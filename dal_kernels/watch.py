@@ -35,8 +35,8 @@ class Watch:
     while it is stepped once an iteration, and of a training that has stalled as q passes 1, see
     :mod:`dal_kernels.stall`. A constant schedule need not be stepped. A self-paced one cannot stall.
 
-    A validation in the middle of an epoch looks like the end of one: with two or more of them before the first step the
-    first warning is a false alarm.
+    A validation in the middle of an epoch looks like the end of one, so "never" is half of ``total_steps`` of them,
+    from 5 to 10: with more than that in the first epoch the warning is a false alarm.
 
     Attributes:
         calls: training calls: in training mode, with a gradient.
@@ -117,7 +117,8 @@ class Watch:
     def _never_stepped(self, schedule: Any) -> None:
         total = schedule.total_steps
         most = total if total >= MOST_EPOCHS else MOST_CALLS_OF_AN_EPOCH
-        if "never stepped" in self._said or (self.rounds < 2 and self.calls <= most):
+        rounds = min(10.0, max(5.0, total / 2))
+        if "never stepped" in self._said or (self.rounds < rounds and self.calls <= most):
             return
         if schedule.at(0.0) == schedule.at(total):
             self._said.add("never stepped")  # there is nothing to step

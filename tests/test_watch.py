@@ -38,18 +38,28 @@ every_loss = pytest.mark.parametrize("make", LOSSES.values(), ids=LOSSES)
 @every_loss
 def test_a_schedule_that_is_never_stepped_is_told_once(make: Any, said: list[str]) -> None:
     criterion = make()
-    for epoch in range(6):
+    for epoch in range(9):
         train(criterion)
-        assert len(said) == (epoch >= 2)  # the third begins
+        assert len(said) == (epoch >= 5)  # the sixth begins, after half of total_steps
         evaluate(criterion)
-    assert "step() was never called on the loss in 7 training calls" in said[0]
+    assert "step() was never called on the loss in 16 training calls" in said[0]
     assert "total_steps=10" in said[0]
+
+
+@pytest.mark.parametrize(("total_steps", "rounds"), [(2, 5), (10, 5), (16, 8), (300, 10)])
+def test_validations_within_the_first_epoch_are_let_pass(total_steps: int, rounds: int, said: list[str]) -> None:
+    criterion = fixed(total_steps)
+    for validations in range(rounds + 1):
+        assert len(said) == 0, validations
+        train(criterion)
+        evaluate(criterion)
+    assert len(said) == 1
 
 
 @every_loss
 def test_a_mode_of_evaluation_is_one_too(make: Any, said: list[str]) -> None:
     criterion = make()
-    for _ in range(3):
+    for _ in range(6):
         train(criterion.train())
         train(criterion.eval())
     assert len(said) == 1
@@ -82,7 +92,7 @@ MOVES: dict[str, Callable[[Any], Any]] = {
 def test_whatever_moves_the_schedule_is_a_step(kind: str, move: Any, said: list[str]) -> None:
     criterion = LOSSES[kind]()
     move(criterion)
-    for _ in range(5):
+    for _ in range(12):
         train(criterion)
         evaluate(criterion)
     assert not said
@@ -91,7 +101,7 @@ def test_whatever_moves_the_schedule_is_a_step(kind: str, move: Any, said: list[
 def test_a_restart_is_a_step(said: list[str]) -> None:
     criterion = fixed()
     criterion.schedule.restart()
-    for _ in range(5):
+    for _ in range(12):
         train(criterion)
         evaluate(criterion)
     assert not said
@@ -108,7 +118,7 @@ def test_a_restart_is_a_step(said: list[str]) -> None:
 )
 def test_a_constant_schedule_need_not_be_stepped(make: Any, said: list[str]) -> None:
     criterion = make()
-    for _ in range(5):
+    for _ in range(12):
         train(criterion)
         evaluate(criterion)
     assert not said
@@ -136,7 +146,7 @@ def under_make_fx(criterion: Any) -> Any:
 @pytest.mark.parametrize("call", [under_grad, under_make_fx], ids=["torch.func", "make_fx"])
 def test_what_is_transformed_or_recorded_is_not_counted(call: Any, said: list[str]) -> None:
     criterion = fixed()
-    for _ in range(5):
+    for _ in range(12):
         call(criterion)
         evaluate(criterion)
     assert not said
@@ -225,7 +235,7 @@ def test_a_compiled_loss_is_not_watched_and_not_compiled_again(said: list[str]) 
 
 
 def never_stepped(criterion: Any) -> None:
-    for _ in range(5):
+    for _ in range(12):
         train(criterion)
         evaluate(criterion)
 
