@@ -93,3 +93,12 @@ def test_an_operator_refuses_what_it_cannot_read(wrong: str, fused: str) -> None
     spoil(given)
     with pytest.raises((ValueError, RuntimeError), match=said):
         KERNELS[fused].see(*given, 1.5, 1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_operators_are_what_their_schemas_say(dtype: torch.dtype, fused: str) -> None:
+    stats, target = rows_of_a_call(9, dtype)
+    numbers = numbers_of(STATES["wrong labels"]).all
+    rows = (stats.max_prob, stats.target_prob, stats.prediction, target)
+    torch.library.opcheck(KERNELS[fused].see, (numbers, *rows, 1, 1.5, 1.0))
+    torch.library.opcheck(KERNELS[fused].keep_pace, (numbers, 0.9, 0.1, 1.5, 1.0))
