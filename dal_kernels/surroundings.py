@@ -84,3 +84,15 @@ def _is_fake(tensor: Tensor) -> bool:
     """Without importing what has not been imported, for then there are no fake tensors yet."""
     module = sys.modules.get("torch._subclasses.fake_tensor")
     return module is not None and isinstance(tensor, module.FakeTensor)
+
+
+# Modules whose lines are not the user's.
+_INSIDE = ("dal_kernels.", "torch.nn.modules.module", "functools")
+
+
+def frames_inside() -> int:
+    """How many frames of this package, and of torch's modules, lie between the caller's code and the one that asks."""
+    frame, count = sys._getframe(1), 0
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_INSIDE):
+        frame, count = frame.f_back, count + 1
+    return count

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dal_kernels.schedule import DynamicsAwareSchedule
 from dal_kernels.stall import Arrival, mean_and_most, stall_message
-from dal_kernels.surroundings import is_capturing, saves_through_hooks
+from dal_kernels.surroundings import frames_inside, is_capturing, saves_through_hooks
 
 __all__ = ["ScheduleWarning", "Watch"]
 
@@ -149,7 +149,7 @@ class Watch:
 
     def _say(self, what: str, message: str) -> None:
         self._said.add(what)
-        warnings.warn(message, ScheduleWarning, stacklevel=2)
+        warnings.warn(message, ScheduleWarning, stacklevel=frames_inside() + 1)
 
 
 def _may_stall(schedule: Any) -> bool:

@@ -19,6 +19,7 @@ from dal_kernels import (
     LinearDynamicsAwareLoss,
     LinearLoss,
     Ramp,
+    ScheduleWarning,
     SelfPacedSchedule,
     watch,
 )
@@ -261,3 +262,16 @@ def test_one_argument_turns_it_off(make: Any, mistake: Any, said: list[str]) -> 
     assert not said
     with pytest.raises(TypeError, match=r"^watch must be True or False, got str$"):
         make("no")
+
+
+def test_the_warning_names_the_line_of_the_user() -> None:
+    criterion = fixed(3)
+    criterion(logits(), TARGET)
+    with pytest.warns(ScheduleWarning, match="twice over") as warned:
+        criterion.step(30)
+    assert [warning.filename for warning in warned] == [__file__]
+    criterion = fixed(3)
+    criterion.step(3)
+    with pytest.warns(ScheduleWarning, match="stalled") as warned:
+        criterion(logits(0.0), TARGET)
+    assert [warning.filename for warning in warned] == [__file__]

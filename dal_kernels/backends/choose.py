@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 from dal_kernels import extensions, ops, reference
 from dal_kernels.arguments import BACKENDS, Call, RowStats, raise_for_labels
 from dal_kernels.autograd import fused_loss
-from dal_kernels.surroundings import transforms_active
+from dal_kernels.surroundings import frames_inside, transforms_active
 from dal_kernels.tensors import check_choice
 
 Run = Callable[[Call], tuple[Tensor, RowStats | None]]
@@ -44,9 +43,6 @@ def _run_cuda(call: Call) -> tuple[Tensor, RowStats | None]:
     raise_for_labels(call)
     return fused_loss(call, "cuda")
 
-
-# Modules whose lines are not the user's.
-_INSIDE = ("dal_kernels.", "torch.nn.modules.module", "functools")
 
 RUN: dict[str, Run] = {"triton": _run_triton, "cuda": _run_cuda, "cpu": _run_cpu, "eager": _run_eager}
 
@@ -117,16 +113,8 @@ def available_backends() -> dict[str, str]:
 def _warn_once(device_type: str) -> None:
     reason = _cpu_reason() if device_type == "cpu" else f"no fused kernels for {device_type} tensors"
     warnings.warn(
-        f"the loss runs as plain PyTorch operations, exact but slower: {reason}", stacklevel=_frames_inside() + 1
+        f"the loss runs as plain PyTorch operations, exact but slower: {reason}", stacklevel=frames_inside() + 1
     )
-
-
-def _frames_inside() -> int:
-    """How many frames of this package, and of torch's modules, lie between the caller's code and the one that asks."""
-    frame, count = sys._getframe(1), 0
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_INSIDE):
-        frame, count = frame.f_back, count + 1
-    return count
 
 
 def choose(backend: str, input: Tensor) -> str:
