@@ -21,6 +21,10 @@ class Schedule(Protocol):
         position: steps taken so far.
         total_steps: where it ends.
         followers: the losses that are told, by ``follow(values)``, whenever the position changes.
+
+    One that paces itself may also have ``see(stats, target)``, and hears then of each training call: its
+    :class:`dal_kernels.RowStats` and its target. (Of GCE's q :class:`dal_kernels.SelfPacedSchedule` is one: DAL with a
+    q_end of at most 1 is GCE.)
     """
 
     names: tuple[str, ...]
