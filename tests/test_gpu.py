@@ -168,3 +168,35 @@ def test_the_raw_cuda_operator_refuses_tensors_of_another_device() -> None:
     knobs = torch.tensor([0.5, 0.5])
     with pytest.raises((ValueError, RuntimeError), match="knobs must be on the device of logits"):
         KERNELS["cuda"].loss(logits, target, knobs, None, 0, -100, 1, True)
+
+
+@pytest.mark.parametrize("rows", [64, 20_000])
+def test_the_pace_is_that_of_the_cpu(backend: str, rows: int) -> None:
+    on_device, on_cpu = (DynamicsAwareLoss(total_steps=10, backend=name) for name in (backend, "auto"))
+    target = torch.randint(10, (rows,))
+    target[::7] = -100
+    for position in (0, 3, 9):
+        logits = 3 * torch.randn(rows, 10)
+        for criterion, device in ((on_device, "cuda"), (on_cpu, "cpu")):
+            criterion.step(position)
+            criterion(logits.to(device).requires_grad_(), target.to(device))
+        torch.testing.assert_close(on_device.schedule.live.numbers().all.cpu(), on_cpu.schedule.live.numbers().all)
+
+
+def test_a_captured_step_paces_itself(backend: str) -> None:
+    """Each replay is a call: the averages go on from the last."""
+    criterion, other = (DynamicsAwareLoss(total_steps=10, backend=backend) for _ in range(2))
+    logits = torch.randn(64, 10, device="cuda", requires_grad=True)
+    target = torch.randint(10, (64,), device="cuda")
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        criterion(logits, target).backward()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        criterion(logits, target).backward()
+    for _ in range(3):
+        graph.replay()
+    for _ in range(4):
+        other(logits, target)
+    torch.testing.assert_close(criterion.schedule.live.numbers().all, other.schedule.live.numbers().all)
