@@ -189,6 +189,17 @@ def _register(
     writes_gradient: Callable[[Tensor, int], bool],
     overwrite: Callable[..., Tensor] | None,
 ) -> None:
+    """Puts the operators of a loaded backend into the table.
+
+    Raises:
+        ImportError: it lacks one, as an extension does that was built before the source tree changed.
+    """
+    lacking = [name for name in fakes if not hasattr(torch.ops.dal_kernels, f"{name}_{backend}")]
+    if lacking:
+        raise ImportError(
+            f"it was built from other sources than these and lacks the operators {', '.join(lacking)}; build it again "
+            "with: pip install --no-build-isolation -e ."
+        )
     for name, fake in fakes.items():
         torch.library.register_fake(f"dal_kernels::{name}_{backend}", fake)
     operators = {name: getattr(torch.ops.dal_kernels, f"{name}_{backend}").default for name in fakes}
@@ -204,19 +215,17 @@ def _overwrite_cpu(logits: Tensor, *arguments: Any) -> Tensor:
 
 try:
     native_module = extensions.load("_native")  # loading it defines the operators
+    _register("cpu", _CPU_FAKES, None, lambda logits, objective: True, _overwrite_cpu)
+    native_instruction_set = native_module.instruction_set
 except ImportError as error:
     native_error = str(error)
-else:
-    native_instruction_set = native_module.instruction_set
-    _register("cpu", _CPU_FAKES, None, lambda logits, objective: True, _overwrite_cpu)
 
 try:
     cuda_module = extensions.load("_cuda")
-except ImportError as error:
-    cuda_error = str(error)
-else:
     # Its kernel reads the special classes once the row is written: out of place.
     _register("cuda", _GPU_FAKES, _cuda.rescale, _cuda.writes_gradient, overwrite=None)
+except ImportError as error:
+    cuda_error = str(error)
 
 
 def _why_no_triton(error: Exception) -> str:

@@ -259,3 +259,19 @@ def test_the_examples_of_the_readme_run() -> None:
     logits = torch.randn(5, 4, requires_grad=True)
     exec(own_loss, {"logits": logits, "target": torch.randint(4, (5,))})
     assert logits.grad is not None
+
+
+@pytest.mark.parametrize("name", ["_native", "_cuda"])
+def test_an_extension_of_other_sources_is_one_that_is_missing(name: str) -> None:
+    """As where a source tree changed after an editable installation: it loads, and lacks an operator."""
+    program = f"""
+import sys, types, warnings
+sys.modules["dal_kernels.{name}"] = types.ModuleType("dal_kernels.{name}")  # with none of them
+import torch, dal_kernels
+reason = dal_kernels.available_backends()["{"cpu" if name == "_native" else "cuda"}"]
+assert reason.startswith("not available"), reason
+assert "built from other sources" in reason and "pip install" in reason, reason
+warnings.simplefilter("ignore")
+assert dal_kernels.dynamics_aware_loss(torch.zeros(2, 3), torch.tensor([0, 1]), 0.7) > 0
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
