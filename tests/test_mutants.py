@@ -17,6 +17,7 @@ from marks import needs_executor
 
 NUMERICS = "tests/test_numerics.py"
 LOSSES = ("tests/test_family.py", "tests/test_row_statistics.py")
+PACE = "tests/test_pace.py"
 COMPILER = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
 FLAGS = ["-std=c++17", "-O1", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-Wno-psabi"]
 TORCH = Path(torch.__file__).parent
@@ -185,6 +186,20 @@ TRITON_WIDE_MUTANTS = {
     ),
 }
 
+PACE_MUTANTS = {
+    "ignored rows agree": ("pace.h", "agreement += counted && ", "agreement += "),
+    "a shorter memory": ("pace.h", "kDecay = 0.95", "kDecay = 0.9"),
+    "a call without rows is one": ("pace.h", "if (call.rows == 0) return;", ""),
+    "the opening is that of ten classes": (
+        "pace.h",
+        "fmax(-log(static_cast<double>(pace.confidence)) / kLogTen, 1.0)",
+        "1",
+    ),
+    "above the bound": ("pace.h", "fmin(static_cast<double>(pace.bound), fmax(opening, free))", "fmax(opening, free)"),
+    "the largest weight forgotten": ("pace.h", "limits.max_weight * fmin", "fmin"),
+    "every row looked at": ("cpu/pace.cpp", "row += rows.every", "++row"),
+}
+
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 
 
@@ -205,12 +220,14 @@ def make_tree(copy: Path) -> None:
         "family.py",
         "test_family.py",
         "test_row_statistics.py",
+        "test_pace.py",
     ):
         shutil.copy(ROOT / "tests" / name, copy / "tests")
     for name, kernels in STUBS.items():
         (copy / "csrc/cpu" / f"isa_{name}.cpp").write_text(STUB.format(name=name, kernels=kernels))
-    for name in ("bindings", "select", *(f"isa_{name}" for name in STUBS)):
-        compile_object(copy / "csrc/cpu" / f"{name}.cpp", copy / f"{name}.o")
+    for source in (copy / "csrc/cpu").glob("*.cpp"):
+        if source.stem != "isa_baseline":
+            compile_object(source, copy / f"{source.stem}.o")
 
 
 @pytest.fixture
@@ -221,7 +238,8 @@ def tree(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def run_tests(tree: Path, *files: str) -> subprocess.CompletedProcess[str]:
     """Compiled as it is now, tests of the backend "cpu" up to the first that fails."""
-    compile_object(tree / "csrc/cpu/isa_baseline.cpp", tree / "isa_baseline.o")
+    for name in ("isa_baseline", *(("pace",) if PACE in files else ())):
+        compile_object(tree / f"csrc/cpu/{name}.cpp", tree / f"{name}.o")
     library = tree / "dal_kernels/_native.abi3.so"
     objects = [str(path) for path in tree.glob("*.o")]
     libraries = [f"-L{TORCH / 'lib'}", "-ltorch_cpu"]
@@ -231,21 +249,21 @@ def run_tests(tree: Path, *files: str) -> subprocess.CompletedProcess[str]:
 
 @needs_compiler
 def test_the_unchanged_source_passes(tree: Path) -> None:
-    result = run_tests(tree, NUMERICS, *LOSSES)
+    result = run_tests(tree, NUMERICS, *LOSSES, PACE)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
     assert re.search(r"\d{3,} passed", result.stdout)
 
 
 @needs_compiler
 @pytest.mark.sampled(3)
-@pytest.mark.parametrize("name", [*MUTANTS, *FAMILY_MUTANTS])
+@pytest.mark.parametrize("name", [*MUTANTS, *FAMILY_MUTANTS, *PACE_MUTANTS])
 def test_the_suite_catches(tree: Path, name: str) -> None:
-    file, old, new = (MUTANTS | FAMILY_MUTANTS)[name]
+    file, old, new = (MUTANTS | FAMILY_MUTANTS | PACE_MUTANTS)[name]
     source = tree / "csrc" / file
     text = source.read_text()
     assert text.count(old) == 1, f"the source of the mutant moved: {old}"
     source.write_text(text.replace(old, new))
-    result = run_tests(tree, *(LOSSES if name in FAMILY_MUTANTS else (NUMERICS,)))
+    result = run_tests(tree, *(LOSSES if name in FAMILY_MUTANTS else (PACE,) if name in PACE_MUTANTS else (NUMERICS,)))
     assert result.returncode == 1, result.stdout[-3000:] + result.stderr[-2000:]
     assert "1 failed" in result.stdout
 
