@@ -18,6 +18,7 @@ from dal_kernels.pace import PaceNumbers
 STATES = {
     "at the start": (0.0, 0.0, 1e-6, 1e-6, 0.6, 0.6),
     "wrong labels": (0.0, 0.0, 0.8, 0.4, 1.4, 0.0),
+    "wrong labels, early": (0.0, 0.0, 0.8, 0.4, 0.7, 0.0),
     "right labels": (0.0, 0.0, 0.9, 0.9, 1.4, 0.0),
     "many classes": (0.0, 0.0, 0.01, 0.01, 0.7, 0.5),
     "sure of everything": (0.0, 0.0, 1.0, 1.0, 1.2, 0.6),
