@@ -10,7 +10,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
-from watched import CLASSES, TARGET, evaluate, fixed, logits, past_one, train
+from watched import CLASSES, TARGET, epochs_without_a_step, evaluate, fixed, logits, past_one, train
 
 from dal_kernels import (
     DynamicsAwareLoss,
@@ -93,18 +93,14 @@ MOVES: dict[str, Callable[[Any], Any]] = {
 def test_whatever_moves_the_schedule_is_a_step(kind: str, move: Any, said: list[str]) -> None:
     criterion = LOSSES[kind]()
     move(criterion)
-    for _ in range(12):
-        train(criterion)
-        evaluate(criterion)
+    epochs_without_a_step(criterion)
     assert not said
 
 
 def test_a_restart_is_a_step(said: list[str]) -> None:
     criterion = fixed()
     criterion.schedule.restart()
-    for _ in range(12):
-        train(criterion)
-        evaluate(criterion)
+    epochs_without_a_step(criterion)
     assert not said
 
 
@@ -119,9 +115,7 @@ def test_a_restart_is_a_step(said: list[str]) -> None:
 )
 def test_a_constant_schedule_need_not_be_stepped(make: Any, said: list[str]) -> None:
     criterion = make()
-    for _ in range(12):
-        train(criterion)
-        evaluate(criterion)
+    epochs_without_a_step(criterion)
     assert not said
 
 
@@ -236,9 +230,7 @@ def test_a_compiled_loss_is_not_watched_and_not_compiled_again(said: list[str]) 
 
 
 def never_stepped(criterion: Any) -> None:
-    for _ in range(12):
-        train(criterion)
-        evaluate(criterion)
+    epochs_without_a_step(criterion)
 
 
 @pytest.mark.parametrize(

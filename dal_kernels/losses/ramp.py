@@ -23,8 +23,8 @@ class Schedule(Protocol):
         followers: the losses that are told, by ``follow(values)``, whenever the position changes.
 
     One that paces itself may also have ``see(stats, target)``, and hears then of each training call: its
-    :class:`dal_kernels.RowStats` and its target. (Of GCE's q :class:`dal_kernels.SelfPacedSchedule` is one: DAL with a
-    q_end of at most 1 is GCE.)
+    :class:`dal_kernels.RowStats` and its target. GCE whose q paces itself needs none of its own: it is
+    :class:`dal_kernels.DynamicsAwareLoss` with a q_end of at most 1.
     """
 
     names: tuple[str, ...]
