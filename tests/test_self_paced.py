@@ -323,6 +323,13 @@ def test_ranks_agree_where_they_are_told_to(tmp_path: Path) -> None:
     report("check_ranks_agree", 2, tmp_path)
 
 
+def test_a_process_on_its_own_has_nobody_to_agree_with() -> None:
+    criterion = trained(3)
+    before = averages(criterion)
+    criterion.schedule.synchronize()
+    assert averages(criterion) == before
+
+
 def test_a_short_training_learns() -> None:
     """Ten classes, two fifths of the labels wrong, few passes: the fixed schedule ends at chance."""
     generator = torch.Generator().manual_seed(0)
