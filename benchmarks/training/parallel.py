@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -108,6 +109,9 @@ def join_world(device: str) -> World:
 
 def _leave_group() -> None:
     if distributed.is_initialized():
+        # Networks in reference cycles go first, because the last owner of a gloo group must not be one of them: it would
+        # hold the GIL while it waits for the group's threads, which may need the GIL to free a tensor (a hang for ever).
+        gc.collect()
         distributed.destroy_process_group()
 
 
