@@ -59,4 +59,4 @@ $(TESTABLE): $(READY)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info dal_kernels/_native*.so dal_kernels/_cuda*.so dal_kernels/_build.json demo-output bench-output
+	rm -rf $(VENV) build dist *.egg-info dal_kernels/_native*.so dal_kernels/_cuda*.so dal_kernels/_node*.so dal_kernels/_build.json demo-output bench-output

@@ -1,12 +1,13 @@
 """Builds the compiled kernels where it can; installs without them, and says why, where it cannot.
 
 CPU kernels: a C++17 compiler (GCC or Clang), from CXX or the path.
+The autograd node, which makes calls cheaper: the same compiler, with C++20; for the torch and the Python that are here.
 CUDA kernels: nvcc from CUDA 12 on, from CUDA_HOME or the path, and a host compiler. A wheel is for every GPU that nvcc
 knows, an editable installation for the GPUs of this machine. TORCH_CUDA_ARCH_LIST chooses the architectures;
 DAL_KERNELS_CUDA=1 makes it an error if the CUDA kernels cannot be built, 0 skips them. Object files are kept in
 build/cuda, and made again only if something that goes into them changed. MAX_JOBS files are compiled at once.
 
-Both extensions are always declared, whatever can be built here: a source distribution is the same on every machine.
+All extensions are always declared, whatever can be built here: a source distribution is the same on every machine.
 """
 
 from __future__ import annotations
@@ -40,14 +41,15 @@ from build_support.find_torch import torch_folder
 
 CPU_SOURCES = sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp"))
 CUDA_SOURCES = sorted(str(path) for path in Path("csrc/cuda").glob("*.c*") if path.suffix in (".cpp", ".cu"))
-HEADERS = sorted(str(path) for path in Path("csrc").rglob("*.*h"))
+HEADERS = sorted(str(path) for path in Path("csrc").rglob("*.*h") if path.parent.name != "autograd")
+NODE_SOURCES, NODE_HEADERS = (sorted(map(str, Path("csrc/autograd").glob(f"*.{kind}"))) for kind in ("cpp", "h"))
 
 # The oldest torch and Python that the binary must load under.
 TORCH_TARGET = "0x020a000000000000"
 PYTHON_TARGET = "0x030a0000"
 
 MACROS = [("TORCH_TARGET_VERSION", TORCH_TARGET), ("Py_LIMITED_API", PYTHON_TARGET)]
-CPU, CUDA = "dal_kernels._native", "dal_kernels._cuda"
+CPU, CUDA, NODE = "dal_kernels._native", "dal_kernels._cuda", "dal_kernels._node"
 
 COMPILE = [
     "-std=c++17",
@@ -59,6 +61,9 @@ COMPILE = [
     "-ffp-contract=fast",
     "-Wno-psabi",
 ]
+
+# torch's own headers are C++20 in its newest versions. There is nothing in it for an optimiser.
+NODE_COMPILE = ["-std=c++20", "-O2", "-g0", "-fvisibility=hidden"]
 
 # Python's builds without a global lock have had no stable ABI so far.
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
@@ -95,6 +100,8 @@ class BuildOrGoWithout(build_ext):
     def run(self) -> None:
         self.for_this_machine = bool(self.inplace)
         self.missing: dict[str, str | None] = {}
+        self.torch_version: str | None = None
+        self.architectures: list[str] = []
         declared, self.extensions = self.extensions, []
         for ext in declared:
             try:
@@ -105,7 +112,8 @@ class BuildOrGoWithout(build_ext):
                 self.extensions.append(ext)
                 self.missing[ext.name.rpartition(".")[2]] = None
         super().run()
-        extensions["write_record"](Path(self.get_ext_fullpath(CPU)).parent, Path("csrc"), self.missing)
+        folder = Path(self.get_ext_fullpath(CPU)).parent
+        extensions["write_record"](folder, Path("csrc"), self.missing, self.torch_version, self.architectures)
 
     def prepare(self, ext: Extension) -> None:
         """Says to an extension where torch and its compiler are.
@@ -134,11 +142,13 @@ class BuildOrGoWithout(build_ext):
         try:
             if ext.name == CUDA:
                 how = cuda.build(ext, Path(self.get_ext_fullpath(ext.name)), HEADERS)
+                self.architectures = cuda.codes(ext.extra_compile_args)
                 say(f"built the CUDA kernels {how}")
             else:
                 self.compile_in_parallel()
                 super().build_extension(ext)
-                say(f"built the CPU kernels with {os.environ['CXX']} and the headers of torch {self.torch_version}")
+                what = "CPU kernels" if ext.name == CPU else "autograd node"
+                say(f"built the {what} with {os.environ['CXX']} and the headers of torch {self.torch_version}")
         except Exception as error:
             self.go_without(ext, str(error))
 
@@ -163,6 +173,8 @@ class BuildOrGoWithout(build_ext):
             if os.environ.get("DAL_KERNELS_CUDA") == "1":
                 raise SystemExit(f"dal_kernels: DAL_KERNELS_CUDA=1, but the CUDA kernels cannot be built: {reason}")
             say(f"installing without the CUDA C++ kernels: {reason}. On a GPU the loss needs Triton then.")
+        elif ext.name == NODE:
+            say(f"installing without the autograd node: {reason}. A call of the loss costs the host more time then.")
         else:
             say(
                 f"WARNING: installing WITHOUT the compiled CPU kernels: {reason}. "
@@ -181,7 +193,7 @@ class TagByContent(bdist_wheel):
 
     def get_tag(self) -> tuple[str, str, str]:
         where = self.get_finalized_command("build_ext")
-        self.root_is_pure = not any(Path(where.get_ext_fullpath(name)).exists() for name in (CPU, CUDA))
+        self.root_is_pure = not any(Path(where.get_ext_fullpath(name)).exists() for name in (CPU, CUDA, NODE))
         return super().get_tag()
 
 
@@ -190,6 +202,13 @@ setup(
     ext_modules=[
         Extension(CPU, CPU_SOURCES, extra_compile_args=COMPILE, **shared),
         Extension(CUDA, CUDA_SOURCES, **shared),
+        Extension(
+            NODE,
+            NODE_SOURCES,
+            depends=[*HEADERS, *NODE_HEADERS],
+            extra_compile_args=NODE_COMPILE,
+            libraries=["torch_python", "torch", "torch_cpu", "c10"],
+        ),
     ],
     cmdclass={"build_ext": BuildOrGoWithout, "bdist_wheel": TagByContent},
     options={} if FREE_THREADED else {"bdist_wheel": {"py_limited_api": "cp310"}},

@@ -180,7 +180,7 @@ def _launches(variant: Variant, lanes: int) -> dict[str, Launch]:
         dtype, way = loss_dtype(logits), ALL_WAYS[variant.way]
         one, each = torch.empty((), dtype=dtype), torch.empty(variant.rows, dtype=dtype)
         if variant.kernel == "scale_gradient":
-            launch_gradient.rescale((logits, one), one, IGNORE_INDEX, False, None)
+            launch_gradient.scale_gradient(logits, one, one)
         elif variant.kernel in STATISTICS:
             launch.statistics(logits, True, way.objective.is_wide)
         elif variant.kernel == "gradient_rows":

@@ -4,6 +4,8 @@
 the upstream gradient is 1 does nothing. "none", whose upstream gradient is known only later, and float16, in which a
 gradient already divided by N would flush to zero before a GradScaler's factor arrives, keep a few coefficients a row
 and compute the gradient in the backward.
+
+csrc/autograd is the same in C++, for the common case.
 """
 
 from __future__ import annotations
@@ -99,7 +101,7 @@ class _FusedLoss(torch.autograd.Function):
         gradient, *rest = saved
         if not keep_saved:
             # Nobody asks for the saved gradient again, so it may be scaled in place, or given away as it is.
-            rescale = kernels.rescale or _rescale_on_host
+            rescale = _rescale_on_host if kernels.scale_gradient is None else _rescale_on_device
             gradient = rescale(saved, upstream, ignore_index, recompute, kernels)
         elif recompute:
             logits, target, fields, prediction, *correction = rest
@@ -124,6 +126,18 @@ def _rescale_on_host(
         logits, target, fields, prediction = rest
         return kernels.gradient(logits, target, fields, prediction, upstream, ignore_index)
     return gradient.mul_(upstream)
+
+
+def _rescale_on_device(
+    saved: tuple[Tensor, ...], upstream: Tensor, ignore_index: int, recompute: bool, kernels: Kernels
+) -> Tensor:
+    """The saved gradient times the upstream one and the correction, whose values are looked at on the device alone."""
+    gradient, *rest, correction = saved
+    if recompute:
+        kernels.rewrite_gradient(gradient, *rest, upstream, ignore_index, correction)
+    else:
+        kernels.scale_gradient(gradient, upstream, correction)
+    return gradient
 
 
 # Function.apply first looks for torch.func transforms, as long as a kernel takes at classifier sizes. Calls under

@@ -28,11 +28,16 @@ def digest(sources: Path) -> str:
     return content.hexdigest()
 
 
-def write_record(folder: Path, sources: Path, reasons: dict[str, str | None]) -> Path:
-    """Leaves, beside the extensions, why each is missing (None: it is there) and from what sources they were made."""
+def write_record(
+    folder: Path, sources: Path, reasons: dict[str, str | None], torch: str | None, architectures: list[str]
+) -> Path:
+    """Leaves, beside the extensions, why each is missing (None: it is there), and from what they were made: from which
+    sources, with the headers of which version of torch, and for which GPUs.
+    """
     file = folder / RECORD
     folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"sources": digest(sources), "missing": reasons}, indent=1) + "\n", encoding="utf-8")
+    record = {"sources": digest(sources), "torch": torch, "architectures": architectures, "missing": reasons}
+    file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return file
 
 
@@ -52,8 +57,20 @@ def _installed(name: str) -> Iterator[tuple[Path, importlib.machinery.ModuleSpec
             yield folder, spec
 
 
-def load(name: str) -> ModuleType:
+def _refuse_other_torch(folder: Path, torch: str) -> None:
+    """Before it is loaded, because the library of another version may crash, or do something else than it says."""
+    built_with = read_record(folder).get("torch")
+    if built_with != torch:
+        raise ImportError(
+            f"it was built for torch {built_with}, and this is torch {torch}; install dal_kernels again to have it"
+        )
+
+
+def load(name: str, made_for: str | None = None) -> ModuleType:
     """The extension of that name. Importing it defines its operators.
+
+    Args:
+        made_for: the version of torch that it must have been built for, if it is of use to that alone.
 
     In a source tree in which nothing is built, that of an installed dal_kernels is taken if it was made from the very
     sources that lie in the tree: the tree hides the installation whenever Python is started in it.
@@ -62,6 +79,8 @@ def load(name: str) -> ModuleType:
         ImportError: a sentence that says why it is not there, and what to do.
     """
     full = f"{PACKAGE.name}.{name}"
+    if made_for is not None and importlib.util.find_spec(full) is not None:
+        _refuse_other_torch(PACKAGE, made_for)
     try:
         return importlib.import_module(full)
     except ModuleNotFoundError as error:
@@ -83,6 +102,8 @@ def load(name: str) -> ModuleType:
         )
     for folder, spec in _installed(name) if sources.is_dir() else ():
         if read_record(folder).get("sources") == digest(sources):
+            if made_for is not None:
+                _refuse_other_torch(folder, made_for)
             module = importlib.util.module_from_spec(spec)
             assert spec.loader is not None
             sys.modules[full] = module

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from dal_kernels import node
 from dal_kernels.arguments import Backend, check
 from dal_kernels.backends.choose import RUN, choose
 from dal_kernels.fields import Reduction
@@ -35,6 +37,12 @@ def loss_of(
         knobs: as :func:`dal_kernels.knobs.knob_tensor` takes them.
         input, target, ...: as in :func:`dal_kernels.dynamics_aware_loss`.
     """
+    if node.short_way is not None and not torch.compiler.is_compiling():
+        result = node.short_way(
+            objective, knobs, input, target, weight, ignore_index, reduction, return_stats, sample_weight, backend
+        )
+        if result is not None:
+            return result
     given = knobs if isinstance(knobs, tuple) else (knobs,)
     if (handed_over := wants_the_call(input, target, weight, sample_weight, *given)) or is_dtensor(input):
         options: dict[str, Any] = {
@@ -55,4 +63,7 @@ def loss_of(
     call = check(
         input, target, OBJECTIVES[objective], knobs, weight, ignore_index, reduction, return_stats, sample_weight
     )
-    return call.shaped(*run_weighted(RUN[choose(backend, input)], call))
+    name = choose(backend, input, objective)
+    if node.short_way is None and name != "eager" and not torch.compiler.is_compiling():
+        node.say_once()
+    return call.shaped(*run_weighted(RUN[name], call))

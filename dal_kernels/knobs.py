@@ -35,8 +35,11 @@ def knob_tensor(
         here = values.device == input.device or (values.is_cpu and input.is_cpu)
         return values if here else values.to(input.device, non_blocking=True)
     dtype = loss_dtype(input)
-    if _may_remember(input) and _NUMBERS.issuperset(map(type, values)):
-        return _remembered(objective, values, dtype, input.device)
+    if (
+        _NUMBERS.issuperset(map(type, values))
+        and (remembered := remembered_knobs(objective, values, input)) is not None
+    ):
+        return remembered
     numbers = tuple(value for value in values if not isinstance(value, Tensor))
     for knob, value in zip(objective.knobs, values, strict=True):
         if not isinstance(value, Tensor):
@@ -66,11 +69,18 @@ def _filled(numbers: tuple[Any, ...], dtype: torch.dtype, device: torch.device) 
     return torch.stack([torch.full((), float(number), dtype=dtype, device=device) for number in numbers])
 
 
-def _may_remember(input: Tensor) -> bool:
+def remembered_knobs(objective: Objective, numbers: tuple[Any, ...], input: Tensor) -> Tensor | None:
+    """Knobs that are floats or ints as (K,), beside the input; None where they may not be kept for the next call.
+
+    Raises:
+        ValueError: the loss cannot have one of them.
+    """
     if torch.compiler.is_compiling() or transforms_active() or is_recording(input):
-        return False
+        return None
     # What is filled during a capture has no value before the graph is replayed.
-    return not (input.is_cuda and torch.cuda.is_current_stream_capturing())
+    if input.is_cuda and torch.cuda.is_current_stream_capturing():
+        return None
+    return _remembered(objective, numbers, loss_dtype(input), input.device)
 
 
 @functools.lru_cache(maxsize=256)

@@ -173,16 +173,15 @@ class DynamicsAwareLoss(ListeningLoss):
             As :func:`dal_kernels.dynamics_aware_loss`.
         """
         knobs = self._knobs_for(input)
-        options = self._options()
-        if reduction is not None:
-            options["reduction"] = reduction
         learns = self.learns(input)
         shift = self.target_shift
         if isinstance(shift, str):
             shift = fading_shift(input.shape[input.dim() > 1], self.q, self.schedule.q_start)
         result: Tensor | tuple[Tensor, RowStats] = varied_loss(
-            dynamics_aware_of(self.bootstrap), knobs, input, target, return_stats=return_stats or learns,
-            sample_weight=sample_weight, mix=mix, target_shift=shift, scale=self.scale, **options,
+            dynamics_aware_of(self.bootstrap), knobs, input, target, weight=self._weight(),
+            ignore_index=self.ignore_index, reduction=self.reduction if reduction is None else reduction,
+            return_stats=return_stats or learns, sample_weight=sample_weight, mix=mix, target_shift=shift,
+            scale=self.scale, backend=self.backend,
         )  # fmt: skip
         return self.told(result, target, return_stats, input.shape[input.dim() > 1]) if learns else result
 
@@ -212,13 +211,15 @@ class DynamicsAwareLoss(ListeningLoss):
             shown += f", ignore_index={self.ignore_index}"
         return shown + (f", backend={self.backend!r}" if self.backend != "auto" else "")
 
+    def _weight(self) -> Tensor | None:
+        """The class weights beside the input."""
+        weight = self._buffers["weight"]  # sooner found than self.weight
+        return weight.to(self._device) if weight is not None and self._device.type == "meta" else weight
+
     def _options(self) -> dict[str, Any]:
         """What every form of the loss takes by the same names."""
-        weight = self.weight
-        if weight is not None and self._device.type == "meta":
-            weight = weight.to(self._device)
         return {
-            "weight": weight,
+            "weight": self._weight(),
             "ignore_index": self.ignore_index,
             "reduction": self.reduction,
             "backend": self.backend,

@@ -8,6 +8,13 @@ The operators of every backend have these schemas:
     gradient(logits, target, fields, prediction, upstream, ignore_index, *correction) -> gradient
     statistics(logits, want_argmax, wide) -> (sums, argmax)
 
+and on a GPU, for a gradient that was written, times an upstream gradient and the correction, in place, where a factor
+of 1 touches nothing,
+
+    scale_gradient(gradient, upstream, correction)
+    rewrite_gradient(gradient, logits, target, fields, prediction, upstream, ignore_index, correction): rows that change
+        are made again and rounded once, not scaled and rounded twice
+
 with logits (N, C), objective an id of :data:`dal_kernels.objectives.OBJECTIVES`, knobs its K knobs, (K,) or (N, K),
 reduction an index into :data:`dal_kernels.fields.REDUCTIONS`, gradient (N, C) already divided for "mean", or empty
 where it is not wanted, fields (8, N) and prediction (N,) or empty; of wide objectives fields are (10, N). A gradient
@@ -58,8 +65,7 @@ class Kernels(NamedTuple):
     """The operators of one backend.
 
     Attributes:
-        rescale: gradient in place from (saved tensors, upstream, ignore_index, whether it must be made again because it
-            is rounded), without looking at the upstream's value; None where looking is free.
+        scale_gradient, rewrite_gradient: on a GPU, where looking at the upstream's value would wait; else None.
         writes_gradient: whether the forward can write the gradient of such logits by an objective of that id.
         overwrite: ``gradient`` of contiguous logits that nobody needs afterwards, in their place where it can.
         quantities, gradient_of_slopes: on a CPU; elsewhere None.
@@ -69,11 +75,12 @@ class Kernels(NamedTuple):
     loss_and_fields: OpOverload
     gradient: OpOverload
     statistics: OpOverload
-    rescale: Callable[..., Tensor] | None
     writes_gradient: Callable[[Tensor, int], bool]
     overwrite: Callable[..., Tensor]
     see: Callable[..., None]
     keep_pace: Callable[..., None]
+    scale_gradient: Any = None
+    rewrite_gradient: Any = None
     quantities: Any = None
     gradient_of_slopes: Any = None
 
@@ -147,7 +154,7 @@ def _fake_quantities(logits: Tensor, targets: Tensor, ignore_index: int) -> tupl
     return *values, logits.new_empty((rows,), dtype=torch.int64), sums
 
 
-def _fake_pace(*_: Any) -> None:
+def _fake_in_place(*_: Any) -> None:
     pass
 
 
@@ -156,11 +163,16 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "loss_and_fields": _fake_loss_and_fields,
     "gradient": _fake_gradient,
     "statistics": _fake_statistics,
-    "see": _fake_pace,
-    "keep_pace": _fake_pace,
+    "see": _fake_in_place,
+    "keep_pace": _fake_in_place,
 }
 _CPU_FAKES = _FAKES | {"quantities": _fake_quantities, "gradient_of_slopes": _fake_gradient}
-_GPU_FAKES = _FAKES | {"loss": _fake_gpu_loss, "loss_and_fields": _fake_gpu_loss_and_fields}
+_GPU_FAKES = _FAKES | {
+    "loss": _fake_gpu_loss,
+    "loss_and_fields": _fake_gpu_loss_and_fields,
+    "scale_gradient": _fake_in_place,
+    "rewrite_gradient": _fake_in_place,
+}
 
 _LOSS_ARGUMENTS = (
     "Tensor logits, Tensor target, Tensor knobs, Tensor? weight, int objective, int ignore_index, int reduction, "
@@ -172,6 +184,11 @@ _TRITON_SCHEMAS = {
     "gradient": (
         "(Tensor logits, Tensor target, Tensor fields, Tensor prediction, Tensor upstream, int ignore_index, "
         "Tensor correction) -> Tensor"
+    ),
+    "scale_gradient": "(Tensor(a!) gradient, Tensor upstream, Tensor correction) -> ()",
+    "rewrite_gradient": (
+        "(Tensor(a!) gradient, Tensor logits, Tensor target, Tensor fields, Tensor prediction, Tensor upstream, "
+        "int ignore_index, Tensor correction) -> ()"
     ),
     "statistics": "(Tensor logits, bool want_argmax, bool wide) -> (Tensor, Tensor)",
     "see": (
@@ -185,7 +202,6 @@ _TRITON_SCHEMAS = {
 def _register(
     backend: str,
     fakes: dict[str, Callable[..., Any]],
-    rescale: Callable[..., Tensor] | None,
     writes_gradient: Callable[[Tensor, int], bool],
     overwrite: Callable[..., Tensor] | None,
 ) -> None:
@@ -204,7 +220,7 @@ def _register(
         torch.library.register_fake(f"dal_kernels::{name}_{backend}", fake)
     operators = {name: getattr(torch.ops.dal_kernels, f"{name}_{backend}").default for name in fakes}
     KERNELS[backend] = Kernels(
-        **operators, rescale=rescale, writes_gradient=writes_gradient, overwrite=overwrite or operators["gradient"]
+        **operators, writes_gradient=writes_gradient, overwrite=overwrite or operators["gradient"]
     )
 
 
@@ -215,7 +231,7 @@ def _overwrite_cpu(logits: Tensor, *arguments: Any) -> Tensor:
 
 try:
     native_module = extensions.load("_native")  # loading it defines the operators
-    _register("cpu", _CPU_FAKES, None, lambda logits, objective: True, _overwrite_cpu)
+    _register("cpu", _CPU_FAKES, lambda logits, objective: True, _overwrite_cpu)
     native_instruction_set = native_module.instruction_set
 except ImportError as error:
     native_error = str(error)
@@ -223,7 +239,7 @@ except ImportError as error:
 try:
     cuda_module = extensions.load("_cuda")
     # Its kernel reads the special classes once the row is written: out of place.
-    _register("cuda", _GPU_FAKES, _cuda.rescale, _cuda.writes_gradient, overwrite=None)
+    _register("cuda", _GPU_FAKES, _cuda.writes_gradient, overwrite=None)
 except ImportError as error:
     cuda_error = str(error)
 
@@ -245,9 +261,10 @@ try:
 except Exception as error:  # also a Triton that is broken or too old must not take the package with it
     triton_error = _why_no_triton(error)
 else:
-    _in_triton = {"gradient": _launch_gradient.gradient, "see": _launch_pace.see, "keep_pace": _launch_pace.keep_pace}
+    _in_triton = {name: getattr(_launch_gradient, name) for name in ("gradient", "scale_gradient", "rewrite_gradient")}
+    _in_triton |= {"see": _launch_pace.see, "keep_pace": _launch_pace.keep_pace}
     for _name, _schema in _TRITON_SCHEMAS.items():
         _library.define(f"{_name}_triton{_schema}")
         for _device in ("CPU", "CUDA"):  # CPU tensors: an interpreter or an emulator
             _library.impl(f"{_name}_triton", _in_triton.get(_name) or getattr(_launch, _name), _device)
-    _register("triton", _GPU_FAKES, _launch_gradient.rescale, _launch.writes_gradient, _launch_gradient.overwrite)
+    _register("triton", _GPU_FAKES, _launch.writes_gradient, _launch_gradient.overwrite)

@@ -50,6 +50,12 @@ def varied_loss(
     backend: Backend = "auto",
 ) -> Any:
     """The loss with the options that :class:`dal_kernels.losses.options.LossOptions` documents."""
+    soft = is_soft(input, target)
+    if not soft and mix is None and target_shift is None and scale is None and label_smoothing == 0:
+        return loss_of(
+            objective.id, knobs, input, target, weight=weight, ignore_index=ignore_index, reduction=reduction,
+            return_stats=return_stats, sample_weight=sample_weight, backend=backend,
+        )  # fmt: skip
     options: dict[str, Any] = {
         "weight": weight,
         "ignore_index": ignore_index,
@@ -58,7 +64,6 @@ def varied_loss(
         "sample_weight": sample_weight,
         "backend": backend,
     }
-    soft = is_soft(input, target)
     if label_smoothing != 0:
         check_smoothing(objective, label_smoothing)
     if target_shift is not None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dal_kernels import ScheduleWarning, available_backends
+from dal_kernels import ScheduleWarning, available_backends, node
 
 # Beside the repository there may be an executor of compiled GPU code.
 sys.path.append(str(Path(__file__).parent.parent.parent / "shared"))
@@ -148,6 +148,16 @@ def backend(request: pytest.FixtureRequest) -> str:
 def fused(request: pytest.FixtureRequest) -> str:
     """Each fused backend that takes CPU tensors, for what only fused kernels promise."""
     return _usable(request)
+
+
+@pytest.fixture(params=["short way", "long way"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How a call comes to its kernels: by one C++ function where it can, or through Python."""
+    if request.param == "long way":
+        monkeypatch.setattr(node, "short_way", None)
+    elif node.short_way is None:
+        pytest.skip(f"no autograd node: {node.error}")
+    return request.param
 
 
 @pytest.fixture

@@ -11,6 +11,9 @@ from truth import DTYPES, make_case
 
 from dal_kernels import dynamics_aware_loss
 
+# Both ways, because each makes a node of the autograd graph.
+pytestmark = pytest.mark.usefixtures("way")
+
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 reductions = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 

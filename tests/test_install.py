@@ -190,7 +190,7 @@ def installed(source_tree: Path, tmp_path: Path) -> Path:
     site = tmp_path / "site"
     shutil.copytree(source_tree / "dal_kernels", site / "dal_kernels")
     shutil.copy(compiled[0], site / "dal_kernels")
-    extensions.write_record(site / "dal_kernels", ROOT / "csrc", {"_native": None, "_cuda": "no nvcc"})
+    extensions.write_record(site / "dal_kernels", ROOT / "csrc", {"_native": None, "_cuda": "no nvcc"}, None, [])
     return site
 
 

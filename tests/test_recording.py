@@ -21,6 +21,9 @@ from torch.utils.checkpoint import checkpoint
 
 from dal_kernels import DynamicsAwareLoss, LinearDynamicsAwareLoss, dynamics_aware_loss
 
+# Both ways, because each makes a node of the autograd graph.
+pytestmark = pytest.mark.usefixtures("way")
+
 FEATURES, CLASSES = 4, 5
 
 reductions = pytest.mark.parametrize("reduction", ["mean", "none"])

@@ -109,8 +109,8 @@ def join_world(device: str) -> World:
 
 def _leave_group() -> None:
     if distributed.is_initialized():
-        # Networks in reference cycles go first, because the last owner of a gloo group must not be one of them: it would
-        # hold the GIL while it waits for the group's threads, which may need the GIL to free a tensor (a hang for ever).
+        # Networks in reference cycles go first, because the last owner of a gloo group must not be one of them: it
+        # would hold the GIL while it waits for the group's threads, which may need it to free a tensor, for ever.
         gc.collect()
         distributed.destroy_process_group()
 

@@ -74,6 +74,11 @@ def architecture_flags(nvcc: str, this_machine_only: bool) -> list[str]:
     return flags
 
 
+def codes(flags: list[str]) -> list[str]:
+    """What nvcc is told to make: sm_90 for binary code, compute_90 for PTX."""
+    return [code for flag in flags for listed in re.findall(r"code=\[(.*)\]", flag) for code in listed.split(",")]
+
+
 def build(ext: Any, target: Path, headers: list[str]) -> str:
     """Compiles, in parallel, what was not compiled before, and links; the CUDA runtime goes in as a static library.
 

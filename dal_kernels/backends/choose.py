@@ -14,6 +14,7 @@ from torch import Tensor
 from dal_kernels import extensions, ops, reference
 from dal_kernels.arguments import BACKENDS, Call, RowStats, raise_for_labels
 from dal_kernels.autograd import fused_loss
+from dal_kernels.objectives import OBJECTIVES
 from dal_kernels.surroundings import frames_inside, transforms_active
 from dal_kernels.tensors import check_choice
 
@@ -117,21 +118,77 @@ def _warn_once(device_type: str) -> None:
     )
 
 
-def choose(backend: str, input: Tensor) -> str:
+# Longer rows are taken by clusters of blocks on sm_90 and newer, which nothing but a GPU can run.
+_MOST_CLASSES_OF_CUDA = 32768
+
+
+def _auto(input: Tensor, objective: int | None) -> tuple[str, ...]:
+    """The backends that read such tensors, of which "auto" takes the first that is there.
+
+    On CUDA tensors that is CUDA C++ where it does no more passes over the logits than Triton: of both, counts of what
+    they execute are alike, it launches one kernel less, and starting them takes the host a third of the time
+    (``python -m benchmarks.counts`` and README.md have the figures). No GPU has timed them yet; the day one has, this
+    is the place. What has no id in the table, as statistics of rows have none, is Triton's.
+    """
+    if input.is_cpu:
+        return ("cpu",)
+    if not input.is_cuda:
+        return ()
+    if torch.version.cuda is None:
+        return ("triton",)
+    ahead = (
+        objective is not None
+        and not OBJECTIVES[objective].is_wide
+        and input.shape[input.dim() > 1] <= _MOST_CLASSES_OF_CUDA
+        and _built_for(input.device)
+    )
+    return ("cuda", "triton") if ahead else ("triton", "cuda")
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _built_for(device: torch.device) -> bool:
+    """Whether the CUDA extension has code for that GPU, or code that its driver can compile."""
+    return ops.cuda_error is None and _runs(cuda_architectures(), torch.cuda.get_device_capability(device))
+
+
+@functools.cache
+def cuda_architectures() -> tuple[str, ...]:
+    """What the CUDA extension was built for: sm_90 is code for such GPUs, compute_90 what a driver can compile."""
+    return tuple(extensions.read_record(Path(str(ops.cuda_module.__file__)).parent).get("architectures", ()))
+
+
+def _runs(architectures: tuple[str, ...], capability: tuple[int, int]) -> bool:
+    major, minor = capability
+    for name in architectures:
+        kind, _, version = name.partition("_")
+        number = version.rstrip("af")
+        own_major, own_minor = int(number[:-1]), int(number[-1])
+        if version != number:  # of one GPU's own instructions
+            fits = (own_major, own_minor) == capability
+        elif kind == "compute":
+            fits = (own_major, own_minor) <= capability
+        else:
+            fits = own_major == major and own_minor <= minor
+        if fits:
+            return True
+    return False
+
+
+def choose(backend: str, input: Tensor, objective: int | None = None) -> str:
     """The name of the backend, a key of :data:`RUN`, that ``backend`` means for tensors like ``input``.
+
+    Args:
+        objective: the id of the loss of :data:`dal_kernels.objectives.OBJECTIVES`, for a loss of logits.
 
     Raises:
         ValueError: no backend has that name, or it cannot read tensors on that device.
         RuntimeError: it is not available here.
     """
     if backend == "auto":
-        if input.is_cuda and ops.triton_error is None:
-            return "eager" if transforms_active() else "triton"
-        if input.is_cuda and ops.cuda_error is None and torch.version.cuda is not None:
-            return "eager" if transforms_active() else "cuda"
-        if input.is_cpu and ops.native_error is None:
-            # Fused kernels take no part in transforms; plain operations do.
-            return "eager" if transforms_active() else "cpu"
+        for name in _auto(input, objective):
+            if name in ops.KERNELS:
+                # Fused kernels take no part in transforms; plain operations do.
+                return "eager" if transforms_active() else name
         if not torch.compiler.is_compiling():
             _warn_once(input.device.type)
         return "eager"

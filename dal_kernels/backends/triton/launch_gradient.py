@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 from torch import Tensor
 
 from dal_kernels.backends.triton import device
 from dal_kernels.backends.triton.arguments import check_fields, check_rows, row_stride, unit_class_stride
-from dal_kernels.backends.triton.gradient import gradient_rows, scale_gradient
+from dal_kernels.backends.triton.gradient import gradient_rows
+from dal_kernels.backends.triton.gradient import scale_gradient as scale_values
 from dal_kernels.backends.triton.plan import plan_backward
 from dal_kernels.fields import FIELDS
 
@@ -25,12 +24,12 @@ def gradient(
     ignore_index: int,
     correction: Tensor,
 ) -> Tensor:
-    return rewrite_gradient(
+    return _write_gradient(
         logits.new_empty(logits.shape), logits, target, fields, prediction, upstream, ignore_index, correction, False
     )
 
 
-def rewrite_gradient(
+def _write_gradient(
     out: Tensor,
     logits: Tensor,
     target: Tensor,
@@ -85,26 +84,28 @@ def overwrite(
     correction: Tensor,
 ) -> Tensor:
     """:func:`gradient` in the place of contiguous logits."""
-    return rewrite_gradient(
+    return _write_gradient(
         logits, logits, target, fields, prediction, upstream, ignore_index, correction, if_changed=False
     )
 
 
-def rescale(saved: tuple[Tensor, ...], upstream: Tensor, ignore_index: int, recompute: bool, _: Any) -> Tensor:
-    """The written gradient times the upstream gradient and the correction, in place; a factor of 1 touches nothing.
+def rewrite_gradient(
+    gradient: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    fields: Tensor,
+    prediction: Tensor,
+    upstream: Tensor,
+    ignore_index: int,
+    correction: Tensor,
+) -> None:
+    _write_gradient(gradient, logits, target, fields, prediction, upstream, ignore_index, correction, if_changed=True)
 
-    With ``recompute`` the rows that change are made from the logits and rounded once, not scaled and rounded twice.
-    """
-    gradient, *rest, correction = saved
-    if recompute:
-        logits, target, fields, prediction = rest
-        return rewrite_gradient(
-            gradient, logits, target, fields, prediction, upstream, ignore_index, correction, if_changed=True
-        )
+
+def scale_gradient(gradient: Tensor, upstream: Tensor, correction: Tensor) -> None:
     size = gradient.numel()
     if size:
         with device.current(gradient):
-            scale_gradient[(triton.cdiv(size, _SCALE_BLOCK),)](
+            scale_values[(triton.cdiv(size, _SCALE_BLOCK),)](
                 gradient, upstream, correction, size, BLOCK=_SCALE_BLOCK, num_warps=8 * 32 // device.warp_size()
             )
-    return gradient

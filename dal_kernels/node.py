@@ -1,0 +1,72 @@
+"""The short way of a call: one C++ function that checks it, runs it and makes its node of the autograd graph.
+
+The extension is built for one version of torch, because torch's autograd has no stable ABI, and is loaded by that
+version alone. Without it, and for what is not the common case (other shapes, transforms, recording modes, tensor
+subclasses, anything wrong), the long way in Python does the same: :mod:`dal_kernels.arguments` checks,
+:mod:`dal_kernels.autograd` makes the node.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dal_kernels import extensions
+from dal_kernels.arguments import RowStats
+from dal_kernels.backends.choose import choose
+from dal_kernels.knobs import remembered_knobs
+from dal_kernels.objectives import OBJECTIVES
+from dal_kernels.ops import KERNELS
+from dal_kernels.surroundings import frames_inside
+
+# Why the extension is not there, or None; and whether that was said.
+error: str | None = None
+said = False
+
+
+def _plan(backend: str, input: Tensor, objective: int) -> tuple[str, bool] | None:
+    """Whose operators take a call and whether they write its gradient in the forward; None for the long way."""
+    try:
+        name = choose(backend, input, objective)
+    except (RuntimeError, ValueError):  # which says what is wrong
+        return None
+    return None if name == "eager" else (name, KERNELS[name].writes_gradient(input, objective))
+
+
+def _remember(objective: int, numbers: tuple[float, ...], input: Tensor) -> Tensor | None:
+    """None also for numbers that the loss cannot have: the long way says what is wrong with them."""
+    try:
+        return remembered_knobs(OBJECTIVES[objective], numbers, input)
+    except ValueError:
+        return None
+
+
+def _load() -> Callable[..., Any] | None:
+    """``loss`` of the extension: :func:`dal_kernels.functional.loss_of` by position, or None for the long way."""
+    global error
+    try:
+        module = extensions.load("_node", made_for=torch.__version__)
+    except ImportError as reason:
+        error = str(reason)
+        return None
+    module.learn([(len(of.knobs), of.needs_argmax) for of in OBJECTIVES], _plan, _remember, RowStats)
+    loss: Callable[..., Any] = module.loss
+    return loss
+
+
+def say_once() -> None:
+    """Warn, the first time, that calls take the long way and why."""
+    global said
+    if error is not None and not said:
+        said = True
+        warnings.warn(
+            f"calls of the loss take more of the host's time than they could: the autograd node is missing: {error}",
+            stacklevel=frames_inside() + 1,
+        )
+
+
+short_way = _load()

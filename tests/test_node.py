@@ -1,0 +1,308 @@
+"""The short way of a call, through C++: what it takes, that it is what the long way is, and when it is set aside."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from truth import DTYPES, make_case
+
+from dal_kernels import DynamicsAwareLoss, dynamics_aware_loss, extensions, functional, node
+from dal_kernels.arguments import RowStats
+from dal_kernels.backends import choose
+from dal_kernels.functional import loss_of
+from dal_kernels.objectives import OBJECTIVES
+
+pytestmark = pytest.mark.skipif(node.short_way is None, reason=f"no autograd node: {node.error}")
+CASE = make_case(12, 40)
+
+
+@pytest.fixture
+def took(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Of each call so far, whether the short way took it."""
+    answers: list[bool] = []
+    short_way = node.short_way
+    assert short_way is not None
+
+    def spy(*arguments: Any) -> Any:
+        result = short_way(*arguments)
+        answers.append(result is not None)
+        return result
+
+    monkeypatch.setattr(node, "short_way", spy)
+    return answers
+
+
+def longer(call: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> Any:
+    with monkeypatch.context() as patch:
+        patch.setattr(node, "short_way", None)
+        return call()
+
+
+def tensors_of(result: Any) -> tuple[Tensor, ...]:
+    return (result[0], *result[1]) if isinstance(result, tuple) else (result,)
+
+
+# --- it is what the long way is
+
+
+@pytest.mark.parametrize("stats", [False, True], ids=["loss", "with statistics"])
+@pytest.mark.parametrize("upstream", [1.0, -0.75])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_both_ways_give_the_same_bits(
+    fused: str, dtype: torch.dtype, reduction: str, upstream: float, stats: bool, took: list[bool],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    case = make_case(9, 21, dtype)
+    case.target[3] = 4
+    weight = torch.linspace(0.5, 2, 21).to(torch.float64 if dtype == torch.float64 else torch.float32)
+
+    def outcome() -> tuple[Tensor, ...]:
+        logits = case.logits.clone().requires_grad_()
+        result = dynamics_aware_loss(
+            logits, case.target, 0.8, 0.4, weight=weight, ignore_index=4, reduction=reduction, return_stats=stats,
+            backend=fused,
+        )  # type: ignore[call-overload]  # fmt: skip
+        loss, *rest = tensors_of(result)
+        loss.backward(torch.full_like(loss, upstream))
+        assert not any(tensor.requires_grad for tensor in rest)
+        return (loss.detach(), logits.grad, *rest)
+
+    found, expected = outcome(), longer(outcome, monkeypatch)
+    assert took == [True]
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: objective.name)
+def test_each_loss_of_the_table_takes_the_short_way(
+    fused: str, objective: Any, took: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = tuple(2 if knob.whole else min(knob.least + 0.7, knob.most) for knob in objective.knobs)
+
+    def outcome() -> tuple[Tensor, Tensor]:
+        logits = CASE.logits.clone().requires_grad_()
+        loss = loss_of(objective.id, numbers, logits, CASE.target, backend=fused)
+        (3 * loss).backward()
+        assert logits.grad is not None
+        return loss.detach(), logits.grad
+
+    found, expected = outcome(), longer(outcome, monkeypatch)
+    assert took == [True]
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_what_the_statistics_are(fused: str) -> None:
+    logits = CASE.logits.clone().requires_grad_()
+    loss, stats = dynamics_aware_loss(logits, CASE.target, 0.8, return_stats=True, backend=fused)  # type: ignore[call-overload]
+    assert type(stats) is RowStats
+    stats.target_prob.zero_()  # theirs who got it
+    loss.backward()
+    again = CASE.logits.clone().requires_grad_()
+    dynamics_aware_loss(again, CASE.target, 0.8, backend=fused).backward()  # type: ignore[call-overload]
+    torch.testing.assert_close(logits.grad, again.grad, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("grad", [torch.no_grad, torch.inference_mode])
+def test_without_a_gradient(grad: Any, fused: str, took: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = CASE.logits.clone().requires_grad_()
+
+    def outcome() -> Any:
+        with grad():
+            result = dynamics_aware_loss(logits, CASE.target, 0.8, return_stats=True, backend=fused)  # type: ignore[call-overload]
+        return tensors_of(result)
+
+    found = outcome()
+    assert took == [True]
+    assert not found[0].requires_grad
+    torch.testing.assert_close(found, longer(outcome, monkeypatch), rtol=0, atol=0)
+
+
+# --- knobs
+
+
+@pytest.mark.parametrize("kind", [float, torch.tensor], ids=["numbers", "tensors"])
+def test_numbers_that_change_are_seen(kind: Callable[[float], Any], took: list[bool]) -> None:
+    for q in (0.3, 0.9, 0.3, 1.2):
+        found = dynamics_aware_loss(CASE.logits, CASE.target, kind(q), kind(0.2))
+        expected = dynamics_aware_loss(CASE.logits, CASE.target, q, 0.2, backend="eager")
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert took[::2] == [True] * 4
+
+
+def test_more_numbers_than_are_remembered() -> None:
+    first = dynamics_aware_loss(CASE.logits, CASE.target, 0.25)
+    for step in range(1500):
+        dynamics_aware_loss(CASE.logits, CASE.target, 0.3 + step / 1500)
+    assert torch.equal(dynamics_aware_loss(CASE.logits, CASE.target, 0.25), first)
+
+
+# --- what it leaves to the long way
+
+
+class Subclass(Tensor):
+    pass
+
+
+class SeesFunctions(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+class SeesOperators(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+UNCOMMON: dict[str, dict[str, Any]] = {
+    "1-d": {"input": CASE.logits[0], "target": CASE.target[0]},
+    "3-d": {"input": CASE.logits.reshape(3, 40, 4), "target": CASE.target.reshape(3, 4)},
+    "int32 labels": {"target": CASE.target.int()},
+    "one row a label": {"target": CASE.target[:3]},
+    "a label that is none": {"target": torch.full_like(CASE.target, 40)},
+    "a subclass": {"input": CASE.logits.as_subclass(Subclass)},
+    "a knob a row": {"q": torch.full((12,), 0.7)},
+    "a knob that learns": {"q": torch.tensor(0.7, requires_grad=True)},
+    "a NaN": {"q": float("nan")},
+    "no number": {"q": "0.7"},
+    "a bool": {"q": True},
+    "a knob below 0": {"q": -1.0},
+    "sample_weight": {"sample_weight": torch.ones(12)},
+    "weight of another dtype": {"weight": torch.ones(40, dtype=torch.float64)},
+    "weights too few": {"weight": torch.ones(39)},
+    "reduction": {"reduction": "median"},
+    "ignore_index no int": {"ignore_index": 1.0},
+    "ignore_index too large": {"ignore_index": 2**64},
+    "backend": {"backend": "none such"},
+    "eager": {"backend": "eager"},
+    "integers": {"input": CASE.logits.int()},
+    "no classes": {"input": CASE.logits[:, :0]},
+    "meta": {"input": CASE.logits.to("meta"), "target": CASE.target.to("meta")},
+    "no tensor": {"input": [[1.0]]},
+    "conjugated": {"input": torch.complex(CASE.logits, CASE.logits).conj().imag},
+}
+
+
+@pytest.mark.parametrize("changes", UNCOMMON.values(), ids=UNCOMMON)
+def test_the_uncommon_and_the_wrong_are_as_the_long_way_has_them(
+    changes: dict[str, Any], took: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = {"input": CASE.logits, "target": CASE.target, "q": 0.7, "bootstrap_weight": 0.2, **changes}
+
+    def outcome() -> Any:
+        try:
+            return dynamics_aware_loss(**arguments)
+        except Exception as error:
+            return type(error), str(error)
+
+    found, expected = outcome(), longer(outcome, monkeypatch)
+    assert not any(took)
+    if isinstance(expected, tuple):
+        assert found == expected
+    else:
+        assert type(found) is type(expected)
+        assert found.device.type == "meta" or torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("mode", [SeesFunctions, SeesOperators, FakeTensorMode, forward_ad.dual_level])
+def test_modes_around_a_call_see_it(mode: Callable[[], Any], took: list[bool]) -> None:
+    with mode():
+        logits = torch.zeros(3, 4) if mode is FakeTensorMode else CASE.logits
+        target = torch.zeros(3, dtype=torch.long) if mode is FakeTensorMode else CASE.target
+        dynamics_aware_loss(logits, target, 0.7)
+    assert took[0] is False  # what a mode of functions then calls itself is a call without it
+
+
+def test_transforms_see_it(took: list[bool]) -> None:
+    torch.func.grad(lambda logits: dynamics_aware_loss(logits, CASE.target, 0.7))(CASE.logits)
+    torch.vmap(lambda logits: dynamics_aware_loss(logits, CASE.target, 0.7))(CASE.logits.expand(2, -1, -1))
+    torch.jit.trace(lambda logits: dynamics_aware_loss(logits, CASE.target, 0.7), (CASE.logits,), check_trace=False)
+    assert not any(took)
+
+
+# --- with modules, and set aside
+
+
+def test_a_module_takes_it(took: list[bool]) -> None:
+    criterion = DynamicsAwareLoss(total_steps=10)
+    for _ in range(3):
+        criterion(CASE.logits.clone().requires_grad_(), CASE.target).backward()
+    functional_call(criterion, {}, (CASE.logits, CASE.target))
+    assert took == [True] * 4
+
+
+def test_a_threads_backward(took: list[bool]) -> None:
+    # Autograd walks a CUDA graph in a thread of its own, without the GIL; here a thread of Python's does the same.
+    from concurrent.futures import ThreadPoolExecutor
+
+    logits = CASE.logits.clone().requires_grad_()
+    loss = dynamics_aware_loss(logits, CASE.target, 0.7)
+    expected = CASE.logits.clone().requires_grad_()
+    dynamics_aware_loss(expected, CASE.target, 0.7, backend="eager").backward()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(loss.backward).result()
+    torch.testing.assert_close(logits.grad, expected.grad)
+
+
+def test_an_extension_for_another_torch_is_not_loaded() -> None:
+    own = extensions.read_record(extensions.PACKAGE)["torch"]
+    with pytest.raises(ImportError) as caught:
+        extensions.load("_node", made_for="9.9")
+    assert str(caught.value).startswith(
+        f"it was built for torch {own}, and this is torch 9.9; install dal_kernels again"
+    )
+
+
+def test_without_it_that_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node, "short_way", None)
+    monkeypatch.setattr(node, "error", "no such file")
+    monkeypatch.setattr(node, "said", False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            dynamics_aware_loss(CASE.logits, CASE.target, 0.7)
+    (warning,) = caught
+    assert "no such file" in str(warning.message)
+    assert "host" in str(warning.message)
+    assert warning.filename == __file__
+
+
+# --- which backend "auto" takes on a GPU
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "fits"),
+    [
+        ((), (9, 0), False),
+        (("sm_90",), (9, 0), True),
+        (("sm_80",), (8, 6), True),
+        (("sm_86",), (8, 0), False),
+        (("sm_80",), (9, 0), False),
+        (("sm_80", "compute_80"), (12, 0), True),
+        (("compute_90",), (8, 9), False),
+        (("sm_90a",), (9, 0), True),
+        (("sm_100a",), (10, 3), False),
+        (("sm_75", "sm_100"), (10, 0), True),
+    ],
+)
+def test_which_gpus_an_extension_is_for(
+    architectures: tuple[str, ...], capability: tuple[int, int], fits: bool
+) -> None:
+    assert choose._runs(architectures, capability) is fits
+
+
+def test_the_record_says_for_which_gpus(tmp_path: Path) -> None:
+    file = extensions.write_record(tmp_path, extensions.PACKAGE, {"_cuda": None}, "2.13.0", ["sm_90"])
+    assert json.loads(file.read_text(encoding="utf-8"))["architectures"] == ["sm_90"]
+    assert functional.node is node
