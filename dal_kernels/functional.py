@@ -38,7 +38,7 @@ def loss_of(
         input, target, ...: as in :func:`dal_kernels.dynamics_aware_loss`.
     """
     if node.short_way is not None and not torch.compiler.is_compiling():
-        result = node.short_way(
+        result = node.short_way.loss(
             objective, knobs, input, target, weight, ignore_index, reduction, return_stats, sample_weight, backend
         )
         if result is not None:

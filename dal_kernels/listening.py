@@ -47,8 +47,10 @@ class ListeningLoss(nn.Module):
         The schedule wants to hear of each call in training mode, with a gradient; the watch of one of them.
         """
         follows = hasattr(self.schedule, "see")
+        watch = self._watch
         # Its numbers would be constants of compiled code, which would be compiled anew whenever they change.
-        watch = None if torch.compiler.is_compiling() or in_backward() else self._watch
+        if watch is not None and (torch.compiler.is_compiling() or in_backward()):
+            watch = None
         if (watch is None and not follows) or transforms_active():
             return False
         graded = False

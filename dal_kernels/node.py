@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,8 +45,20 @@ def _remember(objective: int, numbers: tuple[float, ...], input: Tensor) -> Tens
         return None
 
 
-def _load() -> Callable[..., Any] | None:
-    """``loss`` of the extension: :func:`dal_kernels.functional.loss_of` by position, or None for the long way."""
+class Node(NamedTuple):
+    """The functions of the extension.
+
+    Attributes:
+        loss: :func:`dal_kernels.functional.loss_of` by position; None from it means the long way.
+        see: the operator ``see`` of a backend, by (name of the backend, numbers, stats, target, every, q_end,
+            max_weight); what it gives is whether that was done.
+    """
+
+    loss: Callable[..., Any]
+    see: Callable[..., bool]
+
+
+def _load() -> Node | None:
     global error
     try:
         module = extensions.load("_node", made_for=torch.__version__)
@@ -54,8 +66,7 @@ def _load() -> Callable[..., Any] | None:
         error = str(reason)
         return None
     module.learn([(len(of.knobs), of.needs_argmax) for of in OBJECTIVES], _plan, _remember, RowStats)
-    loss: Callable[..., Any] = module.loss
-    return loss
+    return Node(module.loss, module.see)
 
 
 def say_once() -> None:

@@ -8,9 +8,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from dal_kernels import pace
+from dal_kernels import node, pace
 from dal_kernels.arguments import RowStats
-from dal_kernels.ops import KERNELS, Kernels
+from dal_kernels.ops import KERNELS
 from dal_kernels.pace import PaceNumbers, pace_numbers, rows_apart
 from dal_kernels.schedule import DynamicsAwareSchedule
 from dal_kernels.shapes import number
@@ -129,15 +129,15 @@ class SelfPacedSchedule(DynamicsAwareSchedule):
         self._tell()
 
 
-def _kernels_for(numbers: Tensor) -> Kernels | None:
-    """Those that change numbers on that device, by one launch; None where plain operations must.
+def _backend_for(numbers: Tensor) -> str | None:
+    """Whose kernels change numbers on that device, by one launch; None where plain operations must.
 
     CUDA C++ before Triton, because the host starts its kernels sooner.
     """
     names = ("cpu",) if numbers.is_cpu else ("cuda", "triton") if numbers.is_cuda else ()
     for name in names:
         if name in KERNELS and (name != "cuda" or torch.version.cuda is not None):
-            return KERNELS[name]
+            return name
     return None
 
 
@@ -168,8 +168,8 @@ class LivePace:
     def keep(self) -> None:
         """q and the bootstrap weight for what has been learnt, and for those settings."""
         numbers = self.numbers()
-        if (kernels := _kernels_for(numbers.all)) is not None:
-            kernels.keep_pace(numbers.all, *self._bounds, *self._limits)
+        if (backend := _backend_for(numbers.all)) is not None:
+            KERNELS[backend].keep_pace(numbers.all, *self._bounds, *self._limits)
             return
         bound, opening = self._bounds
         numbers.bound.fill_(bound)
@@ -179,14 +179,21 @@ class LivePace:
     def see(self, stats: RowStats, target: Tensor) -> None:
         """Take the rows of one training call into account, where they are."""
         numbers = self.numbers(stats.max_prob.device)
-        kernels = _kernels_for(numbers.all)
+        backend = _backend_for(numbers.all)
+        every = rows_apart(stats.max_prob.numel())
+        if (
+            backend is not None
+            and node.short_way is not None
+            and not torch.compiler.is_compiling()
+            and node.short_way.see(backend, numbers.all, stats, target, every, *self._limits)
+        ):
+            return
         # Probabilities for each class are compared by plain operations, and a DTensor's rows added over its ranks.
-        if kernels is None or target.shape != stats.prediction.shape or type(stats.max_prob) is not Tensor:
+        if backend is None or target.shape != stats.prediction.shape or type(stats.max_prob) is not Tensor:
             pace.see(numbers, stats, target, *self._limits)
             return
         rows = (stats.max_prob, stats.target_prob, stats.prediction, target.to(torch.int64))
-        every = rows_apart(stats.max_prob.numel())
-        kernels.see(numbers.all, *(values.contiguous() for values in rows), every, *self._limits)
+        KERNELS[backend].see(numbers.all, *(values.contiguous() for values in rows), every, *self._limits)
 
     def numbers(self, device: torch.device | None = None) -> PaceNumbers:
         """On ``device``, to which what has been learnt goes along; by default where it is."""

@@ -24,6 +24,9 @@ from dal_kernels import (
     dynamics_aware_loss,
 )
 
+# Both ways, because each tells the schedule.
+pytestmark = pytest.mark.usefixtures("way")
+
 ROWS, CLASSES, FEATURES = 12, 7, 5
 CALLS = 9
 

@@ -238,6 +238,33 @@ PyObject* loss(PyObject*, PyObject* const* given, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
+// see(backend, numbers, stats, target, every, q_end, max_weight) -> whether it was done: the operator of that backend,
+// for labels as the operator takes them.
+PyObject* see(PyObject*, PyObject* const* given, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK(count == 7, "see takes 7 arguments, got ", count);
+  if (!THPVariable_CheckExact(given[1]) || is_watched()) Py_RETURN_FALSE;
+  const Tensor& numbers = THPVariable_Unpack(given[1]);
+  if (!is_plain(numbers)) Py_RETURN_FALSE;
+  PyObject* const stats = given[2];  // a RowStats
+  const Tensor* target_prob = plain_beside(PyTuple_GET_ITEM(stats, 0), numbers);
+  const Tensor* prediction = plain_beside(PyTuple_GET_ITEM(stats, 2), numbers);
+  const Tensor* max_prob = plain_beside(PyTuple_GET_ITEM(stats, 3), numbers);
+  const Tensor* target = plain_beside(given[3], numbers);
+  if (!target_prob || !prediction || !max_prob || !target || target->scalar_type() != at::kLong ||
+      target->sizes() != prediction->sizes())
+    Py_RETURN_FALSE;
+  for (const Tensor* rows : {target_prob, prediction, max_prob, target})
+    if (!rows->is_contiguous()) Py_RETURN_FALSE;
+  Values values{numbers, *max_prob, *target_prob, *prediction, *target, static_cast<std::int64_t>(PyLong_AsLongLong(given[4])),
+                PyFloat_AsDouble(given[5]), PyFloat_AsDouble(given[6])};
+  const Operators& operators = operators_of(std::string(PyUnicode_AsUTF8(given[0])));
+  const py::gil_scoped_release released;
+  called(operators.see, std::move(values));
+  Py_RETURN_TRUE;
+  END_HANDLE_TH_ERRORS
+}
+
 // learn(objectives, plan, remember, statistics): what Tables has of Python, objectives as (knobs, needs_prediction) each.
 PyObject* learn(PyObject*, PyObject* given) {
   HANDLE_TH_ERRORS
@@ -257,6 +284,7 @@ PyObject* learn(PyObject*, PyObject* given) {
 
 PyMethodDef methods[] = {
     {"loss", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&loss)), METH_FASTCALL, nullptr},
+    {"see", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&see)), METH_FASTCALL, nullptr},
     {"learn", &learn, METH_VARARGS, nullptr},
     {nullptr, nullptr, 0, nullptr}};
 
