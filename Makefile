@@ -22,6 +22,7 @@ test: $(TESTABLE)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.micro $(ARGS)
+	$(BIN)/python -m benchmarks.host_time
 
 lint: $(READY)
 	@$(BIN)/pip install --quiet 'dal_kernels[lint]'

@@ -21,7 +21,7 @@ from dal_kernels.backends.choose import choose
 from dal_kernels.knobs import remembered_knobs
 from dal_kernels.objectives import OBJECTIVES
 from dal_kernels.ops import KERNELS
-from dal_kernels.surroundings import frames_inside
+from dal_kernels.surroundings import frames_inside, is_capturing
 
 # Why the extension is not there, or None; and whether that was said.
 error: str | None = None
@@ -65,8 +65,13 @@ def _load() -> Node | None:
     except ImportError as reason:
         error = str(reason)
         return None
-    module.learn([(len(of.knobs), of.needs_argmax) for of in OBJECTIVES], _plan, _remember, RowStats)
-    return Node(module.loss, module.see)
+    traits = [(len(of.knobs), of.needs_argmax) for of in OBJECTIVES]
+    try:
+        module.learn(traits, _plan, _remember, is_capturing, RowStats)
+        return Node(module.loss, module.see)
+    except (AttributeError, RuntimeError) as reason:
+        error = f"it was built from other sources than these ({reason}); install dal_kernels again"
+        return None
 
 
 def say_once() -> None:

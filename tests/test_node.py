@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import types
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -262,6 +263,17 @@ def test_an_extension_for_another_torch_is_not_loaded() -> None:
     assert str(caught.value).startswith(
         f"it was built for torch {own}, and this is torch 9.9; install dal_kernels again"
     )
+
+
+def test_one_of_other_sources_is_set_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    def learn(*arguments: Any) -> None:
+        raise RuntimeError("learn takes 3 arguments, got 5")
+
+    monkeypatch.setattr(extensions, "load", lambda *_, **__: types.SimpleNamespace(learn=learn))
+    monkeypatch.setattr(node, "error", None)
+    assert node._load() is None
+    assert node.error is not None
+    assert "other sources than these (learn takes 3 arguments, got 5); install" in node.error
 
 
 def test_without_it_that_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,7 @@ struct Tables {
   std::vector<ObjectiveTraits> objectives;
   py::object plan;        // (backend, logits, objective) -> (name of a backend, whether it writes the gradient), or None
   py::object remember;    // (objective, numbers, logits) -> their checked tensor (K,), or None
+  py::object is_capturing;  // () -> whether the current CUDA stream is captured in a graph
   py::object statistics;  // (target_prob, entropy, prediction, max_prob) -> what a caller gets
   // Both by what the answers depend on; a device is a type and an index.
   std::map<std::tuple<std::string, std::int64_t, std::int64_t, std::int64_t, at::ScalarType, c10::DeviceType, int>, Plan>
@@ -107,6 +108,8 @@ std::optional<Tensor> remembered_knobs(
     std::vector<double> numbers, std::int64_t objective, PyObject* logits_object, const Tensor& logits) {
   auto& known = tables().knobs;
   const c10::Device device = logits.device();
+  // A captured graph would go on reading what is forgotten here one day. The long way fills them inside of the graph.
+  if (logits.is_cuda() && tables().is_capturing().cast<bool>()) return std::nullopt;
   auto key = std::make_tuple(
       objective, std::move(numbers), loss_dtype(logits), device.type(), static_cast<int>(device.index()));
   const auto found = known.find(key);
@@ -222,7 +225,6 @@ PyObject* loss(PyObject*, PyObject* const* given, Py_ssize_t count) {
       const Tensor anchor = anchor_of(logits);
       value = FusedLoss::apply(logits, &call, &anchor);
     } else {
-      const at::AutoDispatchBelowAutograd below;
       Values made = call.run(logits, false, want_stats);
       value = made[0].toTensor();
       if (want_stats) std::tie(call.fields, call.prediction) = std::pair(made[2].toTensor(), made[3].toTensor());
@@ -265,10 +267,11 @@ PyObject* see(PyObject*, PyObject* const* given, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
-// learn(objectives, plan, remember, statistics): what Tables has of Python, objectives as (knobs, needs_prediction) each.
+// learn(objectives, plan, remember, is_capturing, statistics): what Tables has of Python, objectives as (knobs, needs_prediction) each.
 PyObject* learn(PyObject*, PyObject* given) {
   HANDLE_TH_ERRORS
   const auto arguments = py::reinterpret_borrow<py::tuple>(given);
+  TORCH_CHECK(arguments.size() == 5, "learn takes 5 arguments, got ", arguments.size());
   Tables& known = tables();
   known.objectives.clear();
   for (const py::handle traits : arguments[0]) {
@@ -277,7 +280,8 @@ PyObject* learn(PyObject*, PyObject* given) {
   }
   known.plan = arguments[1];
   known.remember = arguments[2];
-  known.statistics = arguments[3];
+  known.is_capturing = arguments[3];
+  known.statistics = arguments[4];
   Py_RETURN_NONE;
   END_HANDLE_TH_ERRORS
 }

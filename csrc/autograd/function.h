@@ -32,6 +32,8 @@ struct LossCall {
   Values run(const Tensor& logits, bool want_gradient, bool want_fields) const {
     Values values{logits, target, knobs, weight, objective, ignore_index, reduction, want_gradient};
     if (want_fields) values.emplace_back(want_prediction);
+    // Past the kernel that torch has for operators without an autograd of their own: it looks at each argument.
+    const at::AutoDispatchBelowADInplaceOrView below;
     return called(want_fields ? operators.loss_and_fields : operators.loss, std::move(values));
   }
 };

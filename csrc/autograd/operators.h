@@ -4,6 +4,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 
 #include <deque>
+#include <mutex>
 #include <optional>
 #include <string>
 
@@ -35,20 +36,29 @@ struct Operators {
   }
 };
 
-// Of all backends. Not taken down: a thread of autograd may outlive the interpreter.
-inline std::deque<Operators>& all_operators() {
-  static auto* made = new std::deque<Operators>;
+// Of all backends that have been called. Not taken down: a thread of autograd may outlive the interpreter.
+struct AllOperators {
+  std::mutex mutex;  // a backward may look one up while a forward of another thread adds one
+  std::deque<Operators> all;
+};
+inline AllOperators& all_operators() {
+  static auto* made = new AllOperators;
   return *made;
 }
 
 inline const Operators& operators_of(const std::string& backend) {
-  std::deque<Operators>& all = all_operators();
+  auto& [mutex, all] = all_operators();
+  const std::lock_guard lock(mutex);
   for (const Operators& each : all)
     if (each.backend == backend) return each;
   return all.emplace_back(backend, all.size());
 }
 
-inline const Operators& operators_of(std::int64_t id) { return all_operators()[static_cast<std::size_t>(id)]; }
+inline const Operators& operators_of(std::int64_t id) {
+  auto& [mutex, all] = all_operators();
+  const std::lock_guard lock(mutex);
+  return all[static_cast<std::size_t>(id)];
+}
 
 inline Values called(const c10::OperatorHandle& op, Values values) {
   op.callBoxed(values);
