@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dal_kernels.functional import Hearer
 from dal_kernels.surroundings import in_backward, is_recording, transforms_active
 from dal_kernels.watch import Watch
 
@@ -68,12 +69,21 @@ class ListeningLoss(nn.Module):
         looks = watch is not None and watch.trained(self.schedule)
         return follows or looks
 
+    def hearer(self, learns: bool, return_stats: bool, input: Tensor) -> Hearer | None:
+        """The schedule, if the call may tell it on its way: where its statistics are for nobody else."""
+        if not learns or return_stats or torch.compiler.is_compiling() or not hasattr(self.schedule, "hearer"):
+            return None
+        hearer: Hearer | None = self.schedule.hearer(input)
+        return hearer
+
     def told(self, result: Any, target: Tensor, return_stats: bool, classes: int | None) -> Any:
         """What the caller asked for, of a result with statistics, once the schedule or the watch has seen them.
 
         Args:
             classes: C, or None where only some of the classes are known here.
         """
+        if isinstance(result, Tensor):
+            return result  # the call has told it
         loss, stats = result
         if hasattr(self.schedule, "see"):
             self.schedule.see(stats, target)

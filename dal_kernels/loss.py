@@ -181,7 +181,7 @@ class DynamicsAwareLoss(ListeningLoss):
             dynamics_aware_of(self.bootstrap), knobs, input, target, weight=self._weight(),
             ignore_index=self.ignore_index, reduction=self.reduction if reduction is None else reduction,
             return_stats=return_stats or learns, sample_weight=sample_weight, mix=mix, target_shift=shift,
-            scale=self.scale, backend=self.backend,
+            scale=self.scale, backend=self.backend, hearer=self.hearer(learns, return_stats, input),
         )  # fmt: skip
         return self.told(result, target, return_stats, input.shape[input.dim() > 1]) if learns else result
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,20 +45,8 @@ def _remember(objective: int, numbers: tuple[float, ...], input: Tensor) -> Tens
         return None
 
 
-class Node(NamedTuple):
-    """The functions of the extension.
-
-    Attributes:
-        loss: :func:`dal_kernels.functional.loss_of` by position; None from it means the long way.
-        see: the operator ``see`` of a backend, by (name of the backend, numbers, stats, target, every, q_end,
-            max_weight); what it gives is whether that was done.
-    """
-
-    loss: Callable[..., Any]
-    see: Callable[..., bool]
-
-
-def _load() -> Node | None:
+def _load() -> Callable[..., Any] | None:
+    """``loss`` of the extension: :func:`dal_kernels.functional.loss_of` by position, or None for the long way."""
     global error
     try:
         module = extensions.load("_node", made_for=torch.__version__)
@@ -68,10 +56,11 @@ def _load() -> Node | None:
     traits = [(len(of.knobs), of.needs_argmax) for of in OBJECTIVES]
     try:
         module.learn(traits, _plan, _remember, is_capturing, RowStats)
-        return Node(module.loss, module.see)
     except (AttributeError, RuntimeError) as reason:
         error = f"it was built from other sources than these ({reason}); install dal_kernels again"
         return None
+    loss: Callable[..., Any] = module.loss
+    return loss
 
 
 def say_once() -> None:

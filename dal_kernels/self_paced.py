@@ -8,8 +8,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from dal_kernels import node, pace
+from dal_kernels import pace
 from dal_kernels.arguments import RowStats
+from dal_kernels.functional import Hearer
 from dal_kernels.ops import KERNELS
 from dal_kernels.pace import PaceNumbers, pace_numbers, rows_apart
 from dal_kernels.schedule import DynamicsAwareSchedule
@@ -93,6 +94,10 @@ class SelfPacedSchedule(DynamicsAwareSchedule):
             target: as it was given to the loss.
         """
         self.live.see(stats, target)
+
+    def hearer(self, input: Tensor) -> Hearer | None:
+        """What lets a call of the loss do the same on its way: see :func:`dal_kernels.functional.loss_of`."""
+        return self.live.hearer(input)
 
     def synchronize(self, group: Any = None) -> None:
         """Average what the ranks of a ``torch.distributed`` group have learnt. All of them must call it.
@@ -180,20 +185,19 @@ class LivePace:
         """Take the rows of one training call into account, where they are."""
         numbers = self.numbers(stats.max_prob.device)
         backend = _backend_for(numbers.all)
-        every = rows_apart(stats.max_prob.numel())
-        if (
-            backend is not None
-            and node.short_way is not None
-            and not torch.compiler.is_compiling()
-            and node.short_way.see(backend, numbers.all, stats, target, every, *self._limits)
-        ):
-            return
         # Probabilities for each class are compared by plain operations, and a DTensor's rows added over its ranks.
         if backend is None or target.shape != stats.prediction.shape or type(stats.max_prob) is not Tensor:
             pace.see(numbers, stats, target, *self._limits)
             return
         rows = (stats.max_prob, stats.target_prob, stats.prediction, target.to(torch.int64))
+        every = rows_apart(stats.max_prob.numel())
         KERNELS[backend].see(numbers.all, *(values.contiguous() for values in rows), every, *self._limits)
+
+    def hearer(self, input: Tensor) -> Hearer | None:
+        """By which a call with these logits (N, C) may :meth:`see` by itself; None where it must be told."""
+        numbers = self.numbers(input.device).all
+        backend = _backend_for(numbers)
+        return None if backend is None else (backend, numbers, rows_apart(input.shape[0]), *self._limits)
 
     def numbers(self, device: torch.device | None = None) -> PaceNumbers:
         """On ``device``, to which what has been learnt goes along; by default where it is."""

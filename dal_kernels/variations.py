@@ -22,7 +22,7 @@ from dal_kernels.arguments import (
 )
 from dal_kernels.backends.choose import choose
 from dal_kernels.fields import Reduction, loss_dtype
-from dal_kernels.functional import loss_of
+from dal_kernels.functional import Hearer, loss_of
 from dal_kernels.knobs import KnobValue, knob_tensor
 from dal_kernels.objective import Objective, RowQuantities
 from dal_kernels.quantities import quantities_of_call
@@ -48,13 +48,14 @@ def varied_loss(
     scale: float | Tensor | None = None,
     mix: Mix | None = None,
     backend: Backend = "auto",
+    hearer: Hearer | None = None,
 ) -> Any:
     """The loss with the options that :class:`dal_kernels.losses.options.LossOptions` documents."""
     soft = is_soft(input, target)
     if not soft and mix is None and target_shift is None and scale is None and label_smoothing == 0:
         return loss_of(
             objective.id, knobs, input, target, weight=weight, ignore_index=ignore_index, reduction=reduction,
-            return_stats=return_stats, sample_weight=sample_weight, backend=backend,
+            return_stats=return_stats, sample_weight=sample_weight, backend=backend, hearer=hearer,
         )  # fmt: skip
     options: dict[str, Any] = {
         "weight": weight,
@@ -77,7 +78,7 @@ def varied_loss(
             raise ValueError("mix must be None with soft targets, which say what they mix")
         return _soft_loss(objective, knobs, input, target, label_smoothing, options)
     if mix is None and label_smoothing == 0:
-        return loss_of(objective.id, knobs, input, target, **options)
+        return loss_of(objective.id, knobs, input, target, hearer=hearer, **options)
     return _mixed_loss(objective, knobs, input, target, label_smoothing, mix, options)
 
 

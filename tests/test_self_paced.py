@@ -37,6 +37,10 @@ def batch(seed: int = 0) -> tuple[Tensor, Tensor]:
     return logits.requires_grad_(), torch.randint(CLASSES, (ROWS,), generator=generator)
 
 
+def strided(values: Tensor) -> Tensor:
+    return torch.stack([values, values], 1)[:, 0]
+
+
 def averages(criterion: Any) -> list[float]:
     state = criterion.schedule.state_dict()
     return [state["confidence"], state["agreement"]]
@@ -361,3 +365,16 @@ def test_a_short_training_learns() -> None:
 def test_the_schedule_shows_itself() -> None:
     schedule = SelfPacedSchedule(0.6, 1.5, 10)
     assert repr(schedule).startswith("SelfPacedSchedule(q_start=0.6, q_end=1.5, total_steps=10, position=0, q=")
+
+
+@pytest.mark.parametrize("return_stats", [False, True])
+@pytest.mark.parametrize("place", [lambda target: target, strided, Tensor.int], ids=["packed", "strided", "int32"])
+def test_the_schedule_hears_of_a_call_whatever_its_labels_and_result(
+    backend: str, place: Any, return_stats: bool
+) -> None:
+    criterion = DynamicsAwareLoss(total_steps=CALLS, backend=backend)  # type: ignore[arg-type]
+    batches = [batch(seed) for seed in range(3)]
+    for logits, target in batches:
+        result = criterion(logits, place(target), return_stats=return_stats)
+        assert isinstance(result, tuple) is return_stats
+    assert averages(criterion) == pytest.approx(expected_averages(batches), rel=1e-5)

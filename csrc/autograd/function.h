@@ -24,7 +24,8 @@ struct LossCall {
   std::optional<Tensor> weight;  // (C,)
   std::int64_t objective, ignore_index, reduction;
   bool gradient_ready;   // whether the forward writes the gradient
-  bool want_stats, want_prediction;
+  bool want_stats, may_be_edited;  // the statistics, by whoever gets them
+  bool want_prediction;
   Tensor fields, prediction;  // left by the forward where the statistics are wanted
 
   // The loss, the gradient or an empty tensor, and the correction where there is one; with fields the fields and the
@@ -68,9 +69,10 @@ struct FusedLoss : torch::autograd::Function<FusedLoss> {
     if (want_fields) {
       const Tensor fields = made[2].toTensor(), prediction = made[3].toTensor();
       if (recompute) saved.insert(saved.end(), {logits, call->target, fields, prediction});
-      if (call->want_stats) {  // what the user gets may be edited
-        call->fields = recompute ? fields.clone() : fields;
-        call->prediction = recompute ? prediction.clone() : prediction;
+      if (call->want_stats) {
+        const bool copied = recompute && call->may_be_edited;
+        call->fields = copied ? fields.clone() : fields;
+        call->prediction = copied ? prediction.clone() : prediction;
       }
     }
     for (std::size_t i = want_fields ? 4 : 2; i < made.size(); ++i) saved.push_back(made[i].toTensor());
