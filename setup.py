@@ -145,6 +145,9 @@ class BuildOrGoWithout(build_ext):
                 self.architectures = cuda.codes(ext.extra_compile_args)
                 say(f"built the CUDA kernels {how}")
             else:
+                if ext.name == NODE:
+                    # setuptools compares times, and would take one that was built for another torch for up to date.
+                    Path(self.get_ext_fullpath(NODE)).unlink(missing_ok=True)
                 self.compile_in_parallel()
                 super().build_extension(ext)
                 what = "CPU kernels" if ext.name == CPU else "autograd node"

@@ -62,7 +62,8 @@ def _refuse_other_torch(folder: Path, torch: str) -> None:
     built_with = read_record(folder).get("torch")
     if built_with != torch:
         raise ImportError(
-            f"it was built for torch {built_with}, and this is torch {torch}; install dal_kernels again to have it"
+            f"it was built for torch {built_with}, and this is torch {torch}; install dal_kernels again without "
+            "its cached wheel (--no-cache-dir) to have it"
         )
 
 
@@ -88,12 +89,13 @@ def load(name: str, made_for: str | None = None) -> ModuleType:
             raise
     except ImportError as error:
         raise ImportError(f"it was built, but cannot be loaded: {error}") from error
-    reason = read_record(PACKAGE).get("missing", {}).get(name)
-    why = (
-        f"it was not built when dal_kernels was installed: {reason}"
-        if reason
-        else f"{PACKAGE} has neither it nor a record of why; install dal_kernels again"
-    )
+    missing = read_record(PACKAGE).get("missing", {})
+    reason = missing.get(name)
+    why = f"{PACKAGE} has neither it nor a record of why; install dal_kernels again"
+    if reason:
+        why = f"it was not built when dal_kernels was installed: {reason}"
+    elif name in missing and made_for is not None:
+        why = "it was built for another Python; install dal_kernels again without its cached wheel (--no-cache-dir)"
     sources = PACKAGE.parent / "csrc"
     if sources.is_dir() and not reason:
         why = (

@@ -12,6 +12,7 @@ from torch import Tensor
 from truth import CLASSES, DTYPES, Case, check, make_case, random_upstream
 
 from dal_kernels import DynamicsAwareLoss, available_backends, dynamics_aware_loss
+from dal_kernels.backends.choose import cuda_runs_on
 from dal_kernels.ops import KERNELS
 
 pytestmark = pytest.mark.gpu
@@ -57,10 +58,14 @@ def test_matches_truth(backend: str, classes: int, dtype: torch.dtype, reduction
     check(case, random_upstream(case).cuda(), backend)
 
 
-def test_auto_takes_triton_where_it_is() -> None:
-    first = next(name for name in ("triton", "cuda") if available_backends()[name].startswith("available"))
-    logits, target = torch.randn(64, 100, device="cuda"), torch.randint(100, (64,), device="cuda")
-    auto, named = (dynamics_aware_loss(logits, target, 0.7, 0.5, backend=name) for name in ("auto", first))
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(("classes", "order"), [(100, ("cuda", "triton")), (40_000, ("triton", "cuda"))])
+def test_auto_takes_what_it_says(classes: int, order: tuple[str, ...], compiled: bool) -> None:
+    there = [name for name in order if available_backends()[name].startswith("available")]
+    first = next(name for name in there if name != "cuda" or cuda_runs_on(torch.device("cuda", 0)))
+    logits, target = torch.randn(64, classes, device="cuda"), torch.randint(classes, (64,), device="cuda")
+    loss = torch.compile(dynamics_aware_loss, fullgraph=True) if compiled else dynamics_aware_loss
+    auto, named = (loss(logits, target, 0.7, 0.5, backend=name) for name in ("auto", first))
     assert torch.equal(auto, named)
 
 

@@ -154,6 +154,22 @@ def test_what_an_earlier_build_left_is_not_taken_for_this_one(source_tree: Path,
     assert "no-such-compiler" in record["missing"]["_native"]
 
 
+def test_the_node_is_built_again_though_its_file_is_newer_than_its_sources(source_tree: Path, tmp_path: Path) -> None:
+    """It may be of another torch, of which the times of files know nothing."""
+    pytest.importorskip("setuptools")
+    log, compiler = tmp_path / "log", tmp_path / "compiler"
+    compiler.write_text(
+        f'#!/bin/sh\necho "$@" >> {log}\nwhile [ $# -gt 0 ]; do [ "$1" = -o ] && : > "$2"; shift; done\nexit 0\n'
+    )
+    compiler.chmod(0o755)
+    for _ in range(2):
+        log.write_text("")
+        build(source_tree, "build_ext", "--build-lib", "build/lib", CXX=str(compiler), DAL_KERNELS_CUDA="0")
+        (built,) = (source_tree / "build/lib/dal_kernels").glob("_node*")
+        os.utime(built, (2**31, 2**31))
+        assert "csrc/autograd/bindings.cpp" in log.read_text()
+
+
 def test_without_a_gpu_an_editable_installation_has_no_cuda_kernels(source_tree: Path, tmp_path: Path) -> None:
     if shutil.which("nvcc") is None:
         pytest.skip("needs nvcc")

@@ -176,6 +176,8 @@ UNCOMMON: dict[str, dict[str, Any]] = {
     "a knob a row": {"q": torch.full((12,), 0.7)},
     "a knob that learns": {"q": torch.tensor(0.7, requires_grad=True)},
     "a NaN": {"q": float("nan")},
+    "a NaN in a tensor": {"q": torch.tensor(float("nan")), "bootstrap_weight": torch.tensor(0.2)},
+    "return_stats that is no bool": {"return_stats": torch.tensor([True, False])},
     "no number": {"q": "0.7"},
     "a bool": {"q": True},
     "a knob below 0": {"q": -1.0},
@@ -311,7 +313,7 @@ def test_without_it_that_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_which_gpus_an_extension_is_for(
     architectures: tuple[str, ...], capability: tuple[int, int], fits: bool
 ) -> None:
-    assert choose._runs(architectures, capability) is fits
+    assert choose._has_code_for(capability, architectures) is fits
 
 
 def test_the_record_says_for_which_gpus(tmp_path: Path) -> None:

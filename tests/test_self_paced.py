@@ -367,6 +367,27 @@ def test_the_schedule_shows_itself() -> None:
     assert repr(schedule).startswith("SelfPacedSchedule(q_start=0.6, q_end=1.5, total_steps=10, position=0, q=")
 
 
+def test_what_overrides_see_is_what_sees() -> None:
+    seen = []
+
+    class Mine(SelfPacedSchedule):
+        def see(self, stats: Any, target: Tensor) -> None:
+            seen.append(target)
+            super().see(stats, target)
+
+    criterion = DynamicsAwareLoss(schedule=Mine(0.6, 1.5, CALLS))
+    criterion(*batch())
+    plain = DynamicsAwareLoss(total_steps=CALLS)
+    plain.schedule.see = lambda stats, target: seen.append(target)  # type: ignore[method-assign]
+    plain(*batch())
+    assert len(seen) == 2
+
+
+def test_a_0d_input_is_told_as_what_it_is() -> None:
+    with pytest.raises(ValueError, match="input must have shape"):
+        DynamicsAwareLoss(total_steps=CALLS)(torch.tensor(1.0, requires_grad=True), torch.tensor(0))
+
+
 @pytest.mark.parametrize("return_stats", [False, True])
 @pytest.mark.parametrize("place", [lambda target: target, strided, Tensor.int], ids=["packed", "strided", "int32"])
 def test_the_schedule_hears_of_a_call_whatever_its_labels_and_result(

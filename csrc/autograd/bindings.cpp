@@ -1,7 +1,7 @@
 // One call from Python: arguments looked at once, the node of the autograd graph made, the loss given back.
 //
-// Whatever is not the common case, and whatever is wrong, is None: the long way in Python takes it, or says what is
-// wrong. So there is one place for errors.
+// Whatever is not the common case, and whatever can be seen to be wrong before kernels run, is None: the long way in
+// Python takes it, or says what is wrong.
 #include <torch/csrc/Exceptions.h>
 
 #include "function.h"
@@ -89,13 +89,14 @@ PyObject* loss(PyObject*, PyObject* const* given, Py_ssize_t count) {
   if (!knobs) Py_RETURN_NONE;
 
   const bool want_gradient = logits.requires_grad() && at::GradMode::is_enabled();
-  const bool want_stats = PyObject_IsTrue(given[kReturnStats]);
+  const int want_stats = PyObject_IsTrue(given[kReturnStats]);
+  if (want_stats < 0) return nullptr;
   const std::optional<Hearer> hearer =
       want_stats ? hearer_of(given[kHearer], logits, *target) : std::nullopt;
   LossCall call{
       *plan.operators, *target, *knobs, weight ? std::optional(*weight) : std::nullopt, objective, ignore_index,
       reduction, want_gradient && reduction != kNone && dtype != at::kHalf && plan.writes_gradient,
-      want_stats, want_stats && !hearer, want_stats || tables().objectives.at(objective).needs_prediction, {}, {}};
+      want_stats == 1, want_stats && !hearer, want_stats || tables().objectives.at(objective).needs_prediction, {}, {}};
   Tensor value;
   try {
     const py::gil_scoped_release released;
@@ -113,7 +114,7 @@ PyObject* loss(PyObject*, PyObject* const* given, Py_ssize_t count) {
   } catch (const python_error&) {
     throw;
   } catch (const std::exception&) {
-    if (!logits.is_cpu()) throw;
+    if (!logits.is_cpu() || PyErr_Occurred()) throw;
     // A label that is none: the long way finds it again and says where it stands.
     value = Tensor();
   }

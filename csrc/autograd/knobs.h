@@ -76,7 +76,7 @@ inline std::optional<Tensor> knobs_of(
   std::vector<double> numbers;
   for (Py_ssize_t i = 0; i < count; ++i) {
     const std::optional<double> number = number_of(PyTuple_GET_ITEM(given, i), logits);
-    if (!number) return i == 0 ? joined(given, logits) : std::nullopt;
+    if (!number) return i == 0 && logits.is_cuda() ? joined(given, logits) : std::nullopt;
     numbers.push_back(*number);
   }
   return remembered_knobs(std::move(numbers), objective, logits_object, logits);

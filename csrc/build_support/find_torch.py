@@ -2,8 +2,9 @@
 
 A build front end runs setup.py where torch cannot be seen: pip under the same interpreter with a path of its own, uv
 and build in a virtual environment that they made for it. None says for whom it builds; who that may be follows from the
-process that started this one and from the environment. Taking another Python's torch does no harm, because the binary
-is built against torch's stable ABI and loads under every torch from 2.10 on.
+process that started this one and from the environment. Taking another Python's torch does no harm to the kernels,
+because they are built against torch's stable ABI and load under every torch from 2.10 on; the autograd node, which has
+none, is then set aside, and says so.
 """
 
 from __future__ import annotations

@@ -134,30 +134,34 @@ def _auto(input: Tensor, objective: int | None) -> tuple[str, ...]:
         return ("cpu",)
     if not input.is_cuda:
         return ()
-    if torch.version.cuda is None:
+    if not cuda_runs_on(input.device):
         return ("triton",)
     ahead = (
         objective is not None
         and not OBJECTIVES[objective].is_wide
+        and input.dtype != torch.float64  # whose rows it reads twice
         and input.shape[input.dim() > 1] <= _MOST_CLASSES_OF_CUDA
-        and _built_for(input.device)
     )
     return ("cuda", "triton") if ahead else ("triton", "cuda")
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _built_for(device: torch.device) -> bool:
-    """Whether the CUDA extension has code for that GPU, or code that its driver can compile."""
-    return ops.cuda_error is None and _runs(cuda_architectures(), torch.cuda.get_device_capability(device))
+def cuda_runs_on(device: torch.device) -> bool:
+    """Whether the CUDA extension is there, and has code for that GPU, or code that its driver can compile."""
+    return _cuda_runs_on(device)
 
 
 @functools.cache
-def cuda_architectures() -> tuple[str, ...]:
-    """What the CUDA extension was built for: sm_90 is code for such GPUs, compute_90 what a driver can compile."""
-    return tuple(extensions.read_record(Path(str(ops.cuda_module.__file__)).parent).get("architectures", ()))
+def _cuda_runs_on(device: torch.device) -> bool:
+    # Fake tensors may be on a GPU where there is none.
+    if ops.cuda_error is not None or torch.version.cuda is None or not torch.cuda.is_available():
+        return False
+    record = extensions.read_record(Path(str(ops.cuda_module.__file__)).parent)
+    return _has_code_for(torch.cuda.get_device_capability(device), tuple(record.get("architectures", ())))
 
 
-def _runs(architectures: tuple[str, ...], capability: tuple[int, int]) -> bool:
+def _has_code_for(capability: tuple[int, int], architectures: tuple[str, ...]) -> bool:
+    """Whether one of the architectures fits: sm_90 is code for such GPUs, compute_90 what a driver can compile."""
     major, minor = capability
     for name in architectures:
         kind, _, version = name.partition("_")
