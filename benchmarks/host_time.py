@@ -10,11 +10,11 @@ rounds alone. At classifier sizes a GPU takes less than that, and a step is as f
 from __future__ import annotations
 
 import argparse
-import importlib
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from importlib import import_module
 
 import torch
 from tabulate import tabulate
@@ -54,7 +54,7 @@ def contenders(device: str) -> dict[str, Loss]:
         }
     for label, (module, attribute) in OTHERS.items() if device == "cuda" else ():
         try:
-            ours[label] = getattr(importlib.import_module(module), attribute)()
+            ours[label] = getattr(import_module(module), attribute)()
         except ImportError:
             continue
     return ours
