@@ -187,7 +187,7 @@ def _launches(variant: Variant, lanes: int) -> dict[str, Launch]:
             fields = torch.empty(len(FIELDS) if way.objective.is_wide else NARROW_FIELDS, variant.rows, dtype=dtype)
             prediction = target if way.objective.needs_argmax else target[:0]
             upstream, correction = (one, one) if way.reduced else (each, each[:0])
-            launch_gradient.rewrite_gradient(
+            launch_gradient.write_gradient(
                 torch.empty_like(logits),
                 logits,
                 target,

@@ -24,12 +24,12 @@ def gradient(
     ignore_index: int,
     correction: Tensor,
 ) -> Tensor:
-    return _write_gradient(
+    return write_gradient(
         logits.new_empty(logits.shape), logits, target, fields, prediction, upstream, ignore_index, correction, False
     )
 
 
-def _write_gradient(
+def write_gradient(
     out: Tensor,
     logits: Tensor,
     target: Tensor,
@@ -84,7 +84,7 @@ def overwrite(
     correction: Tensor,
 ) -> Tensor:
     """:func:`gradient` in the place of contiguous logits."""
-    return _write_gradient(
+    return write_gradient(
         logits, logits, target, fields, prediction, upstream, ignore_index, correction, if_changed=False
     )
 
@@ -99,7 +99,7 @@ def rewrite_gradient(
     ignore_index: int,
     correction: Tensor,
 ) -> None:
-    _write_gradient(gradient, logits, target, fields, prediction, upstream, ignore_index, correction, if_changed=True)
+    write_gradient(gradient, logits, target, fields, prediction, upstream, ignore_index, correction, if_changed=True)
 
 
 def scale_gradient(gradient: Tensor, upstream: Tensor, correction: Tensor) -> None:
