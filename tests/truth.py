@@ -124,13 +124,13 @@ def gradient_bound(truth: Tensor, dtype: torch.dtype) -> float:
 def entry_allowance(case: Case, upstream: Tensor, truth: Outcome) -> Tensor:
     """8 eps of the largest coefficient of each row, (N, 1): where p_y is 1 up to rounding, its gradient is 1 - 1.
 
-    And an ulp of q ln p_y, which is what its power is known to.
+    And one and a half ulps of q ln p_y, which is what its power is known to: q, ln p_y and their product are rounded.
     """
     rows, classes = case.logits.shape
     q, bootstrap_weight = torch.as_tensor(case.q).double(), torch.as_tensor(case.bootstrap_weight).double()
     n = bootstrap_weight / (q * math.log(classes)) if classes > 1 else torch.zeros(())
     prob = truth.stats.target_prob.nan_to_num(1.0).clamp_min(torch.finfo(torch.float64).tiny)
-    coefficient = prob**q * (1 - q * prob.log() / 8) + n * (1 + math.log(classes))
+    coefficient = prob**q * (1 - 1.5 * q * prob.log() / 8) + n * (1 + math.log(classes))
     weight = case.options.get("weight")
     ignored = case.target == case.options.get("ignore_index", -100)
     of_row = torch.ones(rows) if weight is None else weight[case.target.masked_fill(ignored, 0)]
