@@ -196,7 +196,7 @@ def _launches(variant: Variant, lanes: int) -> dict[str, Launch]:
                 upstream,
                 IGNORE_INDEX,
                 correction,
-                way.if_changed,
+                if_changed=way.if_changed,
             )
         else:
             count = len(way.objective.knobs)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dal_kernels.fields import loss_dtype, loss_dtype_of
 from dal_kernels.objective import Knob, Objective
-from dal_kernels.surroundings import is_recording, transforms_active
+from dal_kernels.surroundings import is_capturing, is_recording, transforms_active
 from dal_kernels.tensors import HALVES, LOGITS, no_gradient, of_rows, refuse_dtensor
 
 KnobValue = float | Tensor
@@ -78,7 +78,7 @@ def remembered_knobs(objective: Objective, numbers: tuple[Any, ...], input: Tens
     if torch.compiler.is_compiling() or transforms_active() or is_recording(input):
         return None
     # What is filled during a capture has no value before the graph is replayed.
-    if input.is_cuda and torch.cuda.is_current_stream_capturing():
+    if input.is_cuda and is_capturing():
         return None
     return _remembered(objective, numbers, loss_dtype(input), input.device)
 

@@ -24,7 +24,7 @@ from dal_kernels.losses.options import PlainOptions
 from dal_kernels.objectives import dynamics_aware_of
 from dal_kernels.schedule import DynamicsAwareSchedule
 from dal_kernels.self_paced import Pace, SelfPacedSchedule, schedule_of
-from dal_kernels.tensors import check_choice
+from dal_kernels.tensors import check_choice, classes_of
 from dal_kernels.variations import Mix, check_form, fading_shift, keep_variations, varied_loss
 
 if TYPE_CHECKING:
@@ -176,14 +176,14 @@ class DynamicsAwareLoss(ListeningLoss):
         learns = self.learns(input)
         shift = self.target_shift
         if isinstance(shift, str):
-            shift = fading_shift(input.shape[input.dim() > 1], self.q, self.schedule.q_start)
+            shift = fading_shift(classes_of(input), self.q, self.schedule.q_start)
         result: Tensor | tuple[Tensor, RowStats] = varied_loss(
             dynamics_aware_of(self.bootstrap), knobs, input, target, weight=self._weight(),
             ignore_index=self.ignore_index, reduction=self.reduction if reduction is None else reduction,
             return_stats=return_stats or learns, sample_weight=sample_weight, mix=mix, target_shift=shift,
             scale=self.scale, backend=self.backend, hearer=self.hearer(learns, return_stats, input),
         )  # fmt: skip
-        return self.told(result, target, return_stats, input.shape[input.dim() > 1]) if learns else result
+        return self.told(result, target, return_stats, classes_of(input)) if learns else result
 
     def for_form(self, input: Tensor) -> tuple[int, Tensor, dict[str, Any]]:
         """What the forms of a loss (linear, class-parallel) take: its id in the table, its knobs and its options."""

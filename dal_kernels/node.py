@@ -8,6 +8,7 @@ subclasses, anything wrong), the long way in Python does the same: :mod:`dal_ker
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -23,9 +24,8 @@ from dal_kernels.objectives import OBJECTIVES
 from dal_kernels.ops import KERNELS
 from dal_kernels.surroundings import frames_inside, is_capturing
 
-# Why the extension is not there, or None; and whether that was said.
+# Why the extension is not there, or None.
 error: str | None = None
-said = False
 
 
 def _plan(backend: str, input: Tensor, objective: int) -> tuple[str, bool] | None:
@@ -63,11 +63,10 @@ def _load() -> Callable[..., Any] | None:
     return loss
 
 
+@functools.cache
 def say_once() -> None:
     """Warn, the first time, that calls take the long way and why."""
-    global said
-    if error is not None and not said:
-        said = True
+    if error is not None:
         warnings.warn(
             f"calls of the loss take more of the host's time than they could: the autograd node is missing: {error}",
             stacklevel=frames_inside() + 1,

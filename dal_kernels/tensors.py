@@ -33,6 +33,11 @@ def shape_of(tensor: Tensor) -> str:
     return str(tuple(tensor.shape))
 
 
+def classes_of(logits: Tensor) -> int:
+    """C of logits (C,), (N, C) or (N, C, ...)."""
+    return logits.shape[logits.dim() > 1]
+
+
 def no_gradient(name: str, tensor: Tensor) -> None:
     """Raise ValueError for a tensor that requires grad."""
     if tensor.requires_grad:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import types
 import warnings
@@ -19,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from truth import DTYPES, make_case
 
+from build_support import cuda
 from dal_kernels import DynamicsAwareLoss, dynamics_aware_loss, extensions, functional, node
 from dal_kernels.arguments import RowStats
 from dal_kernels.backends import choose
@@ -281,7 +283,7 @@ def test_one_of_other_sources_is_set_aside(monkeypatch: pytest.MonkeyPatch) -> N
 def test_without_it_that_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node, "short_way", None)
     monkeypatch.setattr(node, "error", "no such file")
-    monkeypatch.setattr(node, "said", False)
+    monkeypatch.setattr(node, "say_once", functools.cache(node.say_once.__wrapped__))  # as in a new process
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(2):
@@ -314,6 +316,11 @@ def test_which_gpus_an_extension_is_for(
     architectures: tuple[str, ...], capability: tuple[int, int], fits: bool
 ) -> None:
     assert choose._has_code_for(capability, architectures) is fits
+
+
+def test_what_nvcc_is_told_to_make() -> None:
+    flags = ["nvcc", "-gencode", "arch=compute_80,code=[sm_80]", "-gencode", "arch=compute_90,code=[sm_90,compute_90]"]
+    assert cuda.codes(flags) == ["sm_80", "sm_90", "compute_90"]
 
 
 def test_the_record_says_for_which_gpus(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ struct Operators {
   std::optional<c10::OperatorHandle> scale_gradient, rewrite_gradient;
 
   Operators(const std::string& name, std::size_t place)
-      : backend(name), id(static_cast<std::int64_t>(place)), loss(of("loss")), loss_and_fields(of("loss_and_fields")), gradient(of("gradient")), see(of("see")),
+      : backend(name), id(static_cast<std::int64_t>(place)), loss(of("loss")), loss_and_fields(of("loss_and_fields")),
+        gradient(of("gradient")), see(of("see")),
         scale_gradient(if_any("scale_gradient")), rewrite_gradient(if_any("rewrite_gradient")) {}
 
  private:

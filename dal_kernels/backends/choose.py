@@ -16,7 +16,7 @@ from dal_kernels.arguments import BACKENDS, Call, RowStats, raise_for_labels
 from dal_kernels.autograd import fused_loss
 from dal_kernels.objectives import OBJECTIVES
 from dal_kernels.surroundings import frames_inside, transforms_active
-from dal_kernels.tensors import check_choice
+from dal_kernels.tensors import check_choice, classes_of
 
 Run = Callable[[Call], tuple[Tensor, RowStats | None]]
 
@@ -140,7 +140,7 @@ def _auto(input: Tensor, objective: int | None) -> tuple[str, ...]:
         objective is not None
         and not OBJECTIVES[objective].is_wide
         and input.dtype != torch.float64  # whose rows it reads twice
-        and input.shape[input.dim() > 1] <= _MOST_CLASSES_OF_CUDA
+        and classes_of(input) <= _MOST_CLASSES_OF_CUDA
     )
     return ("cuda", "triton") if ahead else ("triton", "cuda")
 

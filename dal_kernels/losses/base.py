@@ -15,7 +15,7 @@ from dal_kernels.listening import ListeningLoss
 from dal_kernels.live import LiveNumbers, packed, unpacked
 from dal_kernels.losses.ramp import Schedule
 from dal_kernels.objective import Objective
-from dal_kernels.tensors import check_choice
+from dal_kernels.tensors import check_choice, classes_of
 from dal_kernels.variations import Mix, check_form, keep_variations, varied_loss
 
 # What a public loss comes to: a loss of the table and its knobs.
@@ -115,7 +115,7 @@ class RobustLoss(ListeningLoss):
             self._objective, self._knobs_for(input), input, target, return_stats=return_stats or learns,
             sample_weight=sample_weight, mix=mix, **self._options(reduction),
         )  # fmt: skip
-        return self.told(result, target, return_stats, input.shape[input.dim() > 1]) if learns else result
+        return self.told(result, target, return_stats, classes_of(input)) if learns else result
 
     def for_form(self, input: Tensor) -> tuple[int, tuple[float, ...] | Tensor, dict[str, Any]]:
         """What the forms of a loss (linear, class-parallel) take: its id in the table, its knobs and its options.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 from torch import Tensor
 
@@ -15,18 +17,8 @@ from dal_kernels.fields import FIELDS
 _SCALE_BLOCK = 8192
 
 
-def gradient(
-    logits: Tensor,
-    target: Tensor,
-    fields: Tensor,
-    prediction: Tensor,
-    upstream: Tensor,
-    ignore_index: int,
-    correction: Tensor,
-) -> Tensor:
-    return write_gradient(
-        logits.new_empty(logits.shape), logits, target, fields, prediction, upstream, ignore_index, correction, False
-    )
+def gradient(logits: Tensor, *arguments: Any) -> Tensor:
+    return write_gradient(logits.new_empty(logits.shape), logits, *arguments, if_changed=False)
 
 
 def write_gradient(
@@ -38,6 +30,7 @@ def write_gradient(
     upstream: Tensor,
     ignore_index: int,
     correction: Tensor,
+    *,
     if_changed: bool,
 ) -> Tensor:
     """The gradient, again, into ``out``; with ``if_changed`` only where it is not what stands there."""
@@ -74,32 +67,13 @@ def write_gradient(
     return out
 
 
-def overwrite(
-    logits: Tensor,
-    target: Tensor,
-    fields: Tensor,
-    prediction: Tensor,
-    upstream: Tensor,
-    ignore_index: int,
-    correction: Tensor,
-) -> Tensor:
+def overwrite(logits: Tensor, *arguments: Any) -> Tensor:
     """:func:`gradient` in the place of contiguous logits."""
-    return write_gradient(
-        logits, logits, target, fields, prediction, upstream, ignore_index, correction, if_changed=False
-    )
+    return write_gradient(logits, logits, *arguments, if_changed=False)
 
 
-def rewrite_gradient(
-    gradient: Tensor,
-    logits: Tensor,
-    target: Tensor,
-    fields: Tensor,
-    prediction: Tensor,
-    upstream: Tensor,
-    ignore_index: int,
-    correction: Tensor,
-) -> None:
-    write_gradient(gradient, logits, target, fields, prediction, upstream, ignore_index, correction, if_changed=True)
+def rewrite_gradient(gradient: Tensor, *arguments: Any) -> None:
+    write_gradient(gradient, *arguments, if_changed=True)
 
 
 def scale_gradient(gradient: Tensor, upstream: Tensor, correction: Tensor) -> None:
