@@ -21,11 +21,12 @@ from dal_kernels.arguments import RowStats
 from dal_kernels.backends.choose import choose
 from dal_kernels.knobs import remembered_knobs
 from dal_kernels.objectives import OBJECTIVES
-from dal_kernels.ops import KERNELS
+from dal_kernels.ops import KERNELS, in_triton
 from dal_kernels.surroundings import frames_inside, is_capturing
 
 # Why the extension is not there, or None.
 error: str | None = None
+_module: Any = None  # the extension
 
 
 def _plan(backend: str, input: Tensor, objective: int) -> tuple[str, bool] | None:
@@ -34,6 +35,8 @@ def _plan(backend: str, input: Tensor, objective: int) -> tuple[str, bool] | Non
         name = choose(backend, input, objective)
     except (RuntimeError, ValueError):  # which says what is wrong
         return None
+    if name == "triton":
+        _learn_triton()
     return None if name == "eager" else (name, KERNELS[name].writes_gradient(input, objective))
 
 
@@ -45,21 +48,36 @@ def _remember(objective: int, numbers: tuple[float, ...], input: Tensor) -> Tens
         return None
 
 
+def _record(name: str, *arguments: Any) -> Any:
+    """What an operator of Triton's gives, by its name in ``ops.in_triton``, and how it is done again."""
+    from dal_kernels.backends.triton import record
+
+    return record.record(in_triton[name], *arguments)
+
+
+@functools.cache
+def _learn_triton() -> None:
+    """Not before a call needs it, because it starts Triton's driver."""
+    from dal_kernels.backends.triton import record
+
+    _module.learn_triton(_record, record.undisturbed, record.launcher())
+
+
 def _load() -> Callable[..., Any] | None:
     """``loss`` of the extension: :func:`dal_kernels.functional.loss_of` by position, or None for the long way."""
-    global error
+    global error, _module
     try:
-        module = extensions.load("_node", made_for=torch.__version__)
+        _module = extensions.load("_node", made_for=torch.__version__)
     except ImportError as reason:
         error = str(reason)
         return None
     traits = [(len(of.knobs), of.needs_argmax) for of in OBJECTIVES]
     try:
-        module.learn(traits, _plan, _remember, is_capturing, RowStats)
+        _module.learn(traits, _plan, _remember, is_capturing, RowStats)
     except (AttributeError, RuntimeError) as reason:
         error = f"it was built from other sources than these ({reason}); install dal_kernels again"
         return None
-    loss: Callable[..., Any] = module.loss
+    loss: Callable[..., Any] = _module.loss
     return loss
 
 

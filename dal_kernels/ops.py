@@ -254,6 +254,8 @@ def _why_no_triton(error: Exception) -> str:
 
 
 _library = torch.library.Library("dal_kernels", "FRAGMENT")
+# By their names without "_triton", what is in Python of the operators.
+in_triton: dict[str, Callable[..., Any]] = {}
 try:
     from dal_kernels.backends.triton import launch as _launch
     from dal_kernels.backends.triton import launch_gradient as _launch_gradient
@@ -261,10 +263,11 @@ try:
 except Exception as error:  # also a Triton that is broken or too old must not take the package with it
     triton_error = _why_no_triton(error)
 else:
-    _in_triton = {name: getattr(_launch_gradient, name) for name in ("gradient", "scale_gradient", "rewrite_gradient")}
-    _in_triton |= {"see": _launch_pace.see, "keep_pace": _launch_pace.keep_pace}
+    in_triton |= {name: getattr(_launch, name) for name in ("loss", "loss_and_fields", "statistics")}
+    in_triton |= {name: getattr(_launch_gradient, name) for name in ("gradient", "scale_gradient", "rewrite_gradient")}
+    in_triton |= {"see": _launch_pace.see, "keep_pace": _launch_pace.keep_pace}
     for _name, _schema in _TRITON_SCHEMAS.items():
         _library.define(f"{_name}_triton{_schema}")
         for _device in ("CPU", "CUDA"):  # CPU tensors: an interpreter or an emulator
-            _library.impl(f"{_name}_triton", _in_triton.get(_name) or getattr(_launch, _name), _device)
+            _library.impl(f"{_name}_triton", in_triton[_name], _device)
     _register("triton", _GPU_FAKES, _launch.writes_gradient, _launch_gradient.overwrite)

@@ -101,7 +101,9 @@ def triton_on_cpu() -> Iterator[None]:
         interpreter_fixes.apply()
         yield
     else:
-        with gpuless.install(90, warp_order=order):
+        import replaying
+
+        with gpuless.install(90, warp_order=order), replaying.installed():
             yield
 
 

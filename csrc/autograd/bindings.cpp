@@ -143,9 +143,27 @@ PyObject* learn(PyObject*, PyObject* given) {
   END_HANDLE_TH_ERRORS
 }
 
+// learn_triton(record, undisturbed, launcher): the same of Triton. A launcher of 0: its operators stay Python's.
+PyObject* learn_triton(PyObject*, PyObject* given) {
+  HANDLE_TH_ERRORS
+  const auto arguments = py::reinterpret_borrow<py::tuple>(given);
+  TORCH_CHECK(arguments.size() == 3, "learn_triton takes 3 arguments, got ", arguments.size());
+  tables().record = arguments[0];
+  tables().undisturbed = arguments[1];
+  tables().launcher = arguments[2].cast<std::uintptr_t>();
+  {
+    auto& [mutex, known] = all_records();
+    const std::lock_guard lock(mutex);
+    known.clear();
+  }
+  Py_RETURN_NONE;
+  END_HANDLE_TH_ERRORS
+}
+
 PyMethodDef methods[] = {
     {"loss", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&loss)), METH_FASTCALL, nullptr},
     {"learn", &learn, METH_VARARGS, nullptr},
+    {"learn_triton", &learn_triton, METH_VARARGS, nullptr},
     {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace

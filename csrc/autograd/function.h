@@ -8,8 +8,8 @@
 #include <torch/csrc/autograd/graph_task.h>
 
 #include "../batch.h"
-#include "operators.h"
 #include "plain.h"
+#include "replay.h"
 
 namespace dal {
 
@@ -95,7 +95,7 @@ struct FusedLoss : torch::autograd::Function<FusedLoss> {
     // Read once: hooks (checkpointing, offloading) may refuse to hand out a tensor a second time.
     const variable_list saved = context->get_saved_variables();
     Tensor gradient = saved[0];
-    const auto made_again = [&](const c10::OperatorHandle& op, bool in_place) {
+    const auto made_again = [&](const Operator& op, bool in_place) {
       Values values;
       if (in_place) values.emplace_back(gradient);
       for (std::size_t i = 1; i < 5; ++i) values.emplace_back(saved[i]);

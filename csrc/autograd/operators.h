@@ -3,6 +3,7 @@
 
 #include <ATen/core/dispatch/Dispatcher.h>
 
+#include <atomic>
 #include <deque>
 #include <mutex>
 #include <optional>
@@ -13,13 +14,20 @@ namespace dal {
 using at::Tensor;
 using Values = torch::jit::Stack;
 
+struct Operator {
+  const char* name;
+  std::int64_t id;  // no other operator's
+  bool in_python;   // what calling it costs can be saved: replay.h
+  c10::OperatorHandle handle;
+};
+
 // By their names in dal_kernels/ops.py, which says what they take and give.
 struct Operators {
   std::string backend;
   std::int64_t id;  // its place among all of them
-  c10::OperatorHandle loss, loss_and_fields, gradient, see;
+  Operator loss, loss_and_fields, gradient, see;
   // On a GPU the gradient that was written is changed there; on a CPU looking at the factor costs nothing.
-  std::optional<c10::OperatorHandle> scale_gradient, rewrite_gradient;
+  std::optional<Operator> scale_gradient, rewrite_gradient;
 
   Operators(const std::string& name, std::size_t place)
       : backend(name), id(static_cast<std::int64_t>(place)), loss(of("loss")), loss_and_fields(of("loss_and_fields")),
@@ -27,11 +35,15 @@ struct Operators {
         scale_gradient(if_any("scale_gradient")), rewrite_gradient(if_any("rewrite_gradient")) {}
 
  private:
-  std::optional<c10::OperatorHandle> if_any(const char* name) const {
-    return c10::Dispatcher::singleton().findSchema({std::string("dal_kernels::") + name + "_" + backend, ""});
+  std::optional<Operator> if_any(const char* name) const {
+    static std::atomic<std::int64_t> count = 0;
+    const auto found =
+        c10::Dispatcher::singleton().findSchema({std::string("dal_kernels::") + name + "_" + backend, ""});
+    if (!found) return std::nullopt;
+    return Operator{name, count++, backend == "triton", *found};
   }
-  c10::OperatorHandle of(const char* name) const {
-    const std::optional<c10::OperatorHandle> found = if_any(name);
+  Operator of(const char* name) const {
+    const std::optional<Operator> found = if_any(name);
     TORCH_CHECK(found, "backend ", backend, " has no operator ", name);
     return *found;
   }
@@ -59,11 +71,6 @@ inline const Operators& operators_of(std::int64_t id) {
   auto& [mutex, all] = all_operators();
   const std::lock_guard lock(mutex);
   return all[static_cast<std::size_t>(id)];
-}
-
-inline Values called(const c10::OperatorHandle& op, Values values) {
-  op.callBoxed(values);
-  return values;
 }
 
 }  // namespace dal

@@ -32,6 +32,10 @@ struct Tables {
   py::object remember;    // (objective, numbers, logits) -> their checked tensor (K,), or None
   py::object is_capturing;  // () -> whether the current CUDA stream is captured in a graph
   py::object statistics;  // (target_prob, entropy, prediction, max_prob) -> what a caller gets
+  // Of Triton: (operator, *arguments) -> (results, how they are made again or None); () -> whether a launch is nobody
+  // else's business; and the address of what launches, as cuLaunchKernel, or 0.
+  py::object record, undisturbed;
+  std::uintptr_t launcher = 0;
   // Both by what the answers depend on; a device is a type and an index.
   std::map<std::tuple<std::string, std::int64_t, std::int64_t, std::int64_t, at::ScalarType, c10::DeviceType, int>, Plan>
       plans;

@@ -1,12 +1,13 @@
 #include "launch.h"
 
 #include <cuda_runtime_api.h>
-#include <dlfcn.h>
 
 #include <array>
 #include <cstring>
 #include <mutex>
 #include <stdexcept>
+
+#include "../current_stream.h"
 
 namespace dal {
 namespace {
@@ -14,22 +15,6 @@ namespace {
 void check(cudaError_t error, const char* what) {
   if (error != cudaSuccess)
     throw std::runtime_error(std::string("CUDA error in ") + what + ": " + cudaGetErrorString(error));
-}
-
-// torch's current stream. Looked up at run time: a CPU-only torch has no such function, and must load this library.
-void* current_stream(int index) {
-  using Get = std::int32_t (*)(std::int32_t, void**);
-  static const Get get = [] {
-    void* symbol = dlsym(RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream");
-    if (!symbol)
-      if (void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD))
-        symbol = dlsym(library, "aoti_torch_get_current_cuda_stream");
-    return reinterpret_cast<Get>(symbol);
-  }();
-  if (!get) throw std::runtime_error("this torch has no CUDA streams: it was built without CUDA");
-  void* stream = nullptr;
-  if (get(index, &stream) != 0) throw std::runtime_error("torch did not name its current CUDA stream");
-  return stream;
 }
 
 Device describe(int index) {

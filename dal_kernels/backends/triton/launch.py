@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -22,6 +23,7 @@ from dal_kernels.backends.triton.gradient import reduce_sums
 from dal_kernels.backends.triton.long_rows import loss_long_rows, merge_splits, split_statistics
 from dal_kernels.backends.triton.objectives import FUNCTIONS
 from dal_kernels.backends.triton.plan import LaunchPlan, plan_forward, plan_statistics
+from dal_kernels.backends.triton.record import empty, start
 from dal_kernels.backends.triton.short_rows import loss_rows
 from dal_kernels.backends.triton.statistics import merge_statistics, row_statistics
 from dal_kernels.fields import FIELDS, GRADIENT_FIELDS, NARROW_FIELDS, REDUCTIONS, loss_dtype
@@ -40,7 +42,7 @@ def _launch_loss(
     of = OBJECTIVES[objective]
     check_loss(logits, weight, reduction)
     mean, reduced = REDUCTIONS[reduction] == "mean", REDUCTIONS[reduction] != "none"
-    new = logits.new_empty
+    new = functools.partial(empty, logits)
     gradient = new((rows, classes) if want_gradient else (0,))
     loss = new(() if reduced else (rows,), dtype=dtype)
     kept = len(FIELDS) if of.is_wide else NARROW_FIELDS if want_prediction else GRADIENT_FIELDS
@@ -79,7 +81,7 @@ def _launch_loss(
                 logits, plan, of_knobs, needs | {"WIDE": of.is_wide, "PREDICTION": want_prediction}
             )
             # One warp: rows times splits are at most 512, a few values a lane.
-            merge_splits[(1,)](
+            start(merge_splits, (1,))(
                 parts,
                 places,
                 *inputs,
@@ -98,9 +100,9 @@ def _launch_loss(
         partial = new((2, programs) if reduced else (0,), dtype=dtype)
         outputs = (loss, partial, fields, prediction, rows, ignore_index)
         if plan.long and rows:
-            loss_long_rows[(programs,)](*inputs, *outputs, BLOCK=plan.block, PACKED=packed, **needs, **shared)
+            start(loss_long_rows, (programs,))(*inputs, *outputs, BLOCK=plan.block, PACKED=packed, **needs, **shared)
         elif rows:
-            loss_rows[(programs,)](
+            start(loss_rows, (programs,))(
                 *inputs[:2],
                 1,
                 *inputs[2:],
@@ -119,7 +121,7 @@ def _launch_loss(
             )
         if reduced:
             block = min(1024, max(32, triton.next_power_of_2(max(1, programs))))
-            reduce_sums[(1,)](
+            start(reduce_sums, (1,))(
                 partial,
                 loss,
                 correction,
@@ -146,9 +148,9 @@ def _launch_splits(
 ) -> tuple[Tensor, Tensor]:
     """Statistics of the shares of long rows: (parts, places) as split_statistics says."""
     rows, classes = logits.shape
-    parts = logits.new_empty((5 if needs["WIDE"] else 3, rows, plan.splits), dtype=loss_dtype(logits))
-    places = logits.new_empty((2, rows, plan.splits), dtype=torch.int64)
-    split_statistics[(rows, plan.splits)](
+    parts = empty(logits, (5 if needs["WIDE"] else 3, rows, plan.splits), dtype=loss_dtype(logits))
+    places = empty(logits, (2, rows, plan.splits), dtype=torch.int64)
+    start(split_statistics, (rows, plan.splits))(
         logits,
         logits.stride(0),
         *of_knobs,
@@ -183,8 +185,8 @@ def statistics(logits: Tensor, want_argmax: bool, wide: bool) -> tuple[Tensor, T
     check_logits(logits)
     logits = unit_class_stride(logits)
     rows, classes = logits.shape
-    sums = logits.new_empty((5 if wide else 3, rows), dtype=loss_dtype(logits))
-    argmax = logits.new_empty((rows,) if want_argmax else (0,), dtype=torch.int64)
+    sums = empty(logits, (5 if wide else 3, rows), dtype=loss_dtype(logits))
+    argmax = empty(logits, (rows,) if want_argmax else (0,), dtype=torch.int64)
     if not rows:
         return sums, argmax
     plan = plan_statistics(rows, classes, logits.element_size(), device.warp_size())
@@ -194,7 +196,7 @@ def statistics(logits: Tensor, want_argmax: bool, wide: bool) -> tuple[Tensor, T
             # As with a prediction: W and the first NaN are wanted whatever the loss.
             needs = {"ENTROPY": True, "ARGMAX": want_argmax, "WIDE": wide, "PREDICTION": True}
             parts, places = _launch_splits(logits, plan, (None, 0), needs)
-            merge_statistics[(1,)](
+            start(merge_statistics, (1,))(
                 parts,
                 places,
                 sums,
@@ -206,7 +208,7 @@ def statistics(logits: Tensor, want_argmax: bool, wide: bool) -> tuple[Tensor, T
                 **constants,
             )
         else:
-            row_statistics[(rows,)](
+            start(row_statistics, (rows,))(
                 logits,
                 logits.stride(0),
                 sums,

@@ -12,13 +12,14 @@ from dal_kernels.backends.triton.arguments import check_fields, check_rows, row_
 from dal_kernels.backends.triton.gradient import gradient_rows
 from dal_kernels.backends.triton.gradient import scale_gradient as scale_values
 from dal_kernels.backends.triton.plan import plan_backward
+from dal_kernels.backends.triton.record import empty, start
 from dal_kernels.fields import FIELDS
 
 _SCALE_BLOCK = 8192
 
 
 def gradient(logits: Tensor, *arguments: Any) -> Tensor:
-    return write_gradient(logits.new_empty(logits.shape), logits, *arguments, if_changed=False)
+    return write_gradient(empty(logits, logits.shape), logits, *arguments, if_changed=False)
 
 
 def write_gradient(
@@ -41,7 +42,7 @@ def write_gradient(
     plan = plan_backward(rows, classes, logits.element_size(), device.warp_size())
     if rows:
         with device.current(logits):
-            gradient_rows[(triton.cdiv(rows, plan.rows), triton.cdiv(classes, plan.block))](
+            start(gradient_rows, (triton.cdiv(rows, plan.rows), triton.cdiv(classes, plan.block)))(
                 logits,
                 logits.stride(0),
                 target,
@@ -80,6 +81,6 @@ def scale_gradient(gradient: Tensor, upstream: Tensor, correction: Tensor) -> No
     size = gradient.numel()
     if size:
         with device.current(gradient):
-            scale_values[(triton.cdiv(size, _SCALE_BLOCK),)](
+            start(scale_values, (triton.cdiv(size, _SCALE_BLOCK),))(
                 gradient, upstream, correction, size, BLOCK=_SCALE_BLOCK, num_warps=8 * 32 // device.warp_size()
             )

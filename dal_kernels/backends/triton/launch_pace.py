@@ -8,6 +8,7 @@ from torch import Tensor
 from dal_kernels.backends.triton import device
 from dal_kernels.backends.triton.arguments import require
 from dal_kernels.backends.triton.pace import follow_rows, set_bound
+from dal_kernels.backends.triton.record import start
 
 _BLOCK = 1024
 
@@ -42,7 +43,7 @@ def see(
     require(prediction.dtype == target.dtype == torch.int64, "prediction and target must be int64")
     require(every >= 1, "every must be at least 1")
     with device.current(numbers):
-        follow_rows[(1,)](
+        start(follow_rows, (1,))(
             numbers, max_prob, target_prob, prediction, target, count, every, q_end, max_weight, BLOCK=_BLOCK
         )
 
@@ -50,4 +51,4 @@ def see(
 def keep_pace(numbers: Tensor, bound: float, opening: float, q_end: float, max_weight: float) -> None:
     _check_numbers(numbers)
     with device.current(numbers):
-        set_bound[(1,)](numbers, bound, opening, q_end, max_weight, num_warps=1)
+        start(set_bound, (1,))(numbers, bound, opening, q_end, max_weight, num_warps=1)

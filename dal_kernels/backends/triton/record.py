@@ -1,0 +1,164 @@
+"""Operators of the Triton backend, written down as they run, for the autograd node to do again without Python.
+
+What an operator allocates and launches follows from the shapes, strides, dtypes, alignment and numbers of its arguments
+alone; only addresses differ from call to call. So for arguments of a kind the node asks for a record once, and from
+then on launches the same compiled kernels itself: csrc/autograd/replay.h. What is written down here is what the
+operators tell: buffers made by :func:`empty`, launches made by :func:`start`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.runtime import driver
+
+from dal_kernels.surroundings import is_capturing
+
+# What a parameter of a kernel is: a number as its bits, or the address of an argument or of a buffer, by its place.
+_BITS, _ARGUMENT, _BUFFER = range(3)
+
+# (buffers as (shape, dtype), places of the results among them, launches): csrc/autograd/replay.h has the rest.
+Record = tuple[list[tuple[tuple[int, ...], torch.dtype]], list[int], list[tuple[Any, ...]]]
+
+
+class _Recorder:
+    """What one call of an operator has done so far."""
+
+    def __init__(self, arguments: tuple[Any, ...]) -> None:
+        self.arguments = arguments
+        self.buffers: list[Tensor] = []
+        self.launches: list[tuple[Any, ...]] = []
+        # Whether all was of a kind that can be done again: not where one tensor was given twice, because of two others
+        # it could not be said which is meant.
+        tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+        self.complete = len({id(tensor) for tensor in tensors}) == len(tensors)
+
+    def note(self, kernel: Any, compiled: Any, grid: tuple[int, ...], arguments: tuple[Any, ...]) -> None:
+        function = function_of(compiled)
+        if function is None or kernel.pre_run_hooks:
+            self.complete = False
+            return
+        kinds = list(compiled.src.signature.values())[: len(arguments)]
+        # Of what Triton has made a constant, as None and 1, the kernel has no parameter.
+        given = [(value, kind) for value, kind in zip(arguments, kinds, strict=True) if kind != "constexpr"]
+        parameters = [self._parameter(value, kind) for value, kind in given]
+        threads = compiled.metadata.num_warps * compiled.metadata.target.warp_size
+        # In front, the compiled kernel: it must live as long as its function may be launched.
+        self.launches.append((compiled, function, (*grid, 1, 1)[:3], threads, compiled.metadata.shared, parameters))
+
+    def _parameter(self, value: Any, kind: str) -> tuple[int, int]:
+        if isinstance(value, Tensor):
+            for what, tensors in ((_ARGUMENT, self.arguments), (_BUFFER, self.buffers)):
+                for place, tensor in enumerate(tensors):
+                    if tensor is value:
+                        return what, place
+        elif kind == "fp32":
+            return _BITS, int.from_bytes(ctypes.c_float(value), "little")
+        elif isinstance(value, int) and kind[0] in "iu":
+            return _BITS, ctypes.c_uint64(value).value
+        self.complete = False  # as of a copy of an argument, which this knows nothing of
+        return _BITS, 0
+
+
+class _Current(threading.local):
+    recorder: _Recorder | None = None
+
+
+_current = _Current()
+
+
+def empty(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
+    """``like.new_empty``, written down."""
+    made = like.new_empty(shape, dtype=dtype)
+    if _current.recorder is not None:
+        _current.recorder.buffers.append(made)
+    return made
+
+
+def start(kernel: Any, grid: tuple[int, ...]) -> Callable[..., None]:
+    """``kernel[grid]``, written down. Positional arguments are those of the kernel, constants have their names."""
+
+    def launch(*arguments: Any, **constants: Any) -> None:
+        compiled = kernel[grid](*arguments, **constants)
+        if _current.recorder is not None:
+            _current.recorder.note(kernel, compiled, grid, arguments)
+
+    return launch
+
+
+@contextlib.contextmanager
+def _recording(arguments: tuple[Any, ...]) -> Iterator[_Recorder]:
+    _current.recorder = recorder = _Recorder(arguments)
+    try:
+        yield recorder
+    finally:
+        _current.recorder = None
+
+
+def record(operator: Callable[..., Any], *arguments: Any) -> tuple[list[Tensor], Record | None]:
+    """What an operator gives, and how it is done again, or None where that is not known."""
+    with _recording(arguments) as recorder:
+        given = operator(*arguments)
+    results = [given] if isinstance(given, Tensor) else list(given or ())
+    places = [place for result in results for place, made in enumerate(recorder.buffers) if made is result]
+    if not recorder.complete or len(places) != len(results):
+        return results, None
+    return results, ([(tuple(made.shape), made.dtype) for made in recorder.buffers], places, recorder.launches)
+
+
+# ---- what Triton and its driver say
+
+
+# What a compiled kernel may ask of its launch beside its parameters, in one version of Triton or another.
+_NEEDS = ("launch_cooperative_grid", "launch_pdl", "global_scratch_size", "profile_scratch_size", "tensordesc_meta")
+
+
+def function_of(compiled: Any) -> int | None:
+    """The driver's function of a compiled kernel that takes no more than its parameters; None of any other."""
+    metadata: Any = getattr(compiled, "metadata", None)
+    if metadata is None or metadata.target.backend != "cuda" or metadata.num_ctas != 1:
+        return None
+    function = compiled.function
+    needs_more = any(getattr(metadata, need, None) for need in _NEEDS)
+    return function if isinstance(function, int) and not needs_more else None
+
+
+@functools.cache
+def launcher() -> int:
+    """The address of ``cuLaunchKernel``, or 0 where Triton launches in another way."""
+    if torch.version.cuda is None or type(driver.active).__name__ != "CudaDriver":
+        return 0
+    try:
+        return ctypes.cast(ctypes.CDLL("libcuda.so.1").cuLaunchKernel, ctypes.c_void_p).value or 0
+    except (OSError, AttributeError):
+        return 0
+
+
+def undisturbed() -> bool:
+    """Whether a launch is nobody's business but the driver's.
+
+    That is, no hook of Triton's wants to see it, as a profiler's does, nothing asks for another compilation, and no
+    CUDA graph is captured, which must own what its launches count with.
+    """
+    runtime = triton.knobs.runtime
+    return not (
+        _listens(runtime.launch_enter_hook)
+        or _listens(runtime.launch_exit_hook)
+        or runtime.debug
+        or getattr(runtime, "add_stages_inspection_hook", None) is not None
+        or getattr(triton.knobs.compilation, "instrumentation_mode", "")
+        or is_capturing()
+    )
+
+
+def _listens(hook: Any) -> bool:
+    """Whether a hook does anything: newer ones are chains, which may be empty, older ones functions or None."""
+    return bool(getattr(hook, "calls", hook is not None))
