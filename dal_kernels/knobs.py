@@ -94,6 +94,18 @@ def _remembered(objective: Objective, numbers: tuple[float, ...], dtype: torch.d
         return _filled(numbers, dtype, device)
 
 
+def remembered_number(knob: Knob, number: float, input: Tensor) -> Tensor:
+    """One knob that is a number among others that are tensors, as (), beside the input.
+
+    Raises:
+        ValueError: the loss cannot have it.
+    """
+    dtype = loss_dtype(input)
+    _check_number(knob, number, dtype)
+    with torch.inference_mode(False):
+        return torch.full((), number, dtype=dtype, device=input.device)
+
+
 def _check_number(knob: Knob, value: Any, dtype: torch.dtype) -> None:
     if not isinstance(value, Real):
         raise TypeError(f"{knob.name} must be a number or a floating-point tensor, got {type(value).__name__}")

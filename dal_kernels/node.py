@@ -19,7 +19,7 @@ from torch import Tensor
 from dal_kernels import extensions
 from dal_kernels.arguments import RowStats
 from dal_kernels.backends.choose import choose
-from dal_kernels.knobs import remembered_knobs
+from dal_kernels.knobs import remembered_knobs, remembered_number
 from dal_kernels.objectives import OBJECTIVES
 from dal_kernels.ops import KERNELS, in_triton
 from dal_kernels.surroundings import frames_inside, is_capturing
@@ -44,6 +44,14 @@ def _remember(objective: int, numbers: tuple[float, ...], input: Tensor) -> Tens
     """None also for numbers that the loss cannot have: the long way says what is wrong with them."""
     try:
         return remembered_knobs(OBJECTIVES[objective], numbers, input)
+    except ValueError:
+        return None
+
+
+def _remember_number(objective: int, place: int, number: float, input: Tensor) -> Tensor | None:
+    """As :func:`_remember`, of one number beside tensors."""
+    try:
+        return remembered_number(OBJECTIVES[objective].knobs[place], number, input)
     except ValueError:
         return None
 
@@ -73,7 +81,7 @@ def _load() -> Callable[..., Any] | None:
         return None
     traits = [(len(of.knobs), of.needs_argmax) for of in OBJECTIVES]
     try:
-        _module.learn(traits, _plan, _remember, is_capturing, RowStats)
+        _module.learn(traits, _plan, _remember, _remember_number, is_capturing, RowStats)
     except (AttributeError, RuntimeError) as reason:
         error = f"it was built from other sources than these ({reason}); install dal_kernels again"
         return None

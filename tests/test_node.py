@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from truth import DTYPES, make_case
 
 from build_support import cuda
-from dal_kernels import DynamicsAwareLoss, dynamics_aware_loss, extensions, functional, node
+from dal_kernels import DynamicsAwareLoss, dynamics_aware_loss, extensions, node
 from dal_kernels.arguments import RowStats
 from dal_kernels.backends import choose
 from dal_kernels.functional import loss_of
@@ -326,4 +326,3 @@ def test_what_nvcc_is_told_to_make() -> None:
 def test_the_record_says_for_which_gpus(tmp_path: Path) -> None:
     file = extensions.write_record(tmp_path, extensions.PACKAGE, {"_cuda": None}, "2.13.0", ["sm_90"])
     assert json.loads(file.read_text(encoding="utf-8"))["architectures"] == ["sm_90"]
-    assert functional.node is node

@@ -123,12 +123,12 @@ PyObject* loss(PyObject*, PyObject* const* given, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
-// learn(objectives, plan, remember, is_capturing, statistics): what Tables has of Python, objectives as
-// (knobs, needs_prediction) each.
+// learn(objectives, plan, remember, remember_number, is_capturing, statistics): what Tables has of Python, objectives
+// as (knobs, needs_prediction) each.
 PyObject* learn(PyObject*, PyObject* given) {
   HANDLE_TH_ERRORS
   const auto arguments = py::reinterpret_borrow<py::tuple>(given);
-  TORCH_CHECK(arguments.size() == 5, "learn takes 5 arguments, got ", arguments.size());
+  TORCH_CHECK(arguments.size() == 6, "learn takes 6 arguments, got ", arguments.size());
   Tables& known = tables();
   known.objectives.clear();
   for (const py::handle traits : arguments[0]) {
@@ -137,8 +137,9 @@ PyObject* learn(PyObject*, PyObject* given) {
   }
   known.plan = arguments[1];
   known.remember = arguments[2];
-  known.is_capturing = arguments[3];
-  known.statistics = arguments[4];
+  known.remember_number = arguments[3];
+  known.is_capturing = arguments[4];
+  known.statistics = arguments[5];
   Py_RETURN_NONE;
   END_HANDLE_TH_ERRORS
 }

@@ -47,24 +47,54 @@ inline std::optional<Tensor> remembered_knobs(
   return known[std::move(key)] = THPVariable_Unpack(made.ptr());
 }
 
-// 0-d tensors on a GPU as one: as they lie where they are neighbours, as those of a schedule are, else by a copy.
-inline std::optional<Tensor> joined(PyObject* given, const Tensor& logits) {
-  std::vector<Tensor> values;
-  bool neighbours = true;
-  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(given); ++i) {
-    const Tensor* value = plain_beside(PyTuple_GET_ITEM(given, i), logits);
-    if (!value || value->dim() != 0 || (value->scalar_type() != at::kFloat && value->scalar_type() != at::kDouble))
-      return std::nullopt;
-    values.push_back(*value);
-    const Tensor& first = values.front();
-    neighbours = neighbours && value->is_alias_of(first) && value->scalar_type() == first.scalar_type() &&
-                 value->storage_offset() == first.storage_offset() + i;
-  }
-  const auto count = static_cast<std::int64_t>(values.size());
-  return neighbours ? values.front().as_strided({count}, {1}) : at::stack(values, -1);
+// A number beside tensors, made a tensor () once.
+inline std::optional<Tensor> remembered_number(
+    double number, std::int64_t objective, Py_ssize_t place, PyObject* logits_object, const Tensor& logits) {
+  auto& known = tables().numbers;
+  const auto key = std::make_tuple(
+      objective, place, number, loss_dtype(logits), static_cast<int>(logits.device().index()));
+  const auto found = known.find(key);
+  if (found != known.end()) return found->second;
+  const py::object made = tables().remember_number(objective, place, number, py::handle(logits_object));
+  if (made.is_none()) return std::nullopt;
+  if (known.size() >= kRemembered) known.clear();
+  return known[key] = THPVariable_Unpack(made.ptr());
 }
 
-// The knobs as (K,), or nothing where the long way must make, move or refuse them.
+// Knobs on a GPU, 0-d or one value a row, as one tensor: as they lie where they are neighbours, as those of a schedule
+// are, else by a copy. Nobody looks at their values there.
+inline std::optional<Tensor> joined(
+    PyObject* given, std::int64_t objective, PyObject* logits_object, const Tensor& logits) {
+  std::vector<Tensor> values;
+  bool neighbours = true, of_rows = false;
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(given); ++i) {
+    PyObject* const knob = PyTuple_GET_ITEM(given, i);
+    if (const Tensor* value = plain_beside(knob, logits)) {
+      if (value->scalar_type() != at::kFloat && value->scalar_type() != at::kDouble) return std::nullopt;
+      if (value->dim() > 1 || (value->dim() == 1 && value->size(0) != logits.size(0))) return std::nullopt;
+      of_rows = of_rows || value->dim() == 1;
+      values.push_back(*value);
+      const Tensor& first = values.front();
+      neighbours = neighbours && value->dim() == 0 && value->is_alias_of(first) &&
+                   value->scalar_type() == first.scalar_type() && value->storage_offset() == first.storage_offset() + i;
+    } else {
+      const std::optional<double> number = number_of(knob, logits);
+      if (!number || tables().is_capturing().cast<bool>()) return std::nullopt;
+      const std::optional<Tensor> filled = remembered_number(*number, objective, i, logits_object, logits);
+      if (!filled) return std::nullopt;
+      neighbours = false;
+      values.push_back(*filled);
+    }
+  }
+  const auto count = static_cast<std::int64_t>(values.size());
+  if (neighbours) return values.front().as_strided({count}, {1});
+  if (of_rows && count == 1) return values.front().unsqueeze(1);
+  if (of_rows)
+    for (Tensor& value : values) value = value.expand({logits.size(0)});
+  return at::stack(values, -1);
+}
+
+// The knobs as (K,) or (N, K), or nothing where the long way must make, move or refuse them.
 inline std::optional<Tensor> knobs_of(
     PyObject* given, std::int64_t objective, PyObject* logits_object, const Tensor& logits) {
   const auto count = tables().objectives.at(objective).knobs;
@@ -76,7 +106,7 @@ inline std::optional<Tensor> knobs_of(
   std::vector<double> numbers;
   for (Py_ssize_t i = 0; i < count; ++i) {
     const std::optional<double> number = number_of(PyTuple_GET_ITEM(given, i), logits);
-    if (!number) return i == 0 && logits.is_cuda() ? joined(given, logits) : std::nullopt;
+    if (!number) return logits.is_cuda() ? joined(given, objective, logits_object, logits) : std::nullopt;
     numbers.push_back(*number);
   }
   return remembered_knobs(std::move(numbers), objective, logits_object, logits);

@@ -30,22 +30,24 @@ struct Tables {
   std::vector<ObjectiveTraits> objectives;
   py::object plan;        // (backend, logits, objective) -> (name of a backend, whether it writes the gradient), or None
   py::object remember;    // (objective, numbers, logits) -> their checked tensor (K,), or None
+  py::object remember_number;  // (objective, place, number, logits) -> the checked tensor () of one of them, or None
   py::object is_capturing;  // () -> whether the current CUDA stream is captured in a graph
   py::object statistics;  // (target_prob, entropy, prediction, max_prob) -> what a caller gets
   // Of Triton: (operator, *arguments) -> (results, how they are made again or None); () -> whether a launch is nobody
   // else's business; and the address of what launches, as cuLaunchKernel, or 0.
   py::object record, undisturbed;
   std::uintptr_t launcher = 0;
-  // Both by what the answers depend on; a device is a type and an index.
+  // By what the answers depend on; a device is a type and an index.
   std::map<std::tuple<std::string, std::int64_t, std::int64_t, std::int64_t, at::ScalarType, c10::DeviceType, int>, Plan>
       plans;
   std::map<std::tuple<std::int64_t, std::vector<double>, at::ScalarType, c10::DeviceType, int>, Tensor> knobs;
+  std::map<std::tuple<std::int64_t, Py_ssize_t, double, at::ScalarType, int>, Tensor> numbers;  // on a GPU
 };
 inline Tables& tables() {
   static auto* made = new Tables;
   return *made;
 }
-// Of either memory: kinds of calls and numbers beyond this are forgotten all at once.
+// Of each memory: kinds of calls and numbers beyond this are forgotten all at once.
 constexpr std::size_t kRemembered = 1024;
 
 inline at::ScalarType loss_dtype(const Tensor& logits) {
