@@ -183,7 +183,9 @@ class DynamicsAwareLoss(ListeningLoss):
             return_stats=return_stats or learns, sample_weight=sample_weight, mix=mix, target_shift=shift,
             scale=self.scale, backend=self.backend, hearer=self.hearer(learns, return_stats, input),
         )  # fmt: skip
-        return self.told(result, target, return_stats, classes_of(input)) if learns else result
+        if not learns or isinstance(result, Tensor):  # as where the call has told the schedule
+            return result
+        return self.told(result, target, return_stats, classes_of(input))
 
     def for_form(self, input: Tensor) -> tuple[int, Tensor, dict[str, Any]]:
         """What the forms of a loss (linear, class-parallel) take: its id in the table, its knobs and its options."""

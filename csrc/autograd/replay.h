@@ -14,10 +14,11 @@
 
 namespace dal {
 
-// What a parameter of a kernel is: a number as its bits, or the address of an argument or of a buffer, by its place.
+// What a parameter of a kernel is: a number as its bits, or the address of an argument or of a buffer, by its place, and
+// how many bytes behind that.
 struct Parameter {
   enum What { kBits, kArgument, kBuffer } what;
-  std::uint64_t value;
+  std::uint64_t value, offset;
 };
 
 struct Launch {
@@ -97,11 +98,11 @@ inline std::optional<Values> replayed(const Record& record, const Values& values
   std::vector<void*> addresses;
   for (const Launch& each : record.launches) {
     bits.clear();
-    for (const auto [what, value] : each.parameters) {
+    for (const auto [what, value, offset] : each.parameters) {
       const Tensor* tensor = what == Parameter::kArgument ? &values[value].toTensor()
                              : what == Parameter::kBuffer ? &buffers[value]
                                                           : nullptr;
-      bits.push_back(tensor ? reinterpret_cast<std::uintptr_t>(tensor->const_data_ptr()) : value);
+      bits.push_back(tensor ? reinterpret_cast<std::uintptr_t>(tensor->const_data_ptr()) + offset : value);
     }
     // Kernels have two parameters more, for memory that Triton would have allocated had they asked for any.
     bits.insert(bits.end(), 2, 0);
@@ -128,7 +129,7 @@ inline std::shared_ptr<const Record> record_of(const py::handle given) {
   for (const py::handle launch : launches) {
     const auto [kernel, function, grid, threads, shared, parameters] = launch.cast<std::tuple<
         py::object, std::uintptr_t, std::array<unsigned, 3>, unsigned, unsigned,
-        std::vector<std::pair<int, std::uint64_t>>>>();
+        std::vector<std::tuple<int, std::uint64_t, std::uint64_t>>>>();
     // For good, because the interpreter may be gone, or not be this thread's, when a record is forgotten.
     kernel.inc_ref();
     Launch& added = made->launches.emplace_back();
@@ -136,8 +137,8 @@ inline std::shared_ptr<const Record> record_of(const py::handle given) {
     std::copy(grid.begin(), grid.end(), added.grid);
     added.threads = threads;
     added.shared = shared;
-    for (const auto& [what, value] : parameters)
-      added.parameters.push_back({static_cast<Parameter::What>(what), value});
+    for (const auto& [what, value, offset] : parameters)
+      added.parameters.push_back({static_cast<Parameter::What>(what), value, offset});
   }
   return made;
 }

@@ -22,7 +22,8 @@ from triton.runtime import driver
 
 from dal_kernels.surroundings import is_capturing
 
-# What a parameter of a kernel is: a number as its bits, or the address of an argument or of a buffer, by its place.
+# What a parameter of a kernel is: a number as its bits, or the address of an argument or of a buffer, by its place, and
+# how many bytes behind that.
 _BITS, _ARGUMENT, _BUFFER = range(3)
 
 # (buffers as (shape, dtype), places of the results among them, launches): csrc/autograd/replay.h has the rest.
@@ -54,18 +55,21 @@ class _Recorder:
         # In front, the compiled kernel: it must live as long as its function may be launched.
         self.launches.append((compiled, function, (*grid, 1, 1)[:3], threads, compiled.metadata.shared, parameters))
 
-    def _parameter(self, value: Any, kind: str) -> tuple[int, int]:
+    def _parameter(self, value: Any, kind: str) -> tuple[int, int, int]:
         if isinstance(value, Tensor):
-            for what, tensors in ((_ARGUMENT, self.arguments), (_BUFFER, self.buffers)):
-                for place, tensor in enumerate(tensors):
-                    if tensor is value:
-                        return what, place
+            for place, argument in enumerate(self.arguments):
+                if argument is value:
+                    return _ARGUMENT, place, 0
+            storage = value.untyped_storage().data_ptr()
+            for place, buffer in enumerate(self.buffers):
+                if buffer is value or (storage != 0 and buffer.untyped_storage().data_ptr() == storage):
+                    return _BUFFER, place, int(value.storage_offset()) * value.element_size()
         elif kind == "fp32":
-            return _BITS, int.from_bytes(ctypes.c_float(value), "little")
+            return _BITS, int.from_bytes(ctypes.c_float(value), "little"), 0
         elif isinstance(value, int) and kind[0] in "iu":
-            return _BITS, ctypes.c_uint64(value).value
+            return _BITS, ctypes.c_uint64(value).value, 0
         self.complete = False  # as of a copy of an argument, which this knows nothing of
-        return _BITS, 0
+        return _BITS, 0, 0
 
 
 class _Current(threading.local):
