@@ -6,12 +6,14 @@ Races and memory by the vendor's tool: `compute-sanitizer --tool racecheck pytho
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import Tensor
 from truth import CLASSES, DTYPES, Case, check, make_case, random_upstream
 
-from dal_kernels import DynamicsAwareLoss, available_backends, dynamics_aware_loss
+from dal_kernels import DynamicsAwareLoss, available_backends, dynamics_aware_loss, node
 from dal_kernels.backends.choose import cuda_runs_on
 from dal_kernels.ops import KERNELS
 
@@ -67,6 +69,50 @@ def test_auto_takes_what_it_says(classes: int, order: tuple[str, ...], compiled:
     loss = torch.compile(dynamics_aware_loss, fullgraph=True) if compiled else dynamics_aware_loss
     auto, named = (loss(logits, target, 0.7, 0.5, backend=name) for name in ("auto", first))
     assert torch.equal(auto, named)
+
+
+KNOBS = {
+    "numbers": (0.8, 0.4),
+    "tensors": (torch.tensor(0.8), torch.tensor(0.4)),
+    "one a row": (torch.linspace(0.2, 1.4, 33), torch.linspace(0.5, 0.1, 33)),
+    "one a row, and a number": (torch.linspace(0.2, 1.4, 33), 0.4),
+}
+
+
+@pytest.mark.parametrize("knobs", KNOBS.values(), ids=KNOBS)
+def test_both_ways_give_the_same_bits(
+    backend: str, knobs: tuple[float | Tensor, float | Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second step by Triton's kernels is launched without Triton."""
+    q, weight = (knob.cuda() if isinstance(knob, Tensor) else knob for knob in knobs)
+
+    def steps() -> list[tuple[Tensor, Tensor]]:
+        cases = [on_gpu(make_case(33, 100, seed=seed)) for seed in range(3)]
+        return [step(case.logits, case.target, q, weight, backend) for case in cases]
+
+    found = steps()
+    monkeypatch.setattr(node, "short_way", None)
+    assert all(torch.equal(a, b) for pair in zip(found, steps(), strict=True) for a, b in zip(*pair, strict=True))
+
+
+def test_threads_and_streams_of_their_own(backend: str) -> None:
+    """In a new thread there is no context yet; on another stream the launches are others."""
+    case = on_gpu(make_case(33, 100))
+    expected = step(case.logits, case.target, 0.8, 0.4, backend)
+
+    def elsewhere() -> tuple[Tensor, Tensor]:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.default_stream())
+        with torch.cuda.stream(stream):
+            found = step(case.logits, case.target, 0.8, 0.4, backend)
+        stream.synchronize()
+        return found
+
+    torch.cuda.synchronize()
+    with ThreadPoolExecutor(2) as pool:
+        results = [pool.submit(elsewhere) for _ in range(8)]
+    for result in results:
+        assert all(torch.equal(a, b) for a, b in zip(result.result(), expected, strict=True))
 
 
 def test_a_bad_label_is_nan_and_nothing_else_is_touched(backend: str) -> None:
