@@ -35,7 +35,7 @@ __all__ = ["QUICK", "TARGETS", "Launch", "MissingError", "Resources", "Variant",
 
 TARGETS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx90a", "gfx942")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
-TYPES = {dtype: name for name, dtype in DTYPES.items()} | {torch.int64: "i64"}
+TYPES = {dtype: name for name, dtype in DTYPES.items()} | {torch.int64: "i64", torch.int32: "i32"}
 SHORT, LONG = (10, 14, 50, 100, 200, 1000, 4000, 16000, 32000), 131072
 # Batches, like most a multiple of 16, which Triton's JIT tells the compiler; of few long rows, several programs a row.
 ROWS, FEW_ROWS = 8192, 16
