@@ -31,12 +31,12 @@ def step(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> tuple[
     return loss.detach(), leaf.grad
 
 
-# Several rows a program; one, whose 300 sums one warp reads in two steps; rows of 4 warps, and of 8, in tiles; long ones.
+# Several rows a program; one, whose 300 sums a warp reads in two steps; rows of 4 warps, of 8 in tiles, and long ones.
 @needs_executor
 @pytest.mark.parametrize(
     ("rows", "classes", "dtype"),
     [
-        (200, 100, torch.float32),
+        (200, 100, torch.float64),
         (300, 300, torch.bfloat16),
         (9, 4099, torch.float32),
         (3, 20_011, torch.float32),
