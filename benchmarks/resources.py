@@ -35,7 +35,7 @@ __all__ = ["QUICK", "TARGETS", "Launch", "MissingError", "Resources", "Variant",
 
 TARGETS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx90a", "gfx942")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
-TYPES = {dtype: name for name, dtype in DTYPES.items()} | {torch.int64: "i64"}
+TYPES = {dtype: name for name, dtype in DTYPES.items()} | {torch.int64: "i64", torch.int32: "i32"}
 SHORT, LONG = (10, 14, 50, 100, 200, 1000, 4000, 16000, 32000), 131072
 # Batches, like most a multiple of 16, which Triton's JIT tells the compiler; of few long rows, several programs a row.
 ROWS, FEW_ROWS = 8192, 16
@@ -241,6 +241,8 @@ QUICK = (
 
 def every_variant() -> Iterator[Variant]:
     """All that ``--all`` compiles."""
+    from dal_kernels.backends.triton.plan import JOINED
+
     for classes, dtype in product(SHORT, ("fp32", "bf16")):
         for way in (*WAYS, *(BF16_WAYS if dtype == "bf16" else UNREDUCED)):
             yield Variant("loss_rows", dtype, classes, way)
@@ -261,8 +263,11 @@ def every_variant() -> Iterator[Variant]:
             if dtype == "bf16" or classes == LONG or not BACKWARD_WAYS[way].if_changed:
                 yield Variant("gradient_rows", dtype, classes, way)
     yield Variant("gradient_rows", "fp64", 1000, "hard, unreduced")
-    for dtype, classes in product(("fp32", "fp64"), (10, 1000)):
-        yield Variant("reduce_sums", dtype, classes, "soft")
+    # Of so few programs the last adds up the sums of all, of more a launch of its own does.
+    for dtype in ("fp32", "fp64"):
+        yield Variant("reduce_sums", dtype, 1000, "soft")
+        for classes in (1000, 8000):
+            yield Variant("loss_rows", dtype, classes, "soft", JOINED)
     for dtype in DTYPES:
         yield Variant("scale_gradient", dtype, 1000, "soft")
 

@@ -128,7 +128,7 @@ TRITON_MUTANTS = {
         "matches_truth and 33000 and float32 and soft-mean",
     ),
     "correction forgotten": (
-        "row.py",
+        "reduction.py",
         "count / tl.where(divisor == 0.0, 1.0, divisor)",
         "1.0",
         "ignored_rows and float32 and mean and False",
@@ -140,9 +140,9 @@ TRITON_MUTANTS = {
         "finite_logits_of_any_size and float32 and soft-0.5-300",
     ),
     "0 / 0 taken for 0": (
-        "row.py",
-        "                spoil_counted_rows(\n",
-        "                pass\n            if False:\n                spoil_counted_rows(\n",
+        "reduction.py",
+        "                spoil_counted_rows(of, CLASSES, GRADIENT, FIELDS)\n",
+        "                pass\n",
         "mean_over_nothing and float32 and 7-0.0",
     ),
     "no barrier before the gradient takes the place of its logits": (
@@ -183,6 +183,33 @@ TRITON_WIDE_MUTANTS = {
         "active.by_log_prob - weight * scaled,",
         "active.by_log_prob,",
         "joint_asymmetric and float32 and 1000",
+    ),
+}
+# Of the last program that is done.
+TRITON_REDUCTION_MUTANTS = {
+    "sums read before they are known to be there": (
+        "reduction.py",
+        'sem="acq_rel"',
+        'sem="acquire"',
+        "bits_are_the_same and 9-4099",
+    ),
+    "an ignored row takes no ticket": (
+        "short_rows.py",
+        "        reduce_losses(reduction, nothing, nothing, CLASSES, MEAN, GRADIENT, FIELDS, SUMS)\n",
+        "",
+        "bits_are_the_same and 9-4099",
+    ),
+    "the ticket stays where it is": (
+        "reduction.py",
+        "            tl.store(of.ticket, 0)",
+        "            pass",
+        "leaves_its_ticket and 100",
+    ),
+    "sums added from where the program lies": (
+        "reduction.py",
+        "    lane = tl.arange(0, SUMS)\n",
+        "    lane = tl.arange(0, SUMS) ^ (tl.program_id(0) & 31)\n",
+        "bits_are_the_same and 200-100",
     ),
 }
 
@@ -294,6 +321,7 @@ def run_triton_tests(
 SHARED = (NUMERICS, "tests/test_linear.py")
 BY_EXECUTOR = {"DAL_TEST_TRITON": "executor asc"}
 FAMILY = ("tests/test_triton_objectives.py",)
+REDUCTION = ("tests/test_triton_reduction.py",)
 
 
 @needs_executor
@@ -308,10 +336,11 @@ def test_the_suite_catches_in_triton(name: str, tmp_path: Path) -> None:
 
 @needs_executor
 @pytest.mark.sampled(2)
-@pytest.mark.parametrize("name", TRITON_WIDE_MUTANTS)
-def test_the_suite_catches_in_wide_losses_of_triton(name: str, tmp_path: Path) -> None:
-    *mutant, selection = TRITON_WIDE_MUTANTS[name]
-    result = run_triton_tests(mutant, selection, tmp_path, FAMILY)
+@pytest.mark.parametrize("name", [*TRITON_WIDE_MUTANTS, *TRITON_REDUCTION_MUTANTS])
+def test_the_suite_catches_in_triton_alone(name: str, tmp_path: Path) -> None:
+    """By tests that choose the executor themselves."""
+    *mutant, selection = (TRITON_WIDE_MUTANTS | TRITON_REDUCTION_MUTANTS)[name]
+    result = run_triton_tests(mutant, selection, tmp_path, FAMILY if name in TRITON_WIDE_MUTANTS else REDUCTION)
     assert result.returncode == 1, result.stdout[-3000:] + result.stderr[-2000:]
     assert "1 failed" in result.stdout
 
@@ -319,8 +348,12 @@ def test_the_suite_catches_in_wide_losses_of_triton(name: str, tmp_path: Path) -
 @needs_executor
 @pytest.mark.parametrize(
     ("mutants", "files", "variables"),
-    [(TRITON_MUTANTS, SHARED, BY_EXECUTOR), (TRITON_WIDE_MUTANTS, FAMILY, {})],
-    ids=["shared", "wide"],
+    [
+        (TRITON_MUTANTS, SHARED, BY_EXECUTOR),
+        (TRITON_WIDE_MUTANTS, FAMILY, {}),
+        (TRITON_REDUCTION_MUTANTS, REDUCTION, {}),
+    ],
+    ids=["shared", "wide", "reduction"],
 )
 def test_the_unchanged_triton_source_passes_what_catches_mutants(
     mutants: dict[str, tuple[str, ...]], files: tuple[str, ...], variables: dict[str, str], tmp_path: Path

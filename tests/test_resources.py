@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import resources
 from benchmarks.resources import FEW_ROWS, LONG, TARGETS, Resources, Variant
-from dal_kernels.backends.triton.plan import plan_backward, plan_forward, plan_statistics
+from dal_kernels.backends.triton.plan import JOINED, plan_backward, plan_forward, plan_statistics
 
 try:
     resources.load_compiler()
@@ -38,6 +38,13 @@ OTHERS = [
     Variant("merge_splits", "fp32", LONG, "hard, fields and prediction, no gradient", FEW_ROWS),
     Variant("gradient_rows", "fp64", 1000, "hard, unreduced"),
     Variant("reduce_sums", "fp64", 1000, "soft"),
+    # Of fewer rows the last program adds up the sums of all.
+    Variant("loss_rows", "fp32", 1000, "soft", JOINED),
+    Variant("loss_rows", "fp64", 1000, "soft, fields and prediction", JOINED),
+    Variant("loss_rows", "bf16", 16000, "soft, fields and prediction", JOINED),
+    Variant("loss_rows", "bf16", 32000, "hard, fields and prediction", JOINED),
+    Variant("loss_rows", "fp32", 32000, "wide, fields and prediction", JOINED),
+    Variant("loss_long_rows", "fp32", LONG, "wide, fields and prediction, no gradient", JOINED),
     Variant("loss_rows", "fp32", 16000, "wide, fields and prediction"),
     Variant("loss_rows", "bf16", 32000, "wide"),
     Variant("loss_rows", "fp32", 32000, "powers"),

@@ -57,8 +57,8 @@ def gpuless() -> ModuleType:
 COUNTS = {
     (128, 10, torch.float32): (65, None, None),
     (128, 100, torch.float32): (40, 1.2, 1.06),
-    (64, 1000, torch.float32): (18, 1.05, 1.01),
-    (64, 1000, torch.bfloat16): (19, 1.12, 1.06),
+    (64, 1000, torch.float32): (19, 1.05, 1.01),
+    (64, 1000, torch.bfloat16): (20, 1.12, 1.06),
     (8, 16000, torch.bfloat16): (22, 1.05, 1.01),
     (8, 32000, torch.bfloat16): (17, 1.05, 1.01),
     (8, 32000, torch.float32): (17, 1.05, 1.01),
@@ -71,7 +71,7 @@ COUNTS = {
 @pytest.mark.parametrize("case", COUNTS, ids=lambda case: f"{case[0]}x{case[1]} {case[2]}")
 def test_a_step_executes_no_more_than_this(gpuless: ModuleType, case: tuple[int, int, torch.dtype]) -> None:
     with gpuless.install(90) as recorder:
-        hold_step("triton", case, COUNTS[case], recorder, (3, 2))
+        hold_step("triton", case, COUNTS[case], recorder, (2, 1))
     assert sum(launch.spill_bytes for launch in recorder) == 0
 
 
@@ -84,7 +84,7 @@ def test_many_long_rows_take_a_program_each(gpuless: ModuleType, bootstrap: str,
     case.target[7] = -100
     with gpuless.install(90) as recorder:
         check(case, torch.tensor(2.0, dtype=torch.float64), "triton")
-        assert [launch.name for launch in recorder] == ["loss_long_rows", "reduce_sums", "gradient_rows"]
+        assert [launch.name for launch in recorder] == ["loss_long_rows", "gradient_rows"]
 
 
 @needs_executor
@@ -103,7 +103,7 @@ def test_a_row_in_tiles_is_read_once(gpuless: ModuleType, classes: int, bootstra
         loss = dynamics_aware_loss(
             leaf, case.target, case.q, case.bootstrap_weight, backend="triton", **case.options
         )  # fmt: skip
-        assert [launch.name for launch in recorder] == ["loss_rows", "reduce_sums"]
+        assert [launch.name for launch in recorder] == ["loss_rows"]
         moved = gpuless.traffic(recorder, leaf.numel(), leaf.element_size())
         loss.backward()
     assert moved.reads < 1.01

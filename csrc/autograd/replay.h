@@ -127,11 +127,11 @@ inline std::shared_ptr<const Record> record_of(const py::handle given) {
   for (const py::handle buffer : buffers)
     made->buffers.push_back(buffer.cast<std::pair<std::vector<std::int64_t>, at::ScalarType>>());
   for (const py::handle launch : launches) {
-    const auto [kernel, function, grid, threads, shared, parameters] = launch.cast<std::tuple<
+    const auto [owned, function, grid, threads, shared, parameters] = launch.cast<std::tuple<
         py::object, std::uintptr_t, std::array<unsigned, 3>, unsigned, unsigned,
         std::vector<std::tuple<int, std::uint64_t, std::uint64_t>>>>();
     // For good, because the interpreter may be gone, or not be this thread's, when a record is forgotten.
-    kernel.inc_ref();
+    owned.inc_ref();
     Launch& added = made->launches.emplace_back();
     added.function = reinterpret_cast<void*>(function);
     std::copy(grid.begin(), grid.end(), added.grid);

@@ -1,4 +1,4 @@
-"""The reduction, and the backward: the written gradient scaled, or made from the fields of the forward."""
+"""The backward: the written gradient scaled, or made from the fields of the forward."""
 
 from __future__ import annotations
 
@@ -16,28 +16,7 @@ from dal_kernels.backends.triton.row import (
     RowGradient,
     affine_at,
     correct_terms,
-    store_loss,
 )
-
-
-@triton.jit
-def reduce_sums(
-    partial_ptr, loss_ptr, correction_ptr, weight_ptr, target_ptr, target_stride, gradient_ptr, fields_ptr, programs,
-    count, ignore_index,
-    CLASSES: tl.constexpr, MEAN: tl.constexpr, GRADIENT: tl.constexpr, FIELDS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Sums of the programs, in fixed order."""
-    lane = tl.arange(0, BLOCK)
-    loss = tl.zeros((BLOCK,), tl.float64)
-    weight = tl.zeros((BLOCK,), tl.float64)
-    for first in range(0, programs, BLOCK):
-        inside = first + lane < programs
-        loss += tl.load(partial_ptr + first + lane, mask=inside, other=0.0).to(tl.float64)
-        weight += tl.load(partial_ptr + programs + first + lane, mask=inside, other=0.0).to(tl.float64)
-    store_loss(
-        loss_ptr, correction_ptr, tl.sum(loss, 0), tl.sum(weight, 0), weight_ptr, target_ptr, target_stride,
-        gradient_ptr, fields_ptr, count, ignore_index, CLASSES, MEAN, GRADIENT, FIELDS,
-    )  # fmt: skip
 
 
 @triton.jit

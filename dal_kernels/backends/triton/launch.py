@@ -19,13 +19,21 @@ from dal_kernels.backends.triton.arguments import (
     require,
     unit_class_stride,
 )
-from dal_kernels.backends.triton.gradient import reduce_sums
 from dal_kernels.backends.triton.long_rows import loss_long_rows, merge_splits, split_statistics
 from dal_kernels.backends.triton.objectives import FUNCTIONS
-from dal_kernels.backends.triton.plan import LaunchPlan, plan_forward, plan_statistics
+from dal_kernels.backends.triton.plan import (
+    JOINED,
+    REDUCING_WARPS,
+    LaunchPlan,
+    plan_forward,
+    plan_statistics,
+    sums_at_once,
+)
 from dal_kernels.backends.triton.record import empty, start
+from dal_kernels.backends.triton.reduction import reduce_sums
 from dal_kernels.backends.triton.short_rows import loss_rows
 from dal_kernels.backends.triton.statistics import merge_statistics, row_statistics
+from dal_kernels.backends.triton.ticket import ticket_for
 from dal_kernels.fields import FIELDS, GRADIENT_FIELDS, NARROW_FIELDS, REDUCTIONS, loss_dtype
 from dal_kernels.objectives import OBJECTIVES
 
@@ -97,10 +105,14 @@ def _launch_loss(
                 **(shared | {"num_warps": 1}),
             )
             return loss, gradient, fields, prediction, correction
-        partial = new((2, programs) if reduced else (0,), dtype=dtype)
-        outputs = (loss, partial, fields, prediction, rows, ignore_index)
+        partial = new((2, programs), dtype=dtype) if reduced and programs != 1 else None
+        ticket = ticket_for(logits) if reduced and 1 < programs <= JOINED else None
+        outputs = (loss, correction, partial, ticket, fields, prediction, rows, ignore_index)
+        sums = sums_at_once(plan.warps)
         if plan.long and rows:
-            start(loss_long_rows, (programs,))(*inputs, *outputs, BLOCK=plan.block, PACKED=packed, **needs, **shared)
+            start(loss_long_rows, (programs,))(
+                *inputs, *outputs, BLOCK=plan.block, PACKED=packed, SUMS=sums, **needs, **shared
+            )
         elif rows:
             start(loss_rows, (programs,))(
                 *inputs[:2],
@@ -116,11 +128,11 @@ def _launch_loss(
                 PACKED=packed,
                 PER_ROW=knobs.dim() == 2,
                 GRADIENT=want_gradient,
+                SUMS=sums,
                 **needs,
                 **shared,
             )
-        if reduced:
-            block = min(1024, max(32, triton.next_power_of_2(max(1, programs))))
+        if partial is not None and ticket is None:
             start(reduce_sums, (1,))(
                 partial,
                 loss,
@@ -137,8 +149,8 @@ def _launch_loss(
                 MEAN=mean,
                 GRADIENT=want_gradient,
                 FIELDS=want_fields,
-                BLOCK=block,
-                num_warps=max(1, block // 256),
+                SUMS=sums_at_once(REDUCING_WARPS),
+                num_warps=REDUCING_WARPS,
             )
     return loss, gradient, fields, prediction, correction
 

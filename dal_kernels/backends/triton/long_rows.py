@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from dal_kernels.backends.triton.objectives import LN2
+from dal_kernels.backends.triton.reduction import Reduction, reduce_losses, store_loss, store_sums
 from dal_kernels.backends.triton.row import (
     LOWEST,
     RowSums,
@@ -17,9 +18,7 @@ from dal_kernels.backends.triton.row import (
     read_weight,
     rebase,
     store_fields,
-    store_loss,
     store_statistics,
-    store_sums,
 )
 
 
@@ -109,10 +108,10 @@ def finish_rows(
 @triton.jit
 def loss_long_rows(
     logits_ptr, row_stride, target_ptr, target_stride, knobs_ptr, knobs_stride, weight_ptr,
-    loss_ptr, partial_ptr, fields_ptr, prediction_ptr, count, ignore_index,
+    loss_ptr, correction_ptr, partial_ptr, ticket_ptr, fields_ptr, prediction_ptr, count, ignore_index,
     OBJECTIVE: tl.constexpr, KNOBS: tl.constexpr, ENTROPY: tl.constexpr, ARGMAX: tl.constexpr, WIDE: tl.constexpr,
     CLASSES: tl.constexpr, LOG_CLASSES: tl.constexpr, BLOCK: tl.constexpr, PACKED: tl.constexpr,
-    MEAN: tl.constexpr, REDUCED: tl.constexpr, FIELDS: tl.constexpr, PREDICTION: tl.constexpr,
+    MEAN: tl.constexpr, REDUCED: tl.constexpr, FIELDS: tl.constexpr, PREDICTION: tl.constexpr, SUMS: tl.constexpr,
 ):  # fmt: skip
     """One program a row."""
     ACC: tl.constexpr = tl.float64 if logits_ptr.dtype.element_ty == tl.float64 else tl.float32
@@ -135,7 +134,12 @@ def loss_long_rows(
         OBJECTIVE, KNOBS, WIDE, CLASSES, LOG_CLASSES, MEAN, REDUCED, FIELDS, PREDICTION, ACC,
     )  # fmt: skip
     if REDUCED:
-        store_sums(partial_ptr, loss, weight)
+        reduction = Reduction(
+            loss_ptr, correction_ptr, partial_ptr, ticket_ptr, weight_ptr, target_ptr, target_stride, None, fields_ptr,
+            count, ignore_index,
+        )  # fmt: skip
+        store_sums(reduction, loss, weight)
+        reduce_losses(reduction, loss, weight, CLASSES, MEAN, False, FIELDS, SUMS)
 
 
 # ---- few long rows: several programs share one
@@ -222,7 +226,8 @@ def merge_splits(
         OBJECTIVE, KNOBS, WIDE, CLASSES, LOG_CLASSES, MEAN, REDUCED, FIELDS, PREDICTION, ACC,
     )  # fmt: skip
     if REDUCED:
-        store_loss(
-            loss_ptr, correction_ptr, loss, weight, weight_ptr, target_ptr, target_stride, fields_ptr, fields_ptr,
-            count, ignore_index, CLASSES, MEAN, False, FIELDS,
+        reduction = Reduction(
+            loss_ptr, correction_ptr, None, None, weight_ptr, target_ptr, target_stride, None, fields_ptr, count,
+            ignore_index,
         )  # fmt: skip
+        store_loss(reduction, loss, weight, CLASSES, MEAN, False, FIELDS)

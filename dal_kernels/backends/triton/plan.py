@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["LaunchPlan", "plan_backward", "plan_forward", "plan_statistics"]
+__all__ = ["JOINED", "REDUCING_WARPS", "LaunchPlan", "plan_backward", "plan_forward", "plan_statistics", "sums_at_once"]
 
 NVIDIA_WARP = 32
 # Programs of 8 warps that keep a large GPU (132 multiprocessors) busy.
@@ -13,6 +13,11 @@ FILLED = 256
 REGISTER_CLASSES = 16384
 # Of a longer row 8 warps keep the exponents alone, and take it in tiles: 128 values a lane (not in float64).
 TILED_CLASSES, TILE = 32768, 2048
+# The sums of so many programs are added up by the last of them: one warp reads them in four steps, each a trip to the
+# cache of some hundreds of nanoseconds, which is less than a launch of its own takes. Four times as many would be more.
+JOINED = 1024
+# Of the program that adds up those of more programs, or of none, in a launch of its own.
+REDUCING_WARPS = 4
 
 
 @dataclass(frozen=True)
@@ -80,3 +85,8 @@ def plan_backward(rows: int, classes: int, itemsize: int, warp_size: int = NVIDI
     several = max(1, min(32, 2048 // wide // block))
     warps = max(1, block * several * wide // 2048 * 32 // warp_size)
     return LaunchPlan(block=block, rows=several, warps=warps)
+
+
+def sums_at_once(warps: int) -> int:
+    """How many of the programs' sums one program reads at a time: 8 a lane, whose registers its rows took before."""
+    return min(JOINED, 256 * warps)

@@ -3,7 +3,7 @@
 What an operator allocates and launches follows from the shapes, strides, dtypes, alignment and numbers of its arguments
 alone; only addresses differ from call to call. So for arguments of a kind the node asks for a record once, and from
 then on launches the same compiled kernels itself: csrc/autograd/replay.h. What is written down here is what the
-operators tell: buffers made by :func:`empty`, launches made by :func:`start`.
+operators tell: buffers made by :func:`empty`, memory that is shared by :func:`keep`, launches made by :func:`start`.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class _Recorder:
     def __init__(self, arguments: tuple[Any, ...]) -> None:
         self.arguments = arguments
         self.buffers: list[Tensor] = []
+        self.kept: list[Tensor] = []
         self.launches: list[tuple[Any, ...]] = []
         # Whether all was of a kind that can be done again: not where one tensor was given twice, because of two others
         # it could not be said which is meant.
@@ -52,14 +53,17 @@ class _Recorder:
         given = [(value, kind) for value, kind in zip(arguments, kinds, strict=True) if kind != "constexpr"]
         parameters = [self._parameter(value, kind) for value, kind in given]
         threads = compiled.metadata.num_warps * compiled.metadata.target.warp_size
-        # In front, the compiled kernel: it must live as long as its function may be launched.
-        self.launches.append((compiled, function, (*grid, 1, 1)[:3], threads, compiled.metadata.shared, parameters))
+        # In front, what must live as long as the kernel may be launched.
+        owned = (compiled, *self.kept)
+        self.launches.append((owned, function, (*grid, 1, 1)[:3], threads, compiled.metadata.shared, parameters))
 
     def _parameter(self, value: Any, kind: str) -> tuple[int, int, int]:
         if isinstance(value, Tensor):
             for place, argument in enumerate(self.arguments):
                 if argument is value:
                     return _ARGUMENT, place, 0
+            if any(kept is value for kept in self.kept):
+                return _BITS, value.data_ptr(), 0
             storage = value.untyped_storage().data_ptr()
             for place, buffer in enumerate(self.buffers):
                 if buffer is value or (storage != 0 and buffer.untyped_storage().data_ptr() == storage):
@@ -84,6 +88,13 @@ def empty(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None
     made = like.new_empty(shape, dtype=dtype)
     if _current.recorder is not None:
         _current.recorder.buffers.append(made)
+    return made
+
+
+def keep(made: Tensor) -> Tensor:
+    """Written down as memory that all calls of the kind share, one after the other on their stream."""
+    if _current.recorder is not None:
+        _current.recorder.kept.append(made)
     return made
 
 

@@ -228,13 +228,6 @@ def store_statistics(
 
 
 @triton.jit
-def store_sums(partial_ptr, loss, weight):
-    """Sum of the losses and of the weights of a program's rows, for the reduction."""
-    tl.store(partial_ptr + tl.program_id(0), loss)
-    tl.store(partial_ptr + tl.num_programs(0) + tl.program_id(0), weight)
-
-
-@triton.jit
 def correct_terms(
     gradient_ptr, at_target, target, argmax, gradient, has_target, has_argmax, ARGMAX: tl.constexpr, WIDE: tl.constexpr
 ):  # fmt: skip
@@ -254,47 +247,3 @@ def correct_terms(
         tl.store(gradient_ptr + target, at_target - t, mask=has_target & ~same)
     else:
         tl.store(gradient_ptr + target, at_target - t, mask=has_target)
-
-
-# ---- the reduction
-
-
-@triton.jit
-def spoil_counted_rows(
-    target_ptr, target_stride, gradient_ptr, fields_ptr, count, ignore_index, CLASSES: tl.constexpr,
-    GRADIENT: tl.constexpr, FIELDS: tl.constexpr,
-):  # fmt: skip
-    """NaN for the gradient of each row that is not ignored, and for what it is made from again."""
-    tl.debug_barrier()
-    for first in range(0, count, 128):
-        row = first + tl.arange(0, 128).to(tl.int64)
-        target = tl.load(target_ptr + row * target_stride, mask=row < count, other=ignore_index)
-        counted = target != ignore_index
-        if FIELDS:
-            tl.store(fields_ptr + SCALE * count + row, float("nan"), mask=counted)
-        if GRADIENT:
-            for column in range(0, CLASSES):
-                tl.store(gradient_ptr + row * CLASSES + column, float("nan"), mask=counted)
-
-
-@triton.jit
-def store_loss(
-    loss_ptr, correction_ptr, total, divisor, weight_ptr, target_ptr, target_stride, gradient_ptr, fields_ptr, count,
-    ignore_index, CLASSES: tl.constexpr, MEAN: tl.constexpr, GRADIENT: tl.constexpr, FIELDS: tl.constexpr,
-):  # fmt: skip
-    """The reduced loss. A mean's gradient was divided by N so far: N / divisor is left for the backward.
-
-    Where the true divisor is 0 no row counted, and the gradient stays 0; or their weights are all 0, and it is 0 / 0.
-    """
-    if MEAN:
-        tl.store(loss_ptr, (total / divisor).to(loss_ptr.dtype.element_ty))
-        correction = tl.where(divisor == 0.0, 1.0, count / tl.where(divisor == 0.0, 1.0, divisor))
-        tl.store(correction_ptr, correction.to(correction_ptr.dtype.element_ty))
-        if weight_ptr is not None:
-            if divisor == 0.0:
-                spoil_counted_rows(
-                    target_ptr, target_stride, gradient_ptr, fields_ptr, count, ignore_index, CLASSES, GRADIENT, FIELDS
-                )  # fmt: skip
-    else:
-        tl.store(loss_ptr, total.to(loss_ptr.dtype.element_ty))
-        tl.store(correction_ptr, 1.0)

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from dal_kernels.backends.triton.objectives import LN2
+from dal_kernels.backends.triton.reduction import Reduction, reduce_losses, store_sums
 from dal_kernels.backends.triton.row import (
     LOWEST,
     RowGradient,
@@ -20,30 +21,31 @@ from dal_kernels.backends.triton.row import (
     read_weight,
     store_fields,
     store_statistics,
-    store_sums,
 )
 
 
 @triton.jit
 def leave_ignored(
-    gradient_ptr, loss_ptr, partial_ptr, fields_ptr, row, count, ACC: tl.constexpr, CLASSES: tl.constexpr,
-    BLOCK: tl.constexpr, TILES: tl.constexpr, REDUCED: tl.constexpr, GRADIENT: tl.constexpr, FIELDS: tl.constexpr,
-    WIDE: tl.constexpr,
+    reduction, row, ACC: tl.constexpr, CLASSES: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr,
+    MEAN: tl.constexpr, REDUCED: tl.constexpr, GRADIENT: tl.constexpr, FIELDS: tl.constexpr, WIDE: tl.constexpr,
+    SUMS: tl.constexpr,
 ):  # fmt: skip
-    """All that is written of an ignored row alone in its program."""
+    """All that a program does whose only row is ignored."""
     zero = tl.zeros(row.shape, ACC)
     if FIELDS:
         nothing = RowGradient(zero, zero, zero, zero, zero, zero, zero)
-        store_fields(fields_ptr, row, count, row < count, nothing, WIDE, False)
+        store_fields(reduction.fields, row, reduction.count, row < reduction.count, nothing, WIDE, False)
     if GRADIENT:
-        out = gradient_ptr + tl.program_id(0).to(tl.int64) * CLASSES
+        out = reduction.gradient + tl.program_id(0).to(tl.int64) * CLASSES
         for tile in tl.static_range(TILES):
             column = tl.arange(0, BLOCK) + tile * BLOCK
             tl.store(out + column, tl.zeros((BLOCK,), ACC), mask=column < CLASSES)
     if REDUCED:
-        store_sums(partial_ptr, 0.0, 0.0)
+        nothing = tl.full((), 0.0, ACC)
+        store_sums(reduction, nothing, nothing)
+        reduce_losses(reduction, nothing, nothing, CLASSES, MEAN, GRADIENT, FIELDS, SUMS)
     else:
-        tl.store(loss_ptr + row, zero)
+        tl.store(reduction.loss + row, zero)
 
 
 @triton.jit
@@ -76,13 +78,18 @@ def store_tile(
 @triton.jit(do_not_specialize=["class_stride"])
 def loss_rows(
     logits_ptr, row_stride, class_stride, target_ptr, target_stride, knobs_ptr, knobs_stride, weight_ptr,
-    gradient_ptr, loss_ptr, partial_ptr, fields_ptr, prediction_ptr, count, ignore_index,
+    gradient_ptr, loss_ptr, correction_ptr, partial_ptr, ticket_ptr, fields_ptr, prediction_ptr, count, ignore_index,
     OBJECTIVE: tl.constexpr, KNOBS: tl.constexpr, ENTROPY: tl.constexpr, ARGMAX: tl.constexpr, WIDE: tl.constexpr,
     CLASSES: tl.constexpr, LOG_CLASSES: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, AXIS: tl.constexpr,
     TILES: tl.constexpr, KEPT: tl.constexpr, PACKED: tl.constexpr, PER_ROW: tl.constexpr,
     MEAN: tl.constexpr, REDUCED: tl.constexpr, GRADIENT: tl.constexpr, FIELDS: tl.constexpr, PREDICTION: tl.constexpr,
+    SUMS: tl.constexpr,
 ):  # fmt: skip
     ACC: tl.constexpr = tl.float64 if logits_ptr.dtype.element_ty == tl.float64 else tl.float32
+    reduction = Reduction(
+        loss_ptr, correction_ptr, partial_ptr, ticket_ptr, weight_ptr, target_ptr, target_stride, gradient_ptr,
+        fields_ptr, count, ignore_index,
+    )  # fmt: skip
     # 64-bit arithmetic once a program; offsets within it fit 32 bits unless rows lie far apart.
     first = tl.program_id(0).to(tl.int64) * ROWS
     row = tl.arange(0, ROWS)
@@ -108,8 +115,7 @@ def loss_rows(
         if not PREDICTION:
             if tl.load(target_ptr + first * target_stride) == ignore_index:
                 leave_ignored(
-                    gradient_ptr, loss_ptr, partial_ptr, fields_ptr, first + row, count,
-                    ACC, CLASSES, BLOCK, TILES, REDUCED, GRADIENT, FIELDS, WIDE,
+                    reduction, first + row, ACC, CLASSES, BLOCK, TILES, MEAN, REDUCED, GRADIENT, FIELDS, WIDE, SUMS
                 )  # fmt: skip
                 return
             ignored = ~live
@@ -199,8 +205,10 @@ def loss_rows(
         store_statistics(
             fields_ptr, prediction_ptr, first + row, count, live, gradient, log_prob, total, weighted, argmax, ignored
         )  # fmt: skip
+    loss_sum = tl.sum(loss, 0)
+    weight_sum = tl.sum(weight, 0)
     if REDUCED:
-        store_sums(partial_ptr, tl.sum(loss, 0), tl.sum(weight, 0))
+        store_sums(reduction, loss_sum, weight_sum)
     else:
         tl.store(loss_ptr + first + row, loss, mask=live)
     if FIELDS:
@@ -233,3 +241,5 @@ def loss_rows(
             else:
                 store_tile(to + tile * BLOCK, e, d, by_tile, ignored, inside, AXIS, False, PREDICTION, WIDE)
         correct_terms(out + place, at_target, target, argmax, gradient, counted, counted, ARGMAX, WIDE)
+    if REDUCED:
+        reduce_losses(reduction, loss_sum, weight_sum, CLASSES, MEAN, GRADIENT, FIELDS, SUMS)
