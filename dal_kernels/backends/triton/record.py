@@ -26,6 +26,9 @@ from dal_kernels.surroundings import is_capturing
 # how many bytes behind that.
 _BITS, _ARGUMENT, _BUFFER = range(3)
 
+# Memory of a launch's own, in bytes, that is not worth giving back after it.
+_SMALL = 1 << 16
+
 # (buffers as (shape, dtype), places of the results among them, launches): csrc/autograd/replay.h has the rest.
 Record = tuple[list[tuple[tuple[int, ...], torch.dtype]], list[int], list[tuple[Any, ...]]]
 
@@ -75,6 +78,34 @@ class _Recorder:
         self.complete = False  # as of a copy of an argument, which this knows nothing of
         return _BITS, 0, 0
 
+    def written(self, results: list[Any]) -> Record | None:
+        """How the call is done again, or None where that is not known."""
+        places = [place for result in results for place, made in enumerate(self.buffers) if made is result]
+        if not self.complete or len(places) != len(results):
+            return None
+        # Memory that a single launch needs for itself stays, because the next one on its stream comes after it: to
+        # allocate it each time would take longer than to launch.
+        stays = {
+            place: made
+            for place, made in enumerate(self.buffers)
+            if place not in places and made.nbytes <= _SMALL and (len(self.launches) == 1 or made.nbytes == 0)
+        }
+        remaining = [place for place in range(len(self.buffers)) if place not in stays]
+
+        def settled(what: int, value: int, offset: int) -> tuple[int, int, int]:
+            if what != _BUFFER:
+                return what, value, offset
+            if value in stays:
+                return _BITS, stays[value].data_ptr() + offset, 0
+            return _BUFFER, remaining.index(value), offset
+
+        launches = [
+            ((owned, *stays.values()), *rest, [settled(*parameter) for parameter in parameters])
+            for owned, *rest, parameters in self.launches
+        ]
+        buffers = [(tuple(self.buffers[place].shape), self.buffers[place].dtype) for place in remaining]
+        return buffers, [remaining.index(place) for place in places], launches
+
 
 class _Current(threading.local):
     recorder: _Recorder | None = None
@@ -123,10 +154,7 @@ def record(operator: Callable[..., Any], *arguments: Any) -> tuple[list[Tensor],
     with _recording(arguments) as recorder:
         given = operator(*arguments)
     results = [given] if isinstance(given, Tensor) else list(given or ())
-    places = [place for result in results for place, made in enumerate(recorder.buffers) if made is result]
-    if not recorder.complete or len(places) != len(results):
-        return results, None
-    return results, ([(tuple(made.shape), made.dtype) for made in recorder.buffers], places, recorder.launches)
+    return results, recorder.written(results)
 
 
 # ---- what Triton and its driver say
