@@ -119,7 +119,9 @@ def test_calls_on_two_streams_at_once_do_not_disturb_each_other(backend: str) ->
 def test_a_step_that_torch_compile_captures_runs_before_it_too(backend: str) -> None:
     """On the stream of that run nothing may be allocated that outlives it."""
     logits, target = torch.randn(64, 1000, device="cuda"), torch.randint(1000, (64,), device="cuda")
-    captured = torch.compile(lambda z: dynamics_aware_loss(z, target, 0.7, 0.5, backend=backend), mode="reduce-overhead")
+    captured = torch.compile(
+        lambda z: dynamics_aware_loss(z, target, 0.7, 0.5, backend=backend), mode="reduce-overhead"
+    )
     expected = step(logits, target, 0.7, 0.5, backend)
     for _ in range(4):
         torch.compiler.cudagraph_mark_step_begin()
