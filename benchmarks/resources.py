@@ -149,7 +149,8 @@ def _kernels() -> dict[str, Any]:
     """What the operators launch, by name."""
     from dal_kernels.backends.triton import launch, launch_gradient
 
-    return _kernels_of(launch) | _kernels_of(launch_gradient)
+    found = (*_kernels_of(launch).values(), *_kernels_of(launch_gradient).values())
+    return {kernel.__name__: kernel for kernel in found}  # a module may know it by another name
 
 
 def _specialized(value: Any, parameter: Any) -> Any:

@@ -147,6 +147,36 @@ def test_a_captured_graph_sees_new_schedule_values(backend: str, classes: int, d
             assert torch.equal(got, true)
 
 
+def test_calls_on_two_streams_at_once_do_not_disturb_each_other(backend: str) -> None:
+    """Whatever the programs of a call share, those of another must not count in it."""
+    logits, target = torch.randn(512, 1000, device="cuda"), torch.randint(1000, (512,), device="cuda")
+    expected = step(logits, target, 0.7, 0.5, backend)[0]
+    torch.cuda.synchronize()
+    streams = (torch.cuda.default_stream(), torch.cuda.Stream(), torch.cuda.Stream())
+    losses = []
+    for _ in range(50):
+        for stream in streams:
+            with torch.cuda.stream(stream):
+                losses.append(dynamics_aware_loss(logits, target, 0.7, 0.5, backend=backend))
+    torch.cuda.synchronize()
+    assert all(torch.equal(loss, expected) for loss in losses)
+
+
+def test_a_step_that_torch_compile_captures_runs_before_it_too(backend: str) -> None:
+    """On the stream of that run nothing may be allocated that outlives it."""
+    logits, target = torch.randn(64, 1000, device="cuda"), torch.randint(1000, (64,), device="cuda")
+    captured = torch.compile(
+        lambda z: dynamics_aware_loss(z, target, 0.7, 0.5, backend=backend), mode="reduce-overhead"
+    )
+    expected = step(logits, target, 0.7, 0.5, backend)
+    for _ in range(4):
+        torch.compiler.cudagraph_mark_step_begin()
+        leaf = logits.clone().requires_grad_()
+        loss = captured(leaf)
+        loss.backward()
+        torch.testing.assert_close((loss.detach(), leaf.grad), expected)
+
+
 def test_no_call_waits_for_the_device(backend: str) -> None:
     criterion = DynamicsAwareLoss(total_steps=10, backend=backend)
     logits = torch.randn(64, 1000, device="cuda", requires_grad=True)

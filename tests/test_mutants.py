@@ -129,7 +129,7 @@ TRITON_MUTANTS = {
     ),
     "correction forgotten": (
         "reduction.py",
-        "count / tl.where(divisor == 0.0, 1.0, divisor)",
+        "of.count / tl.where(divisor == 0.0, 1.0, divisor)",
         "1.0",
         "ignored_rows and float32 and mean and False",
     ),
@@ -204,12 +204,6 @@ TRITON_REDUCTION_MUTANTS = {
         "            tl.store(of.ticket, 0)",
         "            pass",
         "leaves_its_ticket and 100",
-    ),
-    "sums added from where the program lies": (
-        "reduction.py",
-        "    lane = tl.arange(0, SUMS)\n",
-        "    lane = tl.arange(0, SUMS) ^ (tl.program_id(0) & 31)\n",
-        "bits_are_the_same and 200-100",
     ),
 }
 

@@ -71,7 +71,8 @@ COUNTS = {
 @pytest.mark.parametrize("case", COUNTS, ids=lambda case: f"{case[0]}x{case[1]} {case[2]}")
 def test_a_step_executes_no_more_than_this(gpuless: ModuleType, case: tuple[int, int, torch.dtype]) -> None:
     with gpuless.install(90) as recorder:
-        hold_step("triton", case, COUNTS[case], recorder, (2, 1))
+        # The programs that share a row leave their sums to a launch of its own.
+        hold_step("triton", case, COUNTS[case], recorder, (3, 2) if case[1] == 131072 else (2, 1))
     assert sum(launch.spill_bytes for launch in recorder) == 0
 
 

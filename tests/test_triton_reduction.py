@@ -36,8 +36,8 @@ def step(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> tuple[
 @pytest.mark.parametrize(
     ("rows", "classes", "dtype"),
     [
-        (200, 100, torch.float64),
-        (300, 300, torch.bfloat16),
+        (200, 100, torch.float32),
+        (300, 300, torch.float64),
         (9, 4099, torch.float32),
         (3, 20_011, torch.float32),
         (256, 8193, torch.float64),
