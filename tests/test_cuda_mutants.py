@@ -20,7 +20,7 @@ NUMERICS, FAMILY = "tests/test_numerics.py", "tests/test_cuda_family.py"
 # What is changed, and the tests of test_numerics.py that must catch it.
 CUDA_MUTANTS = {
     "fence removed": (
-        "finish.cuh",
+        "reduce.cuh",
         "    __threadfence();\n    last = atomicAdd",
         "    last = atomicAdd",
         "matches_truth and 4099 and float32 and soft-mean",

@@ -1,13 +1,17 @@
-"""The operators of the Triton backend that keep the pace of DAL: a launch each. Nothing here waits for the device."""
+"""The operators of the Triton backend that keep the pace of DAL, by a launch. Nothing here waits for the device."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dal_kernels.backends.triton import device
 from dal_kernels.backends.triton.arguments import require
+from dal_kernels.backends.triton.launch import loss_and_fields
 from dal_kernels.backends.triton.pace import follow_rows, set_bound
+from dal_kernels.fields import MAX_PROB, TARGET_PROB
 
 _BLOCK = 1024
 
@@ -45,6 +49,15 @@ def see(
         follow_rows[(1,)](
             numbers, max_prob, target_prob, prediction, target, count, every, q_end, max_weight, BLOCK=_BLOCK
         )
+
+
+def loss_and_pace(logits: Tensor, target: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """``loss_and_fields`` with the prediction, and then :func:`see`, in a launch behind it."""
+    *of_loss, numbers, every, q_end, max_weight = arguments
+    made = loss_and_fields(logits, target, *of_loss, True)
+    _, _, fields, prediction, _ = made
+    see(numbers, fields[MAX_PROB], fields[TARGET_PROB], prediction, target, every, q_end, max_weight)
+    return made
 
 
 def keep_pace(numbers: Tensor, bound: float, opening: float, q_end: float, max_weight: float) -> None:
