@@ -169,7 +169,8 @@ template <class S> DAL_D void spoil_counted_rows(const ForwardBatch<S>& batch) {
 }
 
 // By all threads of a block, the values being those of the first. The gradient was divided by N so far. Where the true
-// divisor is 0 no row counted, and the gradient stays 0; or their weights are all 0, and it is 0 / 0.
+// divisor is 0 no row counted, and the gradient stays 0; or their weights are all 0, and it is 0 / 0. Then the pace
+// follows the call, where one is kept.
 template <class S>
 DAL_D void write_loss(const Forward<S>& args, double loss, double divisor) {
   using A = Arithmetic<S>;
@@ -180,33 +181,31 @@ DAL_D void write_loss(const Forward<S>& args, double loss, double divisor) {
     *args.correction = static_cast<A>(!mean || divisor == 0 ? 1.0 : rows / divisor);
   }
   if (mean && args.batch.weight && __syncthreads_or(threadIdx.x == 0 && divisor == 0)) spoil_counted_rows(args.batch);
+  if (args.follow.pace) follow_call(args);
 }
 
 // The losses and weights of this block's rows (those of thread 0) join the others'. The last block adds all up in
-// their order: the same bits whichever that is. There the pace follows them too, where one is kept.
+// their order: the same bits whichever that is.
 template <class S>
 DAL_D void reduce_losses(
     const Forward<S>& args, Arithmetic<S> loss, Arithmetic<S> weight, unsigned block, unsigned blocks, int rows = 1) {
   if (args.reduction == kNone) return;
-  double losses = loss, weights = weight;
-  if (blocks > 1) {
-    if (rows > 1 && args.learnt) leave_learnt(args, block, rows);
-    if (threadIdx.x == 0) {
-      args.partial[block] = loss;
-      args.partial[blocks + block] = weight;
-    }
-    if (!is_last_block(args.ticket, blocks)) return;
-    losses = weights = 0;
-    for (unsigned i = threadIdx.x; i < blocks; i += blockDim.x) {
-      losses += __ldcg(args.partial + i);
-      weights += __ldcg(args.partial + blocks + i);
-    }
-    __shared__ double scratch[2][32];
-    losses = across_block<Add>(losses, scratch[0], 0.0);
-    weights = across_block<Add>(weights, scratch[1], 0.0);
+  if (blocks == 1) return write_loss(args, loss, weight);
+  if (rows > 1 && args.learnt) leave_learnt(args, block, rows);
+  if (threadIdx.x == 0) {
+    args.partial[block] = loss;
+    args.partial[blocks + block] = weight;
   }
+  if (!is_last_block(args.ticket, blocks)) return;
+  double losses = 0, weights = 0;
+  for (unsigned i = threadIdx.x; i < blocks; i += blockDim.x) {
+    losses += __ldcg(args.partial + i);
+    weights += __ldcg(args.partial + blocks + i);
+  }
+  __shared__ double scratch[2][32];
+  losses = across_block<Add>(losses, scratch[0], 0.0);
+  weights = across_block<Add>(weights, scratch[1], 0.0);
   write_loss(args, losses, weights);
-  if (args.follow.pace) follow_call(args, blocks);
 }
 
 }  // namespace dal

@@ -195,7 +195,6 @@ template <class S, bool WIDE> DAL_D void loss_split_rows(const Forward<S>& args)
   loss = across_block<Add>(loss, scratch[0], A(0));
   weight = across_block<Add>(weight, scratch[1], A(0));
   write_loss(args, loss, weight);
-  if (args.follow.pace) follow_call(args, 1);
 }
 
 // Sums of a row alone, a row a block, for whoever makes a loss of them.

@@ -12,6 +12,8 @@ template <class A> DAL_D Learnt learnt_by_thread(const PaceRows<A>& rows, std::i
   Learnt learnt;
   const std::int64_t step = blockDim.x * rows.every, end = min(last, rows.count);
   std::int64_t row = (first + rows.every - 1) / rows.every * rows.every + threadIdx.x * rows.every;
+  // So many rows wait for memory together, in no more registers than the smallest kernels have.
+#pragma unroll 3
   for (; row < end; row += step) learnt.add(rows, row);
   return learnt;
 }
@@ -40,21 +42,22 @@ template <class A> DAL_D void follow_rows(const Follow<A>& args) {
   follow_learnt(args, learnt_by_thread(args.rows, 0, args.rows.count));
 }
 
-// What the `rows` of this block say, for the last block.
-template <class S> DAL_D void leave_learnt(const Forward<S>& args, unsigned block, int rows) {
+// What the `rows` of this block say, for the last block. Called, as what follows is, because in place calls without a
+// pace would compute its addresses too.
+template <class S> __device__ __noinline__ void leave_learnt(const Forward<S>& args, unsigned block, int rows) {
   const std::int64_t first = std::int64_t(block) * rows;
   const Learnt learnt = across_block(learnt_by_thread(args.follow.rows, first, first + rows));
   if (threadIdx.x == 0) args.learnt[block] = learnt;
 }
 
-// By the last of so many blocks. It may write over the knobs of the call, which may be the first two numbers of the
+// By the last block. It may write over the knobs of the call, which may be the first two numbers of the
 // pace: a block has read its own before it counts as done, and this one before the barrier. Where blocks have a row
 // each, it looks at the rows itself: to leave a sum would cost each block, and save this one nothing.
-template <class S> DAL_D void follow_call(const Forward<S>& args, unsigned blocks) {
+template <class S> __device__ __noinline__ void follow_call(const Forward<S>& args) {
   __syncthreads();
   if (!args.learnt) return follow_rows(args.follow);
   Learnt own;
-  for (unsigned i = threadIdx.x; i < blocks; i += blockDim.x) {
+  for (unsigned i = threadIdx.x; i < gridDim.x; i += blockDim.x) {
     const Learnt* from = args.learnt + i;
     own.add({__ldcg(&from->confidence), __ldcg(&from->agreement), __ldcg(&from->rows)});
   }
