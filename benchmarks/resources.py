@@ -149,7 +149,9 @@ def _kernels() -> dict[str, Any]:
     """What the operators launch, by name."""
     from dal_kernels.backends.triton import launch, launch_gradient
 
-    return _kernels_of(launch) | _kernels_of(launch_gradient)
+    kernels = _kernels_of(launch) | _kernels_of(launch_gradient)
+    # By their own names: a module has another for one where its operator has that.
+    return {kernel.__name__: kernel for kernel in kernels.values()}
 
 
 def _specialized(value: Any, parameter: Any) -> Any:

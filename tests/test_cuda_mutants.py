@@ -141,11 +141,11 @@ PACE_MUTANTS = {
         "first",
         "followed_by and lanes and mean and True and not -1-",
     ),
-    "rows of other blocks are not looked at": (
+    "a pace of blocks that have a row each is not kept": (
         "pace.cuh",
-        "learnt_by_thread(args.rows, 0, args.rows.count)",
-        "learnt_by_thread(args.rows, 0, 1)",
-        "followed_by and cuda-long and mean and False",
+        "if (!args.learnt) return follow_rows(args.follow);",
+        "if (!args.learnt) return;",
+        "followed_by and long and mean and False",
     ),
 }
 

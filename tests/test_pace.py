@@ -78,7 +78,7 @@ CALLS: dict[str, tuple[tuple[int, int], torch.dtype, Objective]] = {
     "lanes": ((150, 100), torch.float32, dynamics_aware_hard),
     "one row": ((1, 2100), torch.float16, dynamics_aware),
     "long rows": ((7, 2100), torch.float32, dynamics_aware),
-    "longer rows": ((3, 600), torch.float64, dynamics_aware),
+    "rows in a loop": ((3, 600), torch.float64, dynamics_aware),
     "shared rows": ((3, 8200), torch.float64, dynamics_aware),
     "a wide loss": ((40, 60), torch.float32, joint_asymmetric),
     "shared rows of a wide loss": ((2, 16400), torch.float32, joint_asymmetric),
