@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -117,6 +118,26 @@ def test_the_pace_follows_in_the_launch_of_a_loss_that_reduces(shape: tuple[int,
     names = [launch.name for launch in launches]
     assert names[1:] == (["dal_follow_f32"] if reduction == "none" else [])
     assert numbers[2] > 1e-4
+
+
+@needs_emulator
+@pytest.mark.parametrize("shape", [(200, 10), (130, 32), (5, 2052), (2, 32_769)], ids=str)
+def test_the_ticket_is_left_at_zero(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU the next launch of a stream counts from what this one leaves."""
+    from gpuless import ptx
+
+    launch, left = ptx.launch, []
+
+    def watched(*arguments: Any, buffers: list[Any], **options: Any) -> Any:
+        stats = launch(*arguments, buffers=buffers, **options)
+        left.append(buffers[-1][:4].tolist())  # of the workspace, in front
+        return stats
+
+    monkeypatch.setattr(ptx, "launch", watched)
+    logits, target = torch.randn(shape), torch.zeros(shape[0], dtype=torch.long)
+    with cuda_emulator.installed():
+        ops.KERNELS["cuda"].loss(logits, target, torch.tensor([0.7, 0.5]), None, 0, -100, 1, False)
+    assert left == [[0, 0, 0, 0]]
 
 
 @needs_emulator

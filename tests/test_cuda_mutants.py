@@ -21,8 +21,8 @@ NUMERICS, FAMILY, PACE = "tests/test_numerics.py", "tests/test_cuda_family.py", 
 CUDA_MUTANTS = {
     "fence removed": (
         "reduce.cuh",
-        "    __threadfence();\n    last = atomicAdd",
-        "    last = atomicAdd",
+        "    __threadfence();\n    last = atomicInc",
+        "    last = atomicInc",
         "matches_truth and 4099 and float32 and soft-mean",
     ),
     "barrier before the special classes removed": (

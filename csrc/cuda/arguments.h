@@ -27,7 +27,7 @@ struct Forward {
   A* partial;        // (2, blocks): sums of losses and weights
   A* parts;          // (3, N, splits): maximum, S, W of each split; wide (6, N, splits): all of RowSums
   unsigned* places;  // (N, splits): its argmax, as in place_of
-  unsigned* ticket;  // 0; counts the blocks that are done
+  unsigned* ticket;  // counts the blocks that are done; 0 before and after
   A* correction;     // () N / divisor
   Follow<A> follow;  // with a pace that follows the reduced losses, or without one
   Learnt* learnt;    // (blocks): what each says of its rows for the pace, or null

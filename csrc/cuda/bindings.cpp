@@ -60,7 +60,7 @@ Outputs run_loss(
     args.log_lanes = plan.log_lanes;
     args.splits = plan.shares;
 
-    // Workspace: a ticket, which must be 0, in front; then what the blocks leave for the last of them.
+    // Workspace: a ticket in front; then what the blocks leave for the last of them.
     const bool split = plan.shares > 1 && !plan.cluster;
     const std::int64_t summed = plan.cluster ? rows : plan.blocks;
     const bool shared_work = rows > 0 && (split || (reduced && summed > 1));
@@ -71,11 +71,10 @@ Outputs run_loss(
     const Tensor workspace = empty<1>({shared_work ? bytes : 0}, aoti_torch_dtype_uint8(), place);
     if (shared_work) {
       char* base = static_cast<char*>(workspace.mutable_data_ptr());
-      args.ticket = reinterpret_cast<unsigned*>(base);
+      args.ticket = launcher.ticket(base);
       if (learnt) args.learnt = reinterpret_cast<Learnt*>(base + 16);
       args.partial = args.parts = reinterpret_cast<A*>(base + 16 + learnt * std::int64_t(sizeof(Learnt)));
       args.places = reinterpret_cast<unsigned*>(args.parts + values);
-      launcher.fill(base, 0, 4);
     }
     Follow<A> follow{};
     if (pace) {

@@ -5,8 +5,10 @@
 
 #include <array>
 #include <cstring>
+#include <map>
 #include <mutex>
 #include <stdexcept>
+#include <utility>
 
 namespace dal {
 namespace {
@@ -40,6 +42,23 @@ Device describe(int index) {
   return {10 * major + minor, multiprocessors};
 }
 
+bool is_captured(cudaStream_t stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check(cudaStreamIsCapturing(stream, &status), "asking whether a graph is captured");
+  return status != cudaStreamCaptureStatusNone;
+}
+
+// Memory that is never given back, not torch's: what that hands out while somebody warms up for a graph belongs to the
+// graph. Null where there is none left.
+unsigned* new_ticket() {
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;  // another thread may be capturing
+  check(cudaThreadExchangeStreamCaptureMode(&mode), "allocating");
+  void* data = nullptr;
+  if (cudaMalloc(&data, sizeof(unsigned)) != cudaSuccess) cudaGetLastError();
+  check(cudaThreadExchangeStreamCaptureMode(&mode), "allocating");
+  return static_cast<unsigned*>(data);
+}
+
 }  // namespace
 
 Launcher::Launcher(int index, Emulator* emulator) : index_(index), emulator_(emulator) {
@@ -60,6 +79,25 @@ void Launcher::fill(void* data, int byte, std::size_t bytes) const {
     std::memset(data, byte, bytes);
   else
     check(cudaMemsetAsync(data, byte, bytes, static_cast<cudaStream_t>(stream_)), "cudaMemsetAsync");
+}
+
+unsigned* Launcher::ticket(void* own) const {
+  const auto stream = static_cast<cudaStream_t>(stream_);
+  // That handle is another stream in each thread.
+  if (!emulator_ && stream != cudaStreamPerThread && !is_captured(stream)) {
+    static std::mutex mutex;
+    static auto* known = new std::map<std::pair<int, void*>, unsigned*>;  // a thread may outlive what is taken down
+    const std::lock_guard<std::mutex> lock(mutex);
+    unsigned*& standing = (*known)[{index_, stream_}];
+    if (!standing) {
+      unsigned* const made = new_ticket();
+      if (made) fill(made, 0, sizeof(unsigned));
+      standing = made;
+    }
+    if (standing) return standing;
+  }
+  fill(own, 0, sizeof(unsigned));
+  return static_cast<unsigned*>(own);
 }
 
 void Launcher::start(const Kernel& kernel, const Grid& grid, const void* arguments, std::size_t bytes) const {
