@@ -195,8 +195,9 @@ PaceRows<Arithmetic<S>> pace_rows(const ForwardBatch<S>& batch, std::int64_t eve
   const std::int64_t count = batch.logits.rows;
   require(batch.target.stride == 1 || count < 2, "target must be contiguous where a pace follows the call");
   require(every >= 1, "every must be at least 1");
-  return {batch.fields + kMaxProb * count, batch.fields + kTargetProb * count, batch.prediction, batch.target.data, count,
-          every};
+  return {
+      batch.fields + kMaxProb * count, batch.fields + kTargetProb * count, batch.prediction, batch.target.data, count,
+      every};
 }
 
 // The pace that follows a call, as an operator is given it.

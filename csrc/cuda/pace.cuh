@@ -50,9 +50,9 @@ template <class S> __device__ __noinline__ void leave_learnt(const Forward<S>& a
   if (threadIdx.x == 0) args.learnt[block] = learnt;
 }
 
-// By the last block. It may write over the knobs of the call, which may be the first two numbers of the
-// pace: a block has read its own before it counts as done, and this one before the barrier. Where blocks have a row
-// each, it looks at the rows itself: to leave a sum would cost each block, and save this one nothing.
+// By the last block. It may write over the knobs of the call, which may be the first two numbers of the pace: a block
+// has read its own before it counts as done, and this one before the barrier. Where blocks have a row each, it looks at
+// the rows itself: to leave a sum would cost each block, and save this one nothing.
 template <class S> __device__ __noinline__ void follow_call(const Forward<S>& args) {
   __syncthreads();
   if (!args.learnt) return follow_rows(args.follow);

@@ -61,8 +61,8 @@ template <class A> DAL_D A sum_of_group(const A* values, int count) {
   return across_warp<Add>(sum);
 }
 
-// Whether this block of `blocks` is the last to come here; what the others wrote before is then visible. The ticket counts
-// from 0, and the last block brings it back there, for the next launch.
+// Whether this block of `blocks` is the last to come here; what the others wrote before is then visible. The ticket
+// counts from 0, and the last block brings it back there, for the next launch.
 DAL_D bool is_last_block(unsigned* ticket, unsigned blocks) {
   if (blocks == 1) return true;
   __shared__ bool last;
