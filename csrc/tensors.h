@@ -189,6 +189,24 @@ PaceRows<A> pace_rows(
       static_cast<const std::int64_t*>(target.const_data_ptr()), count, every};
 }
 
+// Of a call with all its fields and the prediction.
+template <class S>
+PaceRows<Arithmetic<S>> pace_rows(const ForwardBatch<S>& batch, std::int64_t every) {
+  const std::int64_t count = batch.logits.rows;
+  require(batch.target.stride == 1 || count < 2, "target must be contiguous where a pace follows the call");
+  require(every >= 1, "every must be at least 1");
+  return {
+      batch.fields + kMaxProb * count, batch.fields + kTargetProb * count, batch.prediction, batch.target.data, count,
+      every};
+}
+
+// The pace that follows a call, as an operator is given it.
+struct PaceGiven {
+  Tensor numbers;
+  std::int64_t every;
+  PaceLimits limits;
+};
+
 }  // namespace dal
 
 #define DAL_SEE_ARGUMENTS                                                                                 \
@@ -198,5 +216,7 @@ PaceRows<A> pace_rows(
 #define DAL_LOSS_ARGUMENTS                                                                              \
   "Tensor logits, Tensor target, Tensor knobs, Tensor? weight, int objective, int ignore_index, "      \
   "int reduction, bool want_gradient"
+#define DAL_LOSS_AND_PACE_ARGUMENTS \
+  DAL_LOSS_ARGUMENTS ", Tensor(a!) numbers, int every, float q_end, float max_weight"
 #define DAL_GRADIENT_ARGUMENTS \
   "Tensor logits, Tensor target, Tensor fields, Tensor prediction, Tensor upstream, int ignore_index"

@@ -5,6 +5,7 @@ The operators of every backend have these schemas:
     loss(logits, target, knobs, weight, objective, ignore_index, reduction, want_gradient)
         -> (loss, gradient, *correction)
     loss_and_fields(the same, want_prediction) -> (loss, gradient, fields, prediction, *correction)
+    loss_and_pace(as loss, numbers, every, q_end, max_weight) -> as loss_and_fields with the prediction
     gradient(logits, target, fields, prediction, upstream, ignore_index, *correction) -> gradient
     statistics(logits, want_argmax, wide) -> (sums, argmax)
 
@@ -29,7 +30,8 @@ NaN is NaN.
 The pace of DAL is kept in place, in the six numbers of :class:`dal_kernels.pace.PaceNumbers`:
 
     see(numbers, max_prob, target_prob, prediction, target, every, q_end, max_weight): after a call, of whose rows each
-        ``every``-th is looked at
+        ``every``-th is looked at. ``loss_and_pace`` does so for its own rows, where the numbers may be its knobs: it
+        reads them first. On a GPU that takes no launch of its own where losses are reduced by the last block or program
     keep_pace(numbers, bound, opening, q_end, max_weight): under a new bound
 
 On a CPU two more make losses of one's own: of targets (T, N), and with slopes by each quantity or None,
@@ -73,6 +75,7 @@ class Kernels(NamedTuple):
 
     loss: OpOverload
     loss_and_fields: OpOverload
+    loss_and_pace: OpOverload
     gradient: OpOverload
     statistics: OpOverload
     writes_gradient: Callable[[Tensor, int], bool]
@@ -101,6 +104,10 @@ def kept_fields(objective: int, everything: bool) -> int:
     return NARROW_FIELDS if everything else GRADIENT_FIELDS
 
 
+# The arguments that loss_and_pace has behind those of loss: numbers, every, q_end, max_weight.
+_WITHOUT_PACE = -4
+
+
 def _fake_loss(
     logits: Tensor,
     target: Tensor,
@@ -126,6 +133,10 @@ def _fake_loss_and_fields(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tens
     return *_fake_loss(logits, *arguments[:-1]), *_fake_fields(logits, arguments, everything=True)
 
 
+def _fake_loss_and_pace(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _fake_loss_and_fields(logits, *arguments[:_WITHOUT_PACE], True)
+
+
 def _fake_gradient(logits: Tensor, *_: Any) -> Tensor:
     return logits.new_empty(tuple(logits.shape))
 
@@ -138,6 +149,10 @@ def _fake_gpu_loss(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Ten
 def _fake_gpu_loss_and_fields(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     loss, gradient, correction = _fake_gpu_loss(logits, *arguments[:-1])
     return loss, gradient, *_fake_fields(logits, arguments, everything=arguments[-1]), correction
+
+
+def _fake_gpu_loss_and_pace(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return _fake_gpu_loss_and_fields(logits, *arguments[:_WITHOUT_PACE], True)
 
 
 def _fake_statistics(logits: Tensor, want_argmax: bool, wide: bool) -> tuple[Tensor, Tensor]:
@@ -161,6 +176,7 @@ def _fake_in_place(*_: Any) -> None:
 _FAKES: dict[str, Callable[..., Any]] = {
     "loss": _fake_loss,
     "loss_and_fields": _fake_loss_and_fields,
+    "loss_and_pace": _fake_loss_and_pace,
     "gradient": _fake_gradient,
     "statistics": _fake_statistics,
     "see": _fake_in_place,
@@ -170,6 +186,7 @@ _CPU_FAKES = _FAKES | {"quantities": _fake_quantities, "gradient_of_slopes": _fa
 _GPU_FAKES = _FAKES | {
     "loss": _fake_gpu_loss,
     "loss_and_fields": _fake_gpu_loss_and_fields,
+    "loss_and_pace": _fake_gpu_loss_and_pace,
     "scale_gradient": _fake_in_place,
     "rewrite_gradient": _fake_in_place,
 }
@@ -181,6 +198,10 @@ _LOSS_ARGUMENTS = (
 _TRITON_SCHEMAS = {
     "loss": f"({_LOSS_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
     "loss_and_fields": f"({_LOSS_ARGUMENTS}, bool want_prediction) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "loss_and_pace": (
+        f"({_LOSS_ARGUMENTS}, Tensor(a!) numbers, int every, float q_end, float max_weight) "
+        "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+    ),
     "gradient": (
         "(Tensor logits, Tensor target, Tensor fields, Tensor prediction, Tensor upstream, int ignore_index, "
         "Tensor correction) -> Tensor"
@@ -265,7 +286,7 @@ except Exception as error:  # also a Triton that is broken or too old must not t
 else:
     in_triton |= {name: getattr(_launch, name) for name in ("loss", "loss_and_fields", "statistics")}
     in_triton |= {name: getattr(_launch_gradient, name) for name in ("gradient", "scale_gradient", "rewrite_gradient")}
-    in_triton |= {"see": _launch_pace.see, "keep_pace": _launch_pace.keep_pace}
+    in_triton |= {name: getattr(_launch_pace, name) for name in ("loss_and_pace", "see", "keep_pace")}
     for _name, _schema in _TRITON_SCHEMAS.items():
         _library.define(f"{_name}_triton{_schema}")
         for _device in ("CPU", "CUDA"):  # CPU tensors: an interpreter or an emulator

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,11 @@ from truth import check, make_case, random_upstream, run
 
 from benchmarks import cuda_emulator
 from benchmarks.cuda_resources import cuda_binaries, cuobjdump
-from dal_kernels import available_backends, dynamics_aware_loss, ops
+from dal_kernels import available_backends, dynamics_aware_loss, node, ops
+from dal_kernels.fields import Reduction
+from dal_kernels.functional import loss_of
+from dal_kernels.objectives import dynamics_aware
+from dal_kernels.pace import pace_numbers
 
 built = pytest.mark.skipif(ops.cuda_error is not None, reason=f"the CUDA extension is not built: {ops.cuda_error}")
 
@@ -58,7 +63,7 @@ def test_without_a_gpu_it_says_so() -> None:
 @pytest.mark.parametrize(("order", "sample"), [("asc", 24), ("desc", 25)])
 def test_the_compiled_code_passes_the_shared_tests(order: str, sample: int) -> None:
     """With checks for races, accesses out of bounds and misaligned ones, in both orders of warps."""
-    names = ("numerics", "autograd", "compile", "fuzz")
+    names = ("numerics", "autograd", "compile", "fuzz", "pace")
     variables = {"DAL_TEST_CUDA": order, "DAL_TEST_SAMPLE": os.environ.get("DAL_TEST_SAMPLE", str(sample))}
     result = run_pytest("-q", "--show-capture=no", *(f"tests/test_{name}.py" for name in names), **variables)
     assert result.returncode == 0, result.stdout[-5000:]
@@ -96,6 +101,43 @@ def test_every_layout_matches_truth(shape: tuple[int, int], bootstrap: str) -> N
     with cuda_emulator.installed() as launches:
         check(case, torch.tensor(2.0, dtype=torch.float64), "cuda")
     assert [launch.name for launch in launches] == [f"dal_{LAYOUTS[shape]}_f32", "dal_scale_f32"]
+
+
+@needs_emulator
+@pytest.mark.skipif(node.short_way is None, reason=f"no autograd node: {node.error}")
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("shape", [(9, 7), *LAYOUTS], ids=str)
+def test_the_pace_follows_in_the_launch_of_a_loss_that_reduces(shape: tuple[int, int], reduction: Reduction) -> None:
+    case = make_case(*shape)
+    numbers = pace_numbers(torch.device("cpu")).all
+    with cuda_emulator.installed() as launches:
+        loss_of(
+            dynamics_aware.id, (0.7, 0.2), case.logits.requires_grad_(), case.target, reduction=reduction,
+            return_stats=True, backend="cuda", hearer=("cuda", numbers, 1, 1.5, 1.0),
+        )  # fmt: skip
+    names = [launch.name for launch in launches]
+    assert names[1:] == (["dal_follow_f32"] if reduction == "none" else [])
+    assert numbers[2] > 1e-4
+
+
+@needs_emulator
+@pytest.mark.parametrize("shape", [(200, 10), (130, 32), (5, 2052), (2, 32_769)], ids=str)
+def test_the_ticket_is_left_at_zero(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU the next launch of a stream counts from what this one leaves."""
+    from gpuless import ptx
+
+    launch, left = ptx.launch, []
+
+    def watched(*arguments: Any, buffers: list[Any], **options: Any) -> Any:
+        stats = launch(*arguments, buffers=buffers, **options)
+        left.append(buffers[-1][:4].tolist())  # of the workspace, in front
+        return stats
+
+    monkeypatch.setattr(ptx, "launch", watched)
+    logits, target = torch.randn(shape), torch.zeros(shape[0], dtype=torch.long)
+    with cuda_emulator.installed():
+        ops.KERNELS["cuda"].loss(logits, target, torch.tensor([0.7, 0.5]), None, 0, -100, 1, False)
+    assert left == [[0, 0, 0, 0]]
 
 
 @needs_emulator

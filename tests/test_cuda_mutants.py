@@ -15,14 +15,14 @@ from benchmarks import cuda_emulator
 
 pytestmark = needs_emulator
 
-NUMERICS, FAMILY = "tests/test_numerics.py", "tests/test_cuda_family.py"
+NUMERICS, FAMILY, PACE = "tests/test_numerics.py", "tests/test_cuda_family.py", "tests/test_pace.py"
 
 # What is changed, and the tests of test_numerics.py that must catch it.
 CUDA_MUTANTS = {
     "fence removed": (
-        "finish.cuh",
-        "    __threadfence();\n    last = atomicAdd",
-        "    last = atomicAdd",
+        "reduce.cuh",
+        "    __threadfence();\n    last = atomicInc",
+        "    last = atomicInc",
         "matches_truth and 4099 and float32 and soft-mean",
     ),
     "barrier before the special classes removed": (
@@ -127,7 +127,29 @@ FAMILY_MUTANTS = {
     ),
 }
 
-MUTANTS = {NUMERICS: CUDA_MUTANTS, FAMILY: FAMILY_MUTANTS}
+# And those of test_pace.py.
+PACE_MUTANTS = {
+    "each block has learnt from the first rows": (
+        "pace.cuh",
+        "const std::int64_t first = std::int64_t(block) * rows;",
+        "const std::int64_t first = 0;",
+        "followed_by and lanes and mean and True",
+    ),
+    "rows between those looked at": (
+        "pace.cuh",
+        "(first + rows.every - 1) / rows.every * rows.every",
+        "first",
+        "followed_by and lanes and mean and True and not -1-",
+    ),
+    "a pace of blocks that have a row each is not kept": (
+        "pace.cuh",
+        "if (!args.learnt) return follow_rows(args.follow);",
+        "if (!args.learnt) return;",
+        "followed_by and long and mean and False",
+    ),
+}
+
+MUTANTS = {NUMERICS: CUDA_MUTANTS, FAMILY: FAMILY_MUTANTS, PACE: PACE_MUTANTS}
 
 
 def run_tests(mutants: list[tuple[str, str, str]], tests: str, selection: str, folder: Path) -> str:
@@ -142,7 +164,7 @@ def run_tests(mutants: list[tuple[str, str, str]], tests: str, selection: str, f
     cuda_emulator.compile_ptx(folder, folder / "csrc/cuda", "kernels_f32.cu")
     paths = [str(ROOT), str(ROOT.parent / "shared")]
     variables = {"DAL_TEST_PTX": str(folder), "PYTHONPATH": os.pathsep.join(paths)}
-    if tests == NUMERICS:
+    if tests != FAMILY:
         variables["DAL_TEST_CUDA"] = "asc"
     result = run_pytest("-q", "-x", "-k", selection, tests, cwd=folder, **variables)
     return result.stdout[-3000:] + result.stderr[-2000:]

@@ -242,6 +242,26 @@ def test_repeats_have_the_same_bits(backend: str, shape: tuple[int, int], dtype:
         assert all(torch.equal(a, b) for a, b in zip(first, step(logits, target, 1.2, 0.4, backend), strict=True))
 
 
+def test_streams_and_graphs_count_their_blocks_apart(backend: str) -> None:
+    """At the same time, on streams that do not wait for each other, and eager calls beside replays of a graph."""
+    streams = [torch.cuda.Stream() for _ in range(3)]
+    cases = [(torch.randn(4096, 100, device="cuda"), torch.randint(100, (4096,), device="cuda")) for _ in streams]
+    expected = [step(*case, 0.7, 0.4, backend) for case in cases]
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph, stream=streams[0]):
+        captured = step(*cases[0], 0.7, 0.4, backend)
+    for _ in range(20):
+        found = []
+        for stream, case in zip(streams, cases, strict=True):
+            with torch.cuda.stream(stream):
+                graph.replay()
+                found.append(step(*case, 0.7, 0.4, backend))
+        torch.cuda.synchronize()
+        for one, other in zip([captured, *found], [expected[0], *expected], strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
 def test_the_raw_cuda_operator_refuses_tensors_of_another_device() -> None:
     if "cuda" not in KERNELS:
         pytest.skip(available_backends()["cuda"])

@@ -218,7 +218,7 @@ PACE_MUTANTS = {
     ),
     "above the bound": ("pace.h", "fmin(static_cast<double>(pace.bound), fmax(opening, free))", "fmax(opening, free)"),
     "the largest weight forgotten": ("pace.h", "limits.max_weight * fmin", "fmin"),
-    "every row looked at": ("cpu/pace.cpp", "row += rows.every", "++row"),
+    "every row looked at": ("cpu/follow.h", "row += rows.every", "++row"),
 }
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
@@ -259,7 +259,7 @@ def tree(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def run_tests(tree: Path, *files: str) -> subprocess.CompletedProcess[str]:
     """Compiled as it is now, tests of the backend "cpu" up to the first that fails."""
-    for name in ("isa_baseline", *(("pace",) if PACE in files else ())):
+    for name in ("isa_baseline", *(("pace", "bindings") if PACE in files else ())):
         compile_object(tree / f"csrc/cpu/{name}.cpp", tree / f"{name}.o")
     library = tree / "dal_kernels/_native.abi3.so"
     objects = [str(path) for path in tree.glob("*.o")]

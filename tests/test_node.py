@@ -21,11 +21,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from truth import DTYPES, make_case
 
 from build_support import cuda
-from dal_kernels import DynamicsAwareLoss, dynamics_aware_loss, extensions, node
+from dal_kernels import DynamicsAwareLoss, dynamics_aware_loss, extensions, node, pace
 from dal_kernels.arguments import RowStats
 from dal_kernels.backends import choose
 from dal_kernels.functional import loss_of
-from dal_kernels.objectives import OBJECTIVES
+from dal_kernels.objectives import OBJECTIVES, dynamics_aware
+from dal_kernels.pace import pace_numbers
 
 pytestmark = pytest.mark.skipif(node.short_way is None, reason=f"no autograd node: {node.error}")
 CASE = make_case(12, 40)
@@ -130,6 +131,39 @@ def test_without_a_gradient(grad: Any, fused: str, took: list[bool], monkeypatch
     assert took == [True]
     assert not found[0].requires_grad
     torch.testing.assert_close(found, longer(outcome, monkeypatch), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("by", ["the backend of the call", "another"])
+@pytest.mark.parametrize("leaf", [True, False], ids=["with a gradient", "without"])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_schedule_is_told_on_the_way(
+    fused: str, dtype: torch.dtype, reduction: Any, leaf: bool, by: str, took: list[bool]
+) -> None:
+    """Of the call with the knobs from before it, which the telling writes over."""
+    case = make_case(9, 21, dtype)
+    case.target[3] = -100
+    results = []
+    for told in (True, False):
+        numbers = pace_numbers(torch.device("cpu"))
+        numbers.all.copy_(torch.tensor([0.7, 0.2, 0.8, 0.4, 1.4, 0.0]))
+        logits = case.logits.clone().requires_grad_(leaf)
+        teller = fused if by == "the backend of the call" else "cpu"
+        hearer = (teller, numbers.all, 1, 1.5, 0.8) if told else None
+        result: Any = loss_of(
+            dynamics_aware.id, numbers.knobs, logits, case.target, reduction=reduction, return_stats=True,
+            backend=fused, hearer=hearer,
+        )  # type: ignore[arg-type]  # fmt: skip
+        loss, stats = (result, None) if told else result
+        if leaf:
+            loss.sum().backward()
+        if stats is not None:
+            pace.see(numbers, stats, case.target, 1.5, 0.8)
+        results.append((loss.detach(), logits.grad, numbers.all))
+    (loss, gradient, numbers), expected = results
+    assert took == [True, True]
+    torch.testing.assert_close((loss, gradient), expected[:2], rtol=0, atol=0)
+    torch.testing.assert_close(numbers, expected[2], rtol=1e-5, atol=1e-6)
 
 
 # --- knobs

@@ -38,7 +38,7 @@ def run_sample(mode: str, sample: int, *selection: str) -> None:
 @pytest.mark.parametrize(("order", "sample"), [("asc", 24), ("desc", 25)])
 def test_the_compiled_code_passes_the_shared_tests(order: str, sample: int) -> None:
     """With checks for races, accesses out of bounds and misaligned ones, in both orders of warps."""
-    names = ("numerics", "autograd", "compile", "fuzz", "linear", "slices")
+    names = ("numerics", "autograd", "compile", "fuzz", "linear", "slices", "pace")
     run_sample(f"executor {order}", sample, *(f"tests/test_{name}.py" for name in names))
 
 

@@ -14,6 +14,7 @@ from truth import check, make_case
 from dal_kernels import dynamics_aware_loss
 from dal_kernels.backends.triton import launch, ticket
 from dal_kernels.backends.triton.plan import JOINED
+from dal_kernels.ops import KERNELS
 
 ORDERS = ("asc", "desc", "random")
 
@@ -106,6 +107,27 @@ def test_so_many_programs_need_so_many_launches(
             torch.testing.assert_close(loss, torch.tensor(0.0 if reduction == "sum" else torch.nan), equal_nan=True)
     assert [made.name for made in recorder][: len(launches)] == launches
     assert "reduce_sums" not in [made.name for made in recorder][len(launches) :]
+
+
+@needs_executor
+@pytest.mark.parametrize(
+    ("rows", "launches"),
+    [(1, ["loss_rows"]), (300, ["loss_rows"]), (JOINED + 1, ["loss_rows", "reduce_sums", "follow_rows"])],
+)
+def test_the_last_program_keeps_the_pace(gpuless: ModuleType, rows: int, launches: list[str]) -> None:
+    """From the statistics of all programs, in whatever order they run."""
+    case = make_case(rows, 257)
+    found = []
+    for order in ORDERS:
+        numbers = torch.tensor([0.7, 0.0, 0.3, 0.2, 1.2, 0.0])
+        with gpuless.install(90, warp_order=order, cta_order=order) as recorder:
+            KERNELS["triton"].loss_and_pace(
+                case.logits, case.target, numbers[:2], None, 0, -100, 1, True, numbers, 1, 1.5, 0.5
+            )
+        assert [made.name for made in recorder] == launches
+        found.append(numbers)
+    assert found[0][2] != 0.3
+    assert all(torch.equal(found[0], other) for other in found[1:])
 
 
 # ---- whose the ticket is

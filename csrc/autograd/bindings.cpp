@@ -25,18 +25,11 @@ PyObject* with_statistics(const Tensor& loss, const Tensor& fields, const Tensor
   return py::make_tuple(wrapped(loss), stats).release().ptr();
 }
 
-// A schedule that is told the statistics of the call, by the operator `see`.
-struct Hearer {
-  const Operators& operators;
-  Tensor numbers;
-  std::int64_t every;
-  double q_end, max_weight;
-
-  void hear(const LossCall& call) const {
-    called(operators.see, {numbers, call.fields.select(0, kMaxProb), call.fields.select(0, kTargetProb), call.prediction,
-                           call.target, every, q_end, max_weight});
-  }
-};
+// Where the call was made by another backend than the one that tells.
+void hear(const Hearer& by, const LossCall& call) {
+  called(by.operators.see, {by.numbers, call.fields.select(0, kMaxProb), call.fields.select(0, kTargetProb),
+                            call.prediction, call.target, by.every, by.q_end, by.max_weight});
+}
 
 // Of (backend, numbers, every, q_end, max_weight), where the operator takes such labels.
 std::optional<Hearer> hearer_of(PyObject* given, const Tensor& logits, const Tensor& target) {
@@ -93,10 +86,12 @@ PyObject* loss(PyObject*, PyObject* const* given, Py_ssize_t count) {
   if (want_stats < 0) return nullptr;
   const std::optional<Hearer> hearer =
       want_stats ? hearer_of(given[kHearer], logits, *target) : std::nullopt;
+  const Hearer* const told = hearer && &hearer->operators == plan.operators ? &*hearer : nullptr;
   LossCall call{
       *plan.operators, *target, *knobs, weight ? std::optional(*weight) : std::nullopt, objective, ignore_index,
       reduction, want_gradient && reduction != kNone && dtype != at::kHalf && plan.writes_gradient,
-      want_stats == 1, want_stats && !hearer, want_stats || tables().objectives.at(objective).needs_prediction, {}, {}};
+      want_stats == 1, want_stats && !hearer, want_stats || tables().objectives.at(objective).needs_prediction,
+      told, {}, {}};
   Tensor value;
   try {
     const py::gil_scoped_release released;
@@ -110,7 +105,7 @@ PyObject* loss(PyObject*, PyObject* const* given, Py_ssize_t count) {
       value = made[0].toTensor();
       if (want_stats) std::tie(call.fields, call.prediction) = std::pair(made[2].toTensor(), made[3].toTensor());
     }
-    if (hearer && value.defined()) hearer->hear(call);
+    if (hearer && !told && value.defined()) hear(*hearer, call);
   } catch (const python_error&) {
     throw;
   } catch (const std::exception&) {

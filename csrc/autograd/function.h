@@ -16,6 +16,14 @@ namespace dal {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
+// A schedule that is told the statistics of the call: by the operator `see`, or by that of the loss.
+struct Hearer {
+  const Operators& operators;
+  Tensor numbers;
+  std::int64_t every;
+  double q_end, max_weight;
+};
+
 // A checked call beside its logits (N, C).
 struct LossCall {
   const Operators& operators;
@@ -26,16 +34,22 @@ struct LossCall {
   bool gradient_ready;   // whether the forward writes the gradient
   bool want_stats, may_be_edited;  // the statistics, by whoever gets them
   bool want_prediction;
+  const Hearer* told;  // by the operator of the loss, which then has the statistics; or null
   Tensor fields, prediction;  // left by the forward where the statistics are wanted
 
   // The loss, the gradient or an empty tensor, and the correction where there is one; with fields the fields and the
   // prediction before that.
   Values run(const Tensor& logits, bool want_gradient, bool want_fields) const {
     Values values{logits, target, knobs, weight, objective, ignore_index, reduction, want_gradient};
-    if (want_fields) values.emplace_back(want_prediction);
+    if (told)
+      torch::jit::push(values, told->numbers, told->every, told->q_end, told->max_weight);
+    else if (want_fields)
+      values.emplace_back(want_prediction);
     // Past the kernel that torch has for operators without an autograd of their own: it looks at each argument.
     const at::AutoDispatchBelowADInplaceOrView below;
-    return called(want_fields ? operators.loss_and_fields : operators.loss, std::move(values));
+    const Operator& op =
+        told ? operators.loss_and_pace : want_fields ? operators.loss_and_fields : operators.loss;
+    return called(op, std::move(values));
   }
 };
 

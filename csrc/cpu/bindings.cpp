@@ -3,6 +3,7 @@
 
 #include <tuple>
 
+#include "follow.h"
 #include "run.h"
 #include "../tensors.h"
 
@@ -28,7 +29,7 @@ template <bool FIELDS>
 auto run_loss(
     const Tensor& given, const Tensor& target, const Tensor& knobs, const std::optional<Tensor>& weight,
     std::int64_t objective, std::int64_t ignore_index, std::int64_t reduction, bool want_gradient,
-    bool want_prediction) {
+    bool want_prediction, const PaceGiven* pace = nullptr) {
   const Tensor logits = with_unit_class_stride(given);
   const Place place = Place::of(logits);
   return dispatch(logits, [&](auto storage) {
@@ -55,6 +56,8 @@ auto run_loss(
       batch.fields = static_cast<A*>(fields.mutable_data_ptr());
       if (want_prediction) batch.prediction = static_cast<std::int64_t*>(prediction.mutable_data_ptr());
       run();
+      // Last, because the rows may have had these numbers for their knobs.
+      if (pace) follow_rows(*pace_of(pace->numbers), pace_rows(batch, pace->every), pace->limits);
       return LossAndFields{loss, gradient, fields, prediction};
     } else {
       run();
@@ -74,6 +77,16 @@ LossAndFields loss_and_fields_cpu(
     std::int64_t ignore_index, std::int64_t reduction, bool want_gradient, bool want_prediction) {
   return run_loss<true>(
       logits, target, knobs, weight, objective, ignore_index, reduction, want_gradient, want_prediction);
+}
+
+// The same with prediction, and then as `see`.
+LossAndFields loss_and_pace_cpu(
+    Tensor logits, Tensor target, Tensor knobs, std::optional<Tensor> weight, std::int64_t objective,
+    std::int64_t ignore_index, std::int64_t reduction, bool want_gradient, Tensor numbers, std::int64_t every,
+    double q_end, double max_weight) {
+  const PaceGiven pace{numbers, every, {q_end, max_weight}};
+  return run_loss<true>(
+      logits, target, knobs, weight, objective, ignore_index, reduction, want_gradient, true, &pace);
 }
 
 std::tuple<Tensor, Tensor> statistics_cpu(Tensor given, bool want_argmax, bool wide) {
@@ -202,6 +215,7 @@ Tensor gradient_of_slopes_cpu(
 STABLE_TORCH_LIBRARY_FRAGMENT(dal_kernels, m) {
   m.def("loss_cpu(" DAL_LOSS_ARGUMENTS ") -> (Tensor, Tensor)");
   m.def("loss_and_fields_cpu(" DAL_LOSS_ARGUMENTS ", bool want_prediction) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("loss_and_pace_cpu(" DAL_LOSS_AND_PACE_ARGUMENTS ") -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("gradient_cpu(" DAL_GRADIENT_ARGUMENTS ") -> Tensor");
   m.def("statistics_cpu(Tensor logits, bool want_argmax, bool wide) -> (Tensor, Tensor)");
   m.def("quantities_cpu(Tensor logits, Tensor targets, int ignore_index) "
@@ -216,6 +230,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(dal_kernels, m) {
 STABLE_TORCH_LIBRARY_IMPL(dal_kernels, CPU, m) {
   m.impl("loss_cpu", TORCH_BOX(&dal::loss_cpu));
   m.impl("loss_and_fields_cpu", TORCH_BOX(&dal::loss_and_fields_cpu));
+  m.impl("loss_and_pace_cpu", TORCH_BOX(&dal::loss_and_pace_cpu));
   m.impl("gradient_cpu", TORCH_BOX(&dal::gradient_cpu));
   m.impl("statistics_cpu", TORCH_BOX(&dal::statistics_cpu));
   m.impl("quantities_cpu", TORCH_BOX(&dal::quantities_cpu));

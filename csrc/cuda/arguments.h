@@ -6,6 +6,15 @@
 
 namespace dal {
 
+// The pace after a training call of some rows, or, of none, under a new bound.
+template <class A> struct Follow {
+  Pace* pace;
+  PaceRows<A> rows;
+  PaceLimits limits;
+  bool sets_bound;
+  float bound, opening;
+};
+
 // A forward: the batch, and what its reduction needs. gradient_scale is 1 / N for a mean, whose true divisor is not
 // known before the rows are read.
 template <class S>
@@ -18,8 +27,10 @@ struct Forward {
   A* partial;        // (2, blocks): sums of losses and weights
   A* parts;          // (3, N, splits): maximum, S, W of each split; wide (6, N, splits): all of RowSums
   unsigned* places;  // (N, splits): its argmax, as in place_of
-  unsigned* ticket;  // 0; counts the blocks that are done
+  unsigned* ticket;  // counts the blocks that are done; 0 before and after
   A* correction;     // () N / divisor
+  Follow<A> follow;  // with a pace that follows the reduced losses, or without one
+  Learnt* learnt;    // (blocks): what each says of its rows for the pace, or null
 };
 
 // A gradient from what the forward kept of each row.
@@ -37,15 +48,6 @@ template <class A> struct Rescale {
   A* gradient;
   const A *upstream, *correction;
   std::int64_t size;
-};
-
-// The pace after a training call of some rows, or, of none, under a new bound.
-template <class A> struct Follow {
-  Pace* pace;
-  PaceRows<A> rows;
-  PaceLimits limits;
-  bool sets_bound;
-  float bound, opening;
 };
 
 }  // namespace dal

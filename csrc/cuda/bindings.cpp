@@ -21,7 +21,7 @@ struct Outputs {
 Outputs run_loss(
     const Tensor& given, const Tensor& target, const Tensor& knobs, const std::optional<Tensor>& weight,
     std::int64_t objective, std::int64_t ignore_index, std::int64_t reduction, bool want_gradient,
-    bool want_prediction, bool want_fields) {
+    bool want_prediction, bool want_fields, const PaceGiven* pace = nullptr) {
   const Tensor logits = with_unit_class_stride(given);
   const Place place = Place::of(logits);
   const auto guard = guard_of(place);
@@ -60,19 +60,27 @@ Outputs run_loss(
     args.log_lanes = plan.log_lanes;
     args.splits = plan.shares;
 
-    // Workspace: a ticket, which must be 0, in front; then what the blocks leave for the last of them.
+    // Workspace: a ticket in front; then what the blocks leave for the last of them.
     const bool split = plan.shares > 1 && !plan.cluster;
     const std::int64_t summed = plan.cluster ? rows : plan.blocks;
     const bool shared_work = rows > 0 && (split || (reduced && summed > 1));
     const std::int64_t values = split ? (wide ? 6 : 3) * plan.blocks : 2 * summed, places = split ? plan.blocks : 0;
-    const std::int64_t bytes = 16 + values * std::int64_t(sizeof(A)) + places * 4;
+    const std::int64_t learnt = pace && summed < rows ? summed : 0;
+    const std::int64_t bytes =
+        16 + learnt * std::int64_t(sizeof(Learnt)) + values * std::int64_t(sizeof(A)) + places * 4;
     const Tensor workspace = empty<1>({shared_work ? bytes : 0}, aoti_torch_dtype_uint8(), place);
     if (shared_work) {
       char* base = static_cast<char*>(workspace.mutable_data_ptr());
-      args.ticket = reinterpret_cast<unsigned*>(base);
-      args.partial = args.parts = reinterpret_cast<A*>(base + 16);
-      args.places = reinterpret_cast<unsigned*>(base + 16 + values * std::int64_t(sizeof(A)));
-      launcher.fill(base, 0, 4);
+      args.ticket = launcher.ticket(base);
+      if (learnt) args.learnt = reinterpret_cast<Learnt*>(base + 16);
+      args.partial = args.parts = reinterpret_cast<A*>(base + 16 + learnt * std::int64_t(sizeof(Learnt)));
+      args.places = reinterpret_cast<unsigned*>(args.parts + values);
+    }
+    Follow<A> follow{};
+    if (pace) {
+      follow = {pace_of(pace->numbers), pace_rows(args.batch, pace->every), pace->limits};
+      // Behind the losses, where those are reduced.
+      if (reduced) args.follow = follow;
     }
     const Touched touched{launcher, place};
     touched("logits", logits, sizeof(S));
@@ -85,6 +93,7 @@ Outputs run_loss(
     touched("prediction", out.prediction, 8);
     touched("correction", out.correction, sizeof(A));
     touched("workspace", workspace, 1);
+    if (pace) touched("numbers", pace->numbers, sizeof(float));
     if (rows > 0)
       launcher.launch(
           kernels_of<S>().forward[static_cast<int>(plan.kernel)],
@@ -94,6 +103,7 @@ Outputs run_loss(
       launcher.fill(args.batch.loss, args.reduction == kMean ? 0xff : 0, sizeof(A));
       launcher.fill(args.correction, 0, sizeof(A));
     }
+    if (pace && !(reduced && rows > 0)) launch_follow(launcher, follow);
     return out;
   });
 }
@@ -114,6 +124,17 @@ LossAndFields loss_and_fields_cuda(
     std::int64_t ignore_index, std::int64_t reduction, bool want_gradient, bool want_prediction) {
   const Outputs out =
       run_loss(logits, target, knobs, weight, objective, ignore_index, reduction, want_gradient, want_prediction, true);
+  return {out.loss, out.gradient, out.fields, out.prediction, out.correction};
+}
+
+// The same with prediction, and then as `see`: in the launch of the loss, where that reduces it.
+LossAndFields loss_and_pace_cuda(
+    Tensor logits, Tensor target, Tensor knobs, std::optional<Tensor> weight, std::int64_t objective,
+    std::int64_t ignore_index, std::int64_t reduction, bool want_gradient, Tensor numbers, std::int64_t every,
+    double q_end, double max_weight) {
+  const PaceGiven pace{numbers, every, {q_end, max_weight}};
+  const Outputs out =
+      run_loss(logits, target, knobs, weight, objective, ignore_index, reduction, want_gradient, true, true, &pace);
   return {out.loss, out.gradient, out.fields, out.prediction, out.correction};
 }
 
@@ -229,6 +250,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(dal_kernels, m) {
   m.def("loss_cuda(" DAL_LOSS_ARGUMENTS ") -> (Tensor, Tensor, Tensor)");
   m.def("loss_and_fields_cuda(" DAL_LOSS_ARGUMENTS
         ", bool want_prediction) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("loss_and_pace_cuda(" DAL_LOSS_AND_PACE_ARGUMENTS ") -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("statistics_cuda(Tensor logits, bool want_argmax, bool wide) -> (Tensor, Tensor)");
   m.def("gradient_cuda(" DAL_GRADIENT_ARGUMENTS ", Tensor correction) -> Tensor");
   m.def("rewrite_gradient_cuda(Tensor(a!) gradient, " DAL_GRADIENT_ARGUMENTS ", Tensor correction) -> ()");
@@ -239,6 +261,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(dal_kernels, m) {
 #define DAL_CUDA_OPERATORS(m)                                                 \
   m.impl("loss_cuda", TORCH_BOX(&dal::loss_cuda));                            \
   m.impl("loss_and_fields_cuda", TORCH_BOX(&dal::loss_and_fields_cuda));      \
+  m.impl("loss_and_pace_cuda", TORCH_BOX(&dal::loss_and_pace_cuda));          \
   m.impl("statistics_cuda", TORCH_BOX(&dal::statistics_cuda));                \
   m.impl("gradient_cuda", TORCH_BOX(&dal::gradient_cuda));                    \
   m.impl("rewrite_gradient_cuda", TORCH_BOX(&dal::rewrite_gradient_cuda));    \

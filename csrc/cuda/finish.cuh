@@ -2,6 +2,7 @@
 #pragma once
 
 #include "arguments.h"
+#include "pace.cuh"
 #include "slopes.cuh"
 
 namespace dal {
@@ -155,54 +156,6 @@ DAL_D AffineGradient<Arithmetic<S>> finish_row(
   return gradient;
 }
 
-// ---- reductions in a fixed order
-
-struct Add {
-  template <class T> DAL_D T operator()(T x, T y) const { return x + y; }
-};
-struct Larger {
-  template <class T> DAL_D T operator()(T x, T y) const { return larger(x, y); }
-};
-struct Smaller {
-  DAL_D unsigned operator()(unsigned x, unsigned y) const { return min(x, y); }
-};
-
-// The value of the lane whose number differs in the bits of STEP.
-template <int STEP> DAL_D float exchange(float x) {
-  float y;
-  asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 31, 0xffffffff;" : "=f"(y) : "f"(x), "n"(STEP));
-  return y;
-}
-template <int STEP> DAL_D unsigned exchange(unsigned x) {
-  unsigned y;
-  asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 31, 0xffffffff;" : "=r"(y) : "r"(x), "n"(STEP));
-  return y;
-}
-template <int STEP> DAL_D double exchange(double x) { return __shfl_xor_sync(0xffffffffu, x, STEP); }
-
-// Over a warp; each lane gets the same bits.
-template <class Op, int STEP = 16, class T> DAL_D T across_warp(T x) {
-  x = Op{}(x, exchange<STEP>(x));
-  if constexpr (STEP > 1) return across_warp<Op, STEP / 2>(x);
-  return x;
-}
-// Over groups of `lanes` neighbouring lanes, a power of two.
-template <class Op, int STEP = 16, class T> DAL_D T across(T x, int lanes) {
-  if (lanes == 2 * STEP) return across_warp<Op, STEP>(x);
-  if constexpr (STEP > 1) return across<Op, STEP / 2>(x, lanes);
-  return x;
-}
-
-// Over a block of whole warps; `scratch` (32) is not used again before another barrier.
-template <class Op, class T> DAL_D T across_block(T x, T* scratch, T none) {
-  const int lane = threadIdx.x % 32, warps = blockDim.x / 32;
-  x = across_warp<Op>(x);
-  if (warps == 1) return x;
-  if (lane == 0) scratch[threadIdx.x / 32] = x;
-  __syncthreads();
-  return across_warp<Op>(lane < warps ? scratch[lane] : none);
-}
-
 // NaN for the gradient of each row that is not ignored, and for what it is made from again.
 template <class S> DAL_D void spoil_counted_rows(const ForwardBatch<S>& batch) {
   using A = Arithmetic<S>;
@@ -216,7 +169,8 @@ template <class S> DAL_D void spoil_counted_rows(const ForwardBatch<S>& batch) {
 }
 
 // By all threads of a block, the values being those of the first. The gradient was divided by N so far. Where the true
-// divisor is 0 no row counted, and the gradient stays 0; or their weights are all 0, and it is 0 / 0.
+// divisor is 0 no row counted, and the gradient stays 0; or their weights are all 0, and it is 0 / 0. Then the pace
+// follows the call, where one is kept.
 template <class S>
 DAL_D void write_loss(const Forward<S>& args, double loss, double divisor) {
   using A = Arithmetic<S>;
@@ -227,28 +181,17 @@ DAL_D void write_loss(const Forward<S>& args, double loss, double divisor) {
     *args.correction = static_cast<A>(!mean || divisor == 0 ? 1.0 : rows / divisor);
   }
   if (mean && args.batch.weight && __syncthreads_or(threadIdx.x == 0 && divisor == 0)) spoil_counted_rows(args.batch);
-}
-
-// Whether this block of `blocks` is the last to come here; what the others wrote before is then visible.
-DAL_D bool is_last_block(unsigned* ticket, unsigned blocks) {
-  if (blocks == 1) return true;
-  __shared__ bool last;
-  if (threadIdx.x == 0) {
-    __threadfence();
-    last = atomicAdd(ticket, 1u) + 1 == blocks;
-    __threadfence();
-  }
-  __syncthreads();
-  return last;
+  if (args.follow.pace) follow_call(args);
 }
 
 // The losses and weights of this block's rows (those of thread 0) join the others'. The last block adds all up in
 // their order: the same bits whichever that is.
 template <class S>
 DAL_D void reduce_losses(
-    const Forward<S>& args, Arithmetic<S> loss, Arithmetic<S> weight, unsigned block, unsigned blocks) {
+    const Forward<S>& args, Arithmetic<S> loss, Arithmetic<S> weight, unsigned block, unsigned blocks, int rows = 1) {
   if (args.reduction == kNone) return;
   if (blocks == 1) return write_loss(args, loss, weight);
+  if (rows > 1 && args.learnt) leave_learnt(args, block, rows);
   if (threadIdx.x == 0) {
     args.partial[block] = loss;
     args.partial[blocks + block] = weight;
@@ -263,16 +206,6 @@ DAL_D void reduce_losses(
   losses = across_block<Add>(losses, scratch[0], 0.0);
   weights = across_block<Add>(weights, scratch[1], 0.0);
   write_loss(args, losses, weights);
-}
-
-// The sum over `count` (at most 128) values that the threads left in `values`, for thread 0.
-template <class A> DAL_D A sum_of_group(const A* values, int count) {
-  if (threadIdx.x >= 32) return 0;
-  A sum = 0;
-#pragma unroll
-  for (int i = 0; i < 128; i += 32)
-    if (static_cast<int>(threadIdx.x) + i < count) sum += values[threadIdx.x + i];
-  return across_warp<Add>(sum);
 }
 
 }  // namespace dal

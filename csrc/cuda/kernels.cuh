@@ -3,7 +3,6 @@
 #include "gradient.cuh"
 #include "kernels.h"
 #include "long_rows.cuh"
-#include "pace.cuh"
 #include "rows.cuh"
 #include "short_rows.cuh"
 

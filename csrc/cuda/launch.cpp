@@ -4,8 +4,10 @@
 
 #include <array>
 #include <cstring>
+#include <map>
 #include <mutex>
 #include <stdexcept>
+#include <utility>
 
 #include "../current_stream.h"
 
@@ -23,6 +25,23 @@ Device describe(int index) {
   check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index), "reading the compute capability");
   check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, index), "counting multiprocessors");
   return {10 * major + minor, multiprocessors};
+}
+
+bool is_captured(cudaStream_t stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check(cudaStreamIsCapturing(stream, &status), "asking whether a graph is captured");
+  return status != cudaStreamCaptureStatusNone;
+}
+
+// Memory that is never given back, not torch's: what that hands out while somebody warms up for a graph belongs to the
+// graph. Null where there is none left.
+unsigned* new_ticket() {
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;  // another thread may be capturing
+  check(cudaThreadExchangeStreamCaptureMode(&mode), "allocating");
+  void* data = nullptr;
+  if (cudaMalloc(&data, sizeof(unsigned)) != cudaSuccess) cudaGetLastError();
+  check(cudaThreadExchangeStreamCaptureMode(&mode), "allocating");
+  return static_cast<unsigned*>(data);
 }
 
 }  // namespace
@@ -45,6 +64,25 @@ void Launcher::fill(void* data, int byte, std::size_t bytes) const {
     std::memset(data, byte, bytes);
   else
     check(cudaMemsetAsync(data, byte, bytes, static_cast<cudaStream_t>(stream_)), "cudaMemsetAsync");
+}
+
+unsigned* Launcher::ticket(void* own) const {
+  const auto stream = static_cast<cudaStream_t>(stream_);
+  // That handle is another stream in each thread.
+  if (!emulator_ && stream != cudaStreamPerThread && !is_captured(stream)) {
+    static std::mutex mutex;
+    static auto* known = new std::map<std::pair<int, void*>, unsigned*>;  // a thread may outlive what is taken down
+    const std::lock_guard<std::mutex> lock(mutex);
+    unsigned*& standing = (*known)[{index_, stream_}];
+    if (!standing) {
+      unsigned* const made = new_ticket();
+      if (made) fill(made, 0, sizeof(unsigned));
+      standing = made;
+    }
+    if (standing) return standing;
+  }
+  fill(own, 0, sizeof(unsigned));
+  return static_cast<unsigned*>(own);
 }
 
 void Launcher::start(const Kernel& kernel, const Grid& grid, const void* arguments, std::size_t bytes) const {

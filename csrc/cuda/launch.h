@@ -41,6 +41,10 @@ class Launcher {
   Launcher(int index, Emulator* emulator);
   Device device() const;
   void fill(void* data, int byte, std::size_t bytes) const;
+  // A zero that kernels count from and leave as a zero: the stream's, whose kernels follow each other; or `own`, filled
+  // now, in a graph that is captured, because it may be replayed beside that stream, and in the emulator, where a kernel
+  // may fail and the next one run.
+  unsigned* ticket(void* own) const;
   template <class Arguments>
   void launch(const Kernel& kernel, const Grid& grid, const Arguments& arguments) const {
     static_assert(std::is_trivially_copyable_v<Arguments>, "kernels take their arguments as bytes");

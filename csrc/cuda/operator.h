@@ -43,4 +43,11 @@ struct Touched {
   }
 };
 
+// The pace in a launch of its own.
+template <class A> void launch_follow(const Launcher& launcher, const Follow<A>& args) {
+  const std::int64_t looked_at = ceil_div(args.rows.count, args.rows.every);
+  const int threads = whole_warps(std::min<std::int64_t>(512, std::max<std::int64_t>(1, looked_at)));
+  launcher.launch(kernels_of<A>().follow, {1, 1, threads}, args);
+}
+
 }  // namespace dal

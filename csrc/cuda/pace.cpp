@@ -1,11 +1,11 @@
-// The operators that keep the pace of DAL, on CUDA tensors. A launch each; nothing here waits for the device.
+// The operators that only keep the pace of DAL, on CUDA tensors. A launch each; nothing here waits for the device.
 #include "operator.h"
 
 namespace dal {
 namespace {
 
 template <class A>
-void launch_follow(const Tensor& numbers, Follow<A> args, const std::vector<Tensor>& rows) {
+void follow_alone(const Tensor& numbers, Follow<A> args, const std::vector<Tensor>& rows) {
   const Place place = Place::of(numbers);
   const auto guard = guard_of(place);
   Launcher launcher = launcher_for(place);
@@ -14,9 +14,7 @@ void launch_follow(const Tensor& numbers, Follow<A> args, const std::vector<Tens
   touched("numbers", numbers, sizeof(float));
   for (const Tensor& values : rows)
     touched("statistics", values, values.scalar_type() == ScalarType::Float ? sizeof(float) : 8);
-  const std::int64_t looked_at = ceil_div(args.rows.count, args.rows.every);
-  const int threads = whole_warps(std::min<std::int64_t>(512, std::max<std::int64_t>(1, looked_at)));
-  launcher.launch(kernels_of<A>().follow, {1, 1, threads}, args);
+  launch_follow(launcher, args);
 }
 
 void see_cuda(
@@ -27,7 +25,7 @@ void see_cuda(
     Follow<A> args{};
     args.rows = pace_rows<A>(max_prob, target_prob, prediction, target, every);
     args.limits = {q_end, max_weight};
-    launch_follow(numbers, args, {max_prob, target_prob, prediction, target});
+    follow_alone(numbers, args, {max_prob, target_prob, prediction, target});
   };
   max_prob.scalar_type() == ScalarType::Double ? follow_rows(double{}) : follow_rows(float{});
 }
@@ -39,7 +37,7 @@ void keep_pace_cuda(Tensor numbers, double bound, double opening, double q_end, 
   args.sets_bound = true;
   args.bound = static_cast<float>(bound);
   args.opening = static_cast<float>(opening);
-  launch_follow(numbers, args, {});
+  follow_alone(numbers, args, {});
 }
 
 }  // namespace

@@ -251,7 +251,7 @@ template <class S, int N, Rows ROWS> DAL_D void loss_rows_of_lanes(const Forward
     weights[mine] = weight;
   }
   __syncthreads();
-  reduce_losses(args, sum_of_group(losses, rows), sum_of_group(weights, rows), blockIdx.x, gridDim.x);
+  reduce_losses(args, sum_of_group(losses, rows), sum_of_group(weights, rows), blockIdx.x, gridDim.x, rows);
 }
 
 // A row a block.
@@ -269,7 +269,8 @@ template <class S, int N, Rows ROWS> DAL_D void loss_row_of_cluster(const Forwar
   const bool first = cluster.block_rank() == 0;
   Arithmetic<S> loss, weight;
   loss_row<S, N, ROWS, false>(args, Cluster{}, row, first && threadIdx.x == 0, loss, weight);
-  if (args.batch.weight) cluster.sync();  // the last block may write over what all blocks of the cluster wrote
+  // The last block may write over what all blocks of the cluster wrote, or read as knobs.
+  if (args.batch.weight || args.follow.pace) cluster.sync();
   if (first) reduce_losses(args, loss, weight, row, gridDim.x / cluster.num_blocks());
 #endif
 }

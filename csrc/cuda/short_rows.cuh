@@ -81,7 +81,7 @@ template <class S, int LEAST, int MOST> DAL_D void loss_short_rows(const Forward
   losses[threadIdx.x] = loss;
   weights[threadIdx.x] = in.weight;
   __syncthreads();
-  reduce_losses(args, sum_of_group(losses, threads), sum_of_group(weights, threads), blockIdx.x, gridDim.x);
+  reduce_losses(args, sum_of_group(losses, threads), sum_of_group(weights, threads), blockIdx.x, gridDim.x, threads);
 }
 
 }  // namespace dal

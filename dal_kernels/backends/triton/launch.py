@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,10 +38,16 @@ from dal_kernels.backends.triton.ticket import ticket_for
 from dal_kernels.fields import FIELDS, GRADIENT_FIELDS, NARROW_FIELDS, REDUCTIONS, loss_dtype
 from dal_kernels.objectives import OBJECTIVES
 
+Made = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+# (numbers, every, q_end, max_weight): what :func:`launch_pace.see` takes beside the rows.
+Follower = tuple[Tensor | None, int, float, float]
+_NOBODY: Follower = (None, 1, 0.0, 0.0)
 
-def _launch_loss(
-    arguments: tuple[Any, ...], want_prediction: bool, want_fields: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+
+def launch_loss(
+    arguments: Sequence[Any], want_prediction: bool, want_fields: bool, follower: Follower = _NOBODY
+) -> tuple[Made, bool]:
+    """What loss_and_fields gives, and whether the follower has followed the call."""
     logits, target, knobs, weight, objective, ignore_index, reduction, want_gradient = arguments
     check_rows(logits, target)
     logits = unit_class_stride(logits)
@@ -104,10 +111,13 @@ def _launch_loss(
                 SPLITS=plan.splits,
                 **(shared | {"num_warps": 1}),
             )
-            return loss, gradient, fields, prediction, correction
+            return (loss, gradient, fields, prediction, correction), False
         partial = new((2, programs), dtype=dtype) if reduced and programs != 1 else None
         ticket = ticket_for(logits) if reduced and 1 < programs <= JOINED else None
-        outputs = (loss, correction, partial, ticket, fields, prediction, rows, ignore_index)
+        # The last program follows, too.
+        followed = follower[0] is not None and reduced and rows > 0 and (partial is None or ticket is not None)
+        given = (loss, correction, partial, ticket, fields, prediction, rows, ignore_index)
+        outputs = (*given, *(follower if followed else _NOBODY))
         sums = sums_at_once(plan.warps)
         if plan.long and rows:
             start(loss_long_rows, (programs,))(
@@ -152,7 +162,7 @@ def _launch_loss(
                 SUMS=sums_at_once(REDUCING_WARPS),
                 num_warps=REDUCING_WARPS,
             )
-    return loss, gradient, fields, prediction, correction
+    return (loss, gradient, fields, prediction, correction), followed
 
 
 def _launch_splits(
@@ -185,12 +195,13 @@ def writes_gradient(logits: Tensor, _: int) -> bool:
 
 
 def loss(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    value, written, _, _, correction = _launch_loss(arguments, want_prediction=False, want_fields=False)
+    (value, written, _, _, correction), _ = launch_loss(arguments, want_prediction=False, want_fields=False)
     return value, written, correction
 
 
-def loss_and_fields(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _launch_loss(arguments[:-1], want_prediction=arguments[-1], want_fields=True)
+def loss_and_fields(*arguments: Any) -> Made:
+    made, _ = launch_loss(arguments[:-1], want_prediction=arguments[-1], want_fields=True)
+    return made
 
 
 def statistics(logits: Tensor, want_argmax: bool, wide: bool) -> tuple[Tensor, Tensor]:

@@ -1,14 +1,18 @@
-"""The operators of the Triton backend that keep the pace of DAL: a launch each. Nothing here waits for the device."""
+"""The operators of the Triton backend that keep the pace of DAL. Nothing here waits for the device."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dal_kernels.backends.triton import device
 from dal_kernels.backends.triton.arguments import require
+from dal_kernels.backends.triton.launch import Made, launch_loss
 from dal_kernels.backends.triton.pace import follow_rows, set_bound
 from dal_kernels.backends.triton.record import start
+from dal_kernels.fields import MAX_PROB, TARGET_PROB
 
 _BLOCK = 1024
 
@@ -46,6 +50,20 @@ def see(
         start(follow_rows, (1,))(
             numbers, max_prob, target_prob, prediction, target, count, every, q_end, max_weight, BLOCK=_BLOCK
         )
+
+
+def loss_and_pace(logits: Tensor, target: Tensor, *arguments: Any) -> Made:
+    """``loss_and_fields`` with the prediction, and :func:`see`: in its launch where the last program adds up."""
+    *of_loss, numbers, every, q_end, max_weight = arguments
+    _check_numbers(numbers)
+    require(target.is_contiguous(), "statistics and target must be contiguous, of N rows")
+    require(every >= 1, "every must be at least 1")
+    follower = (numbers, every, q_end, max_weight)
+    made, followed = launch_loss((logits, target, *of_loss), want_prediction=True, want_fields=True, follower=follower)
+    if not followed:
+        _, _, fields, prediction, _ = made
+        see(numbers, fields[MAX_PROB], fields[TARGET_PROB], prediction, target, *follower[1:])
+    return made
 
 
 def keep_pace(numbers: Tensor, bound: float, opening: float, q_end: float, max_weight: float) -> None:

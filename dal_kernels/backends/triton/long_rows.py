@@ -109,6 +109,7 @@ def finish_rows(
 def loss_long_rows(
     logits_ptr, row_stride, target_ptr, target_stride, knobs_ptr, knobs_stride, weight_ptr,
     loss_ptr, correction_ptr, partial_ptr, ticket_ptr, fields_ptr, prediction_ptr, count, ignore_index,
+    numbers_ptr, every, q_end, max_weight,
     OBJECTIVE: tl.constexpr, KNOBS: tl.constexpr, ENTROPY: tl.constexpr, ARGMAX: tl.constexpr, WIDE: tl.constexpr,
     CLASSES: tl.constexpr, LOG_CLASSES: tl.constexpr, BLOCK: tl.constexpr, PACKED: tl.constexpr,
     MEAN: tl.constexpr, REDUCED: tl.constexpr, FIELDS: tl.constexpr, PREDICTION: tl.constexpr, SUMS: tl.constexpr,
@@ -136,7 +137,7 @@ def loss_long_rows(
     if REDUCED:
         reduction = Reduction(
             loss_ptr, correction_ptr, partial_ptr, ticket_ptr, weight_ptr, target_ptr, target_stride, None, fields_ptr,
-            count, ignore_index,
+            count, ignore_index, prediction_ptr, numbers_ptr, every, q_end, max_weight,
         )  # fmt: skip
         store_sums(reduction, loss, weight)
         reduce_losses(reduction, loss, weight, CLASSES, MEAN, False, FIELDS, SUMS)
@@ -228,6 +229,6 @@ def merge_splits(
     if REDUCED:
         reduction = Reduction(
             loss_ptr, correction_ptr, None, None, weight_ptr, target_ptr, target_stride, None, fields_ptr, count,
-            ignore_index,
+            ignore_index, None, None, 1, 0.0, 0.0,
         )  # fmt: skip
         store_loss(reduction, loss, weight, CLASSES, MEAN, False, FIELDS)

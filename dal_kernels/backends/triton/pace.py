@@ -30,9 +30,9 @@ def store_pace(numbers_ptr, confidence, agreement, bound, opening, q_end, max_we
 
 
 @triton.jit
-def follow_rows(
-    numbers_ptr, max_prob_ptr, target_prob_ptr, prediction_ptr, target_ptr, count, every, q_end, max_weight,
-    BLOCK: tl.constexpr,
+def follow(
+    numbers_ptr, max_prob_ptr, target_prob_ptr, prediction_ptr, target_ptr, target_stride, count, every, q_end,
+    max_weight, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The averages follow one call, and the pace follows them."""
     confidence = tl.zeros((BLOCK,), tl.float64)
@@ -41,11 +41,13 @@ def follow_rows(
     for first in range(0, tl.cdiv(count, every), BLOCK):
         row = (first + tl.arange(0, BLOCK)).to(tl.int64) * every
         live = row < count
-        target_prob = tl.load(target_prob_ptr + row, mask=live, other=float("nan"))
+        # From the cache that all programs share: what one of them had of its own could be older.
+        target_prob = tl.load(target_prob_ptr + row, mask=live, other=float("nan"), cache_modifier=".cg")
         counted = target_prob == target_prob  # not of ignored rows, nor of those with a NaN among their logits
-        confidence += tl.load(max_prob_ptr + row, mask=counted, other=0.0).to(tl.float64)
-        prediction = tl.load(prediction_ptr + row, mask=counted, other=0)
-        agreement += (counted & (prediction == tl.load(target_ptr + row, mask=counted, other=1))).to(tl.float64)
+        confidence += tl.load(max_prob_ptr + row, mask=counted, other=0.0, cache_modifier=".cg").to(tl.float64)
+        prediction = tl.load(prediction_ptr + row, mask=counted, other=0, cache_modifier=".cg")
+        target = tl.load(target_ptr + row * target_stride, mask=counted, other=1)
+        agreement += (counted & (prediction == target)).to(tl.float64)
         rows += counted.to(tl.float64)
     number = tl.sum(rows, 0)
     weight = tl.where(number > 0.0, 1.0 - _DECAY, 0.0)
@@ -58,6 +60,18 @@ def follow_rows(
     tl.store(numbers_ptr + _AGREEMENT, agreeing)
     bound, opening = tl.load(numbers_ptr + _BOUND), tl.load(numbers_ptr + _OPENING)
     store_pace(numbers_ptr, sure, agreeing, bound, opening, q_end, max_weight)
+
+
+@triton.jit
+def follow_rows(
+    numbers_ptr, max_prob_ptr, target_prob_ptr, prediction_ptr, target_ptr, count, every, q_end, max_weight,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """In a launch of its own."""
+    follow(
+        numbers_ptr, max_prob_ptr, target_prob_ptr, prediction_ptr, target_ptr, 1, count, every, q_end, max_weight,
+        BLOCK,
+    )  # fmt: skip
 
 
 @triton.jit

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from dal_kernels.backends.triton.row import SCALE
+from dal_kernels.backends.triton.pace import follow
+from dal_kernels.backends.triton.row import MAX_PROB, SCALE, TARGET_PROB
 
 
 class Reduction(NamedTuple):
@@ -15,6 +16,7 @@ class Reduction(NamedTuple):
 
     ``partial`` (2, programs): the losses and the weights of each program's rows; None of a program that is alone.
     ``ticket`` counts the programs that are done, from 0; None where a launch of its own comes after them.
+    ``numbers``: of the pace, which follows the statistics of the call with the three behind it; None where it does not.
     """
 
     loss: Any
@@ -28,6 +30,11 @@ class Reduction(NamedTuple):
     fields: Any
     count: Any
     ignore_index: Any
+    prediction: Any
+    numbers: Any
+    every: Any
+    q_end: Any
+    max_weight: Any
 
 
 @triton.jit
@@ -50,13 +57,26 @@ def reduce_losses(
     """
     if of.partial is None:
         store_loss(of, loss.to(tl.float64), weight.to(tl.float64), CLASSES, MEAN, GRADIENT, FIELDS)
+        follow_call(of, SUMS)
     elif of.ticket is not None:
         programs = tl.num_programs(0)
         # One lane takes the ticket, for what all warps have stored: they wait for each other first.
         tl.debug_barrier()
         if tl.atomic_add(of.ticket, 1, sem="acq_rel", scope="gpu") == programs - 1:
             add_programs(of, programs, CLASSES, MEAN, GRADIENT, FIELDS, SUMS)
+            follow_call(of, SUMS)
             tl.store(of.ticket, 0)  # for the next launch
+
+
+@triton.jit
+def follow_call(of, SUMS: tl.constexpr):
+    """The pace follows the call, whose rows are all done. Each of them has read its knobs, which may be the numbers."""
+    if of.numbers is not None:
+        tl.debug_barrier()  # for what other warps of this program have stored
+        follow(
+            of.numbers, of.fields + MAX_PROB * of.count, of.fields + TARGET_PROB * of.count, of.prediction, of.target,
+            of.target_stride, of.count, of.every, of.q_end, of.max_weight, SUMS // 2,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -86,7 +106,7 @@ def reduce_sums(
     """One program, after those of the rows where they are many, or none."""
     of = Reduction(
         loss_ptr, correction_ptr, partial_ptr, None, weight_ptr, target_ptr, target_stride, gradient_ptr, fields_ptr,
-        count, ignore_index,
+        count, ignore_index, None, None, 1, 0.0, 0.0,
     )  # fmt: skip
     add_programs(of, programs, CLASSES, MEAN, GRADIENT, FIELDS, SUMS)
 

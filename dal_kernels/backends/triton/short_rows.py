@@ -79,6 +79,7 @@ def store_tile(
 def loss_rows(
     logits_ptr, row_stride, class_stride, target_ptr, target_stride, knobs_ptr, knobs_stride, weight_ptr,
     gradient_ptr, loss_ptr, correction_ptr, partial_ptr, ticket_ptr, fields_ptr, prediction_ptr, count, ignore_index,
+    numbers_ptr, every, q_end, max_weight,
     OBJECTIVE: tl.constexpr, KNOBS: tl.constexpr, ENTROPY: tl.constexpr, ARGMAX: tl.constexpr, WIDE: tl.constexpr,
     CLASSES: tl.constexpr, LOG_CLASSES: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, AXIS: tl.constexpr,
     TILES: tl.constexpr, KEPT: tl.constexpr, PACKED: tl.constexpr, PER_ROW: tl.constexpr,
@@ -88,7 +89,7 @@ def loss_rows(
     ACC: tl.constexpr = tl.float64 if logits_ptr.dtype.element_ty == tl.float64 else tl.float32
     reduction = Reduction(
         loss_ptr, correction_ptr, partial_ptr, ticket_ptr, weight_ptr, target_ptr, target_stride, gradient_ptr,
-        fields_ptr, count, ignore_index,
+        fields_ptr, count, ignore_index, prediction_ptr, numbers_ptr, every, q_end, max_weight,
     )  # fmt: skip
     # 64-bit arithmetic once a program; offsets within it fit 32 bits unless rows lie far apart.
     first = tl.program_id(0).to(tl.int64) * ROWS
