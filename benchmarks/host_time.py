@@ -39,6 +39,7 @@ def contenders(device: str) -> dict[str, Loss]:
     """By what each is; the first is what the others are measured in."""
     ours: dict[str, Loss] = {
         "F.cross_entropy": F.cross_entropy,
+        "nn.CrossEntropyLoss": torch.nn.CrossEntropyLoss(),
         "sum of the logits (autograd alone)": lambda logits, target: logits.sum(),
     }
     names = ("auto", *(name for name in ("cuda", "triton") if device == "cuda"))

@@ -17,9 +17,9 @@ from dal_kernels.reference import run_weighted
 from dal_kernels.surroundings import hand_over, wants_the_call
 from dal_kernels.tensors import is_dtensor
 
-# A schedule that is told what a call learnt: the backend of its operator ``see``, and what that takes beside the rows,
-# which are the numbers, how far apart the rows lie that it looks at, q_end and the largest bootstrap weight.
-Hearer = tuple[str, Tensor, int, float, float]
+# A schedule that is told what a call learnt: what the operator ``loss_and_pace`` takes of it, which are the numbers,
+# how far apart the rows lie that it looks at, q_end and the largest bootstrap weight.
+Hearer = tuple[Tensor, int, float, float]
 
 
 def loss_of(

@@ -156,8 +156,6 @@ class LivePace:
         self._limits, self._bounds = (0.0, 1.0), (0.0, 0.0)
         self._numbers = {_CPU: pace_numbers(_CPU)}
         self._device = _CPU
-        # The last, and for which numbers and how many rows, because to find it out costs as much as a launch.
-        self._hearer: tuple[Tensor | None, int, Hearer | None] = (None, 0, None)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without tensors of other devices and without views: a copy has its own."""
@@ -171,8 +169,6 @@ class LivePace:
 
     def set(self, q_end: float, bound: float, opening: float, max_weight: float) -> None:
         """Where q ends, its bound now, q_start in the opening of a training, then 0, and the largest weight."""
-        if self._limits != (q_end, max_weight):
-            self._hearer = (None, 0, None)
         self._limits, self._bounds = (q_end, max_weight), (bound, opening)
         self.keep()
 
@@ -203,13 +199,7 @@ class LivePace:
         """By which a call with these logits (N, C) may :meth:`see` by itself; None where it must be told."""
         if input.dim() != 2:
             return None
-        numbers, rows = self.numbers(input.device).all, input.shape[0]
-        known, of_rows, hearer = self._hearer
-        if known is not numbers or of_rows != rows:
-            backend = _backend_for(numbers)
-            hearer = None if backend is None else (backend, numbers, rows_apart(rows), *self._limits)
-            self._hearer = (numbers, rows, hearer)
-        return hearer
+        return self.numbers(input.device).all, rows_apart(input.shape[0]), *self._limits
 
     def numbers(self, device: torch.device | None = None) -> PaceNumbers:
         """On ``device``, to which what has been learnt goes along; by default where it is."""

@@ -113,7 +113,7 @@ def test_the_pace_follows_in_the_launch_of_a_loss_that_reduces(shape: tuple[int,
     with cuda_emulator.installed() as launches:
         loss_of(
             dynamics_aware.id, (0.7, 0.2), case.logits.requires_grad_(), case.target, reduction=reduction,
-            return_stats=True, backend="cuda", hearer=("cuda", numbers, 1, 1.5, 1.0),
+            return_stats=True, backend="cuda", hearer=(numbers, 1, 1.5, 1.0),
         )  # fmt: skip
     names = [launch.name for launch in launches]
     assert names[1:] == (["dal_follow_f32"] if reduction == "none" else [])

@@ -19,7 +19,7 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert len(re.findall("host time of a step, 4x3 (?:fp32|bf16) on cpu", printed)) == 2
     rows = re.findall(r"^\| (.*?) +\| ([\d.]+) +\| ([\d.]+) +\|$", printed, re.MULTILINE)
-    assert len(rows) == 10
+    assert len(rows) == 12
     assert [ratio for label, _, ratio in rows if label == "F.cross_entropy"] == ["1.00"] * 2
     assert all(float(time) > 0 and float(ratio) >= 0 for _, time, ratio in rows)
 

@@ -133,12 +133,11 @@ def test_without_a_gradient(grad: Any, fused: str, took: list[bool], monkeypatch
     torch.testing.assert_close(found, longer(outcome, monkeypatch), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("by", ["the backend of the call", "another"])
 @pytest.mark.parametrize("leaf", [True, False], ids=["with a gradient", "without"])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_schedule_is_told_on_the_way(
-    fused: str, dtype: torch.dtype, reduction: Any, leaf: bool, by: str, took: list[bool]
+    fused: str, dtype: torch.dtype, reduction: Any, leaf: bool, took: list[bool]
 ) -> None:
     """Of the call with the knobs from before it, which the telling writes over."""
     case = make_case(9, 21, dtype)
@@ -148,8 +147,7 @@ def test_a_schedule_is_told_on_the_way(
         numbers = pace_numbers(torch.device("cpu"))
         numbers.all.copy_(torch.tensor([0.7, 0.2, 0.8, 0.4, 1.4, 0.0]))
         logits = case.logits.clone().requires_grad_(leaf)
-        teller = fused if by == "the backend of the call" else "cpu"
-        hearer = (teller, numbers.all, 1, 1.5, 0.8) if told else None
+        hearer = (numbers.all, 1, 1.5, 0.8) if told else None
         result: Any = loss_of(
             dynamics_aware.id, numbers.knobs, logits, case.target, reduction=reduction, return_stats=True,
             backend=fused, hearer=hearer,

@@ -25,21 +25,14 @@ PyObject* with_statistics(const Tensor& loss, const Tensor& fields, const Tensor
   return py::make_tuple(wrapped(loss), stats).release().ptr();
 }
 
-// Where the call was made by another backend than the one that tells.
-void hear(const Hearer& by, const LossCall& call) {
-  called(by.operators.see, {by.numbers, call.fields.select(0, kMaxProb), call.fields.select(0, kTargetProb),
-                            call.prediction, call.target, by.every, by.q_end, by.max_weight});
-}
-
-// Of (backend, numbers, every, q_end, max_weight), where the operator takes such labels.
+// Of (numbers, every, q_end, max_weight), where the operator takes such labels.
 std::optional<Hearer> hearer_of(PyObject* given, const Tensor& logits, const Tensor& target) {
-  if (!PyTuple_Check(given) || PyTuple_GET_SIZE(given) != 5) return std::nullopt;
-  const Tensor* numbers = plain_beside(PyTuple_GET_ITEM(given, 1), logits);
+  if (!PyTuple_Check(given) || PyTuple_GET_SIZE(given) != 4) return std::nullopt;
+  const Tensor* numbers = plain_beside(PyTuple_GET_ITEM(given, 0), logits);
   if (!numbers || !target.is_contiguous()) return std::nullopt;
   return Hearer{
-      operators_of(py::handle(PyTuple_GET_ITEM(given, 0)).cast<std::string>()), *numbers,
-      py::handle(PyTuple_GET_ITEM(given, 2)).cast<std::int64_t>(), PyFloat_AsDouble(PyTuple_GET_ITEM(given, 3)),
-      PyFloat_AsDouble(PyTuple_GET_ITEM(given, 4))};
+      *numbers, PyLong_AsLongLong(PyTuple_GET_ITEM(given, 1)), PyFloat_AsDouble(PyTuple_GET_ITEM(given, 2)),
+      PyFloat_AsDouble(PyTuple_GET_ITEM(given, 3))};
 }
 
 enum Argument {
@@ -86,12 +79,11 @@ PyObject* loss(PyObject*, PyObject* const* given, Py_ssize_t count) {
   if (want_stats < 0) return nullptr;
   const std::optional<Hearer> hearer =
       want_stats ? hearer_of(given[kHearer], logits, *target) : std::nullopt;
-  const Hearer* const told = hearer && &hearer->operators == plan.operators ? &*hearer : nullptr;
   LossCall call{
       *plan.operators, *target, *knobs, weight ? std::optional(*weight) : std::nullopt, objective, ignore_index,
       reduction, want_gradient && reduction != kNone && dtype != at::kHalf && plan.writes_gradient,
       want_stats == 1, want_stats && !hearer, want_stats || tables().objectives.at(objective).needs_prediction,
-      told, {}, {}};
+      hearer ? &*hearer : nullptr, {}, {}};
   Tensor value;
   try {
     const py::gil_scoped_release released;
@@ -105,7 +97,6 @@ PyObject* loss(PyObject*, PyObject* const* given, Py_ssize_t count) {
       value = made[0].toTensor();
       if (want_stats) std::tie(call.fields, call.prediction) = std::pair(made[2].toTensor(), made[3].toTensor());
     }
-    if (hearer && !told && value.defined()) hear(*hearer, call);
   } catch (const python_error&) {
     throw;
   } catch (const std::exception&) {

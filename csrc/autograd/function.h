@@ -16,9 +16,8 @@ namespace dal {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// A schedule that is told the statistics of the call: by the operator `see`, or by that of the loss.
+// A schedule that the operator of the loss tells the statistics of the call.
 struct Hearer {
-  const Operators& operators;
   Tensor numbers;
   std::int64_t every;
   double q_end, max_weight;
@@ -34,7 +33,7 @@ struct LossCall {
   bool gradient_ready;   // whether the forward writes the gradient
   bool want_stats, may_be_edited;  // the statistics, by whoever gets them
   bool want_prediction;
-  const Hearer* told;  // by the operator of the loss, which then has the statistics; or null
+  const Hearer* told;  // or null
   Tensor fields, prediction;  // left by the forward where the statistics are wanted
 
   // The loss, the gradient or an empty tensor, and the correction where there is one; with fields the fields and the

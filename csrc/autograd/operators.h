@@ -25,13 +25,13 @@ struct Operator {
 struct Operators {
   std::string backend;
   std::int64_t id;  // its place among all of them
-  Operator loss, loss_and_fields, loss_and_pace, gradient, see;
+  Operator loss, loss_and_fields, loss_and_pace, gradient;
   // On a GPU the gradient that was written is changed there; on a CPU looking at the factor costs nothing.
   std::optional<Operator> scale_gradient, rewrite_gradient;
 
   Operators(const std::string& name, std::size_t place)
       : backend(name), id(static_cast<std::int64_t>(place)), loss(of("loss")), loss_and_fields(of("loss_and_fields")),
-        loss_and_pace(of("loss_and_pace")), gradient(of("gradient")), see(of("see")),
+        loss_and_pace(of("loss_and_pace")), gradient(of("gradient")),
         scale_gradient(if_any("scale_gradient")), rewrite_gradient(if_any("rewrite_gradient")) {}
 
  private:

@@ -15,7 +15,8 @@ bool is_aligned(const void* data, std::int64_t stride_bytes) {
 }
 
 struct Outputs {
-  Tensor loss, gradient, fields, prediction, correction;
+  Tensor loss, gradient, correction;
+  std::optional<Tensor> fields, prediction;  // where the fields are wanted
 };
 
 Outputs run_loss(
@@ -42,15 +43,17 @@ Outputs run_loss(
     Outputs out{
         reduced ? empty<0>({}, dtype, place) : empty<1>({rows}, dtype, place),
         want_gradient ? empty<2>({rows, classes}, dtype_of(logits), place) : empty<1>({0}, dtype_of(logits), place),
-        want_fields ? empty<2>({wide ? kFields : want_prediction ? kNarrowFields : kGradientFields, rows}, dtype, place)
-                    : empty<1>({0}, dtype, place),
-        empty<1>({want_prediction ? rows : 0}, aoti_torch_dtype_int64(), place),
-        reduced ? empty<0>({}, dtype, place) : empty<1>({0}, dtype, place)};
+        reduced ? empty<0>({}, dtype, place) : empty<1>({0}, dtype, place), std::nullopt, std::nullopt};
+    if (want_fields) {
+      const std::int64_t kept = wide ? kFields : want_prediction ? kNarrowFields : kGradientFields;
+      out.fields = empty<2>({kept, rows}, dtype, place);
+      out.prediction = empty<1>({want_prediction ? rows : 0}, aoti_torch_dtype_int64(), place);
+      args.batch.fields = static_cast<A*>(out.fields->mutable_data_ptr());
+      if (want_prediction) args.batch.prediction = static_cast<std::int64_t*>(out.prediction->mutable_data_ptr());
+    }
     args.batch.gradient_scale = args.reduction == kMean ? static_cast<A>(1.0 / static_cast<double>(rows)) : A(1);
     args.batch.loss = static_cast<A*>(out.loss.mutable_data_ptr());
     if (want_gradient) args.batch.gradient = static_cast<S*>(out.gradient.mutable_data_ptr());
-    if (want_fields) args.batch.fields = static_cast<A*>(out.fields.mutable_data_ptr());
-    if (want_prediction) args.batch.prediction = static_cast<std::int64_t*>(out.prediction.mutable_data_ptr());
     args.correction = static_cast<A*>(out.correction.mutable_data_ptr());
 
     const std::int64_t row_bytes = args.batch.logits.row_stride * static_cast<std::int64_t>(sizeof(S));
@@ -68,10 +71,15 @@ Outputs run_loss(
     const std::int64_t learnt = pace && summed < rows ? summed : 0;
     const std::int64_t bytes =
         16 + learnt * std::int64_t(sizeof(Learnt)) + values * std::int64_t(sizeof(A)) + places * 4;
-    const Tensor workspace = empty<1>({shared_work ? bytes : 0}, aoti_torch_dtype_uint8(), place);
+    std::optional<Tensor> workspace;
     if (shared_work) {
-      char* base = static_cast<char*>(workspace.mutable_data_ptr());
-      args.ticket = launcher.ticket(base);
+      char* base = static_cast<char*>(launcher.standing(bytes));
+      if (!base) {
+        workspace = empty<1>({bytes}, aoti_torch_dtype_uint8(), place);
+        base = static_cast<char*>(workspace->mutable_data_ptr());
+        launcher.fill(base, 0, sizeof(unsigned));
+      }
+      args.ticket = reinterpret_cast<unsigned*>(base);
       if (learnt) args.learnt = reinterpret_cast<Learnt*>(base + 16);
       args.partial = args.parts = reinterpret_cast<A*>(base + 16 + learnt * std::int64_t(sizeof(Learnt)));
       args.places = reinterpret_cast<unsigned*>(args.parts + values);
@@ -89,10 +97,10 @@ Outputs run_loss(
     if (weight) touched("weight", *weight, sizeof(A));
     touched("loss", out.loss, sizeof(A));
     touched("gradient", out.gradient, sizeof(S));
-    touched("fields", out.fields, sizeof(A));
-    touched("prediction", out.prediction, 8);
+    if (out.fields) touched("fields", *out.fields, sizeof(A));
+    if (out.prediction) touched("prediction", *out.prediction, 8);
     touched("correction", out.correction, sizeof(A));
-    touched("workspace", workspace, 1);
+    if (workspace) touched("workspace", *workspace, 1);
     if (pace) touched("numbers", pace->numbers, sizeof(float));
     if (rows > 0)
       launcher.launch(
@@ -124,7 +132,7 @@ LossAndFields loss_and_fields_cuda(
     std::int64_t ignore_index, std::int64_t reduction, bool want_gradient, bool want_prediction) {
   const Outputs out =
       run_loss(logits, target, knobs, weight, objective, ignore_index, reduction, want_gradient, want_prediction, true);
-  return {out.loss, out.gradient, out.fields, out.prediction, out.correction};
+  return {out.loss, out.gradient, *out.fields, *out.prediction, out.correction};
 }
 
 // The same with prediction, and then as `see`: in the launch of the loss, where that reduces it.
@@ -135,7 +143,7 @@ LossAndFields loss_and_pace_cuda(
   const PaceGiven pace{numbers, every, {q_end, max_weight}};
   const Outputs out =
       run_loss(logits, target, knobs, weight, objective, ignore_index, reduction, want_gradient, true, true, &pace);
-  return {out.loss, out.gradient, out.fields, out.prediction, out.correction};
+  return {out.loss, out.gradient, *out.fields, *out.prediction, out.correction};
 }
 
 std::tuple<Tensor, Tensor> statistics_cuda(Tensor given, bool want_argmax, bool wide) {

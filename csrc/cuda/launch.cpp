@@ -35,13 +35,13 @@ bool is_captured(cudaStream_t stream) {
 
 // Memory that is never given back, not torch's: what that hands out while somebody warms up for a graph belongs to the
 // graph. Null where there is none left.
-unsigned* new_ticket() {
+void* new_memory() {
   cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;  // another thread may be capturing
   check(cudaThreadExchangeStreamCaptureMode(&mode), "allocating");
   void* data = nullptr;
-  if (cudaMalloc(&data, sizeof(unsigned)) != cudaSuccess) cudaGetLastError();
+  if (cudaMalloc(&data, kStanding) != cudaSuccess) cudaGetLastError();
   check(cudaThreadExchangeStreamCaptureMode(&mode), "allocating");
-  return static_cast<unsigned*>(data);
+  return data;
 }
 
 }  // namespace
@@ -66,23 +66,20 @@ void Launcher::fill(void* data, int byte, std::size_t bytes) const {
     check(cudaMemsetAsync(data, byte, bytes, static_cast<cudaStream_t>(stream_)), "cudaMemsetAsync");
 }
 
-unsigned* Launcher::ticket(void* own) const {
+void* Launcher::standing(std::int64_t bytes) const {
   const auto stream = static_cast<cudaStream_t>(stream_);
-  // That handle is another stream in each thread.
-  if (!emulator_ && stream != cudaStreamPerThread && !is_captured(stream)) {
-    static std::mutex mutex;
-    static auto* known = new std::map<std::pair<int, void*>, unsigned*>;  // a thread may outlive what is taken down
-    const std::lock_guard<std::mutex> lock(mutex);
-    unsigned*& standing = (*known)[{index_, stream_}];
-    if (!standing) {
-      unsigned* const made = new_ticket();
-      if (made) fill(made, 0, sizeof(unsigned));
-      standing = made;
-    }
-    if (standing) return standing;
+  // The handle of a thread's own stream is another stream in each thread.
+  if (emulator_ || bytes > kStanding || stream == cudaStreamPerThread || is_captured(stream)) return nullptr;
+  static std::mutex mutex;
+  static auto* known = new std::map<std::pair<int, void*>, void*>;  // a thread may outlive what is taken down
+  const std::lock_guard<std::mutex> lock(mutex);
+  void*& memory = (*known)[{index_, stream_}];
+  if (!memory) {
+    void* const made = new_memory();
+    if (made) fill(made, 0, sizeof(unsigned));
+    memory = made;
   }
-  fill(own, 0, sizeof(unsigned));
-  return static_cast<unsigned*>(own);
+  return memory;
 }
 
 void Launcher::start(const Kernel& kernel, const Grid& grid, const void* arguments, std::size_t bytes) const {

@@ -35,16 +35,18 @@ struct Emulator {
   virtual ~Emulator() = default;
 };
 
+constexpr std::int64_t kStanding = 1 << 16;
+
 // One operator's launches. `index`: of a CUDA device, or -1 for the emulator.
 class Launcher {
  public:
   Launcher(int index, Emulator* emulator);
   Device device() const;
   void fill(void* data, int byte, std::size_t bytes) const;
-  // A zero that kernels count from and leave as a zero: the stream's, whose kernels follow each other; or `own`, filled
-  // now, in a graph that is captured, because it may be replayed beside that stream, and in the emulator, where a kernel
-  // may fail and the next one run.
-  unsigned* ticket(void* own) const;
+  // Memory of the stream, whose kernels follow each other, with a ticket in front: a zero that a kernel counts from and
+  // leaves as a zero. Null where a launch must have its own: for more than kStanding bytes; in a graph that is captured,
+  // because it may be replayed beside that stream; and in the emulator, where a kernel may fail and the next one run.
+  void* standing(std::int64_t bytes) const;
   template <class Arguments>
   void launch(const Kernel& kernel, const Grid& grid, const Arguments& arguments) const {
     static_assert(std::is_trivially_copyable_v<Arguments>, "kernels take their arguments as bytes");
