@@ -107,32 +107,58 @@ template <bool WIDE> DAL_LANE void write_vector(const VectorGradient& of, const 
   fold<Or, std::int32_t>(Or{}, more) ? write_vector<WIDE, false>(of, tile, lane) : write_vector<WIDE, true>(of, tile, lane);
 }
 
-// All at once where the loss is made of what vectors have, and its knobs are one for all rows; else one by one.
+// The knobs of a row.
+struct RowKnobs {
+  float of[kMostKnobs] = {};
+  template <class S> RowKnobs(const ForwardBatch<S>& batch, std::int64_t row) {
+    for (int k = 0; k < batch.knobs.count; ++k) of[k] = batch.knobs.template at<float>(row, k);
+  }
+  bool operator==(const RowKnobs& other) const { return std::equal(of, of + kMostKnobs, other.of); }
+};
+
+// One row after the other, of a loss that takes more than vectors have.
 template <class S>
-VectorSlopes slopes_of_vector(
+VectorSlopes slopes_of_each(
     const ForwardBatch<S>& batch, const of_vectors::RowSummary<RowVector>& rows, std::int64_t first, std::int64_t count) {
-  float knobs[kMostKnobs];
-  const auto read_knobs = [&](std::int64_t row) {
-    for (int k = 0; k < batch.knobs.count; ++k) knobs[k] = batch.knobs.template at<float>(row, k);
-  };
-  read_knobs(first);
-  VectorSlopes of{};
-  if (batch.knobs.stride == 0 &&
-      of_vectors::slopes_by_exponentials(batch.objective, rows, knobs, batch.log_classes, of))
-    return of;
-  Slopes<float> one[kRows];
+  using One = Slopes<float>;
+  One one[kRows];
   for (std::int64_t i = 0; i < count; ++i) {
     const RowSummary<float> row{rows.target_log_prob.lanes[i], rows.max_log_prob.lanes[i], rows.entropy.lanes[i],
                                 rows.sum_log_prob.lanes[i], rows.square_sum.lanes[i], rows.classes};
-    read_knobs(first + i);
-    one[i] = slopes_of(batch.objective, row, knobs, batch.log_classes);
+    one[i] = slopes_of(batch.objective, row, RowKnobs(batch, first + i).of, batch.log_classes);
   }
-  const auto gather = [&](float Slopes<float>::*member) {
+  const auto gather = [&](float One::*member) {
     return lane_by_lane(count, 0, [&](std::int64_t i) { return one[i].*member; });
   };
-  using One = Slopes<float>;
   return {gather(&One::loss), gather(&One::by_log_prob), gather(&One::by_entropy), gather(&One::by_max_log_prob),
           gather(&One::by_sum_log_prob), gather(&One::by_square_sum)};
+}
+
+// All rows that have the same knobs at once, so that a row has the same bits whether knobs are its own or everyone's.
+template <class S>
+VectorSlopes slopes_of_vector(
+    const ForwardBatch<S>& batch, const of_vectors::RowSummary<RowVector>& rows, std::int64_t first, std::int64_t count) {
+  VectorSlopes found{};
+  bool done[kRows] = {};
+  for (std::int64_t i = 0; i < count; ++i) {
+    if (done[i]) continue;
+    const RowKnobs knobs(batch, first + i);
+    VectorSlopes of{};
+    if (!of_vectors::slopes_by_exponentials(batch.objective, rows, knobs.of, batch.log_classes, of))
+      return slopes_of_each(batch, rows, first, count);
+    if (batch.knobs.stride == 0) return of;
+    RowMask same{};
+    for (std::int64_t k = i; k < count; ++k)
+      if (RowKnobs(batch, first + k) == knobs) {
+        same.lanes[k] = -1;
+        done[k] = true;
+      }
+    found = {select(same, of.loss, found.loss), select(same, of.by_log_prob, found.by_log_prob),
+             select(same, of.by_entropy, found.by_entropy), select(same, of.by_max_log_prob, found.by_max_log_prob),
+             select(same, of.by_sum_log_prob, found.by_sum_log_prob),
+             select(same, of.by_square_sum, found.by_square_sum)};
+  }
+  return found;
 }
 
 // As finish_row has it of one row.
