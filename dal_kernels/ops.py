@@ -15,7 +15,8 @@ of 1 touches nothing,
     rewrite_gradient(gradient, logits, target, fields, prediction, upstream, ignore_index, correction): rows that change
         are made again and rounded once, not scaled and rounded twice
 
-with logits (N, C), on a CPU (B, C, S) of N = B S rows too, whose gradient has the same shape, objective an id of :data:`dal_kernels.objectives.OBJECTIVES`, knobs its K knobs, (K,) or (N, K),
+with logits (N, C), on a CPU (B, C, S) of N = B S rows too, whose gradient has that shape, objective an id
+of :data:`dal_kernels.objectives.OBJECTIVES`, knobs its K knobs, (K,) or (N, K),
 reduction an index into :data:`dal_kernels.fields.REDUCTIONS`, gradient (N, C) already divided for "mean", or empty
 where it is not wanted, fields (8, N) and prediction (N,) or empty; of wide objectives fields are (10, N). A gradient
 with a term at the predicted class needs the prediction. On a GPU there are target_prob, entropy and max_prob only with
