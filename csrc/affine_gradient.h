@@ -1,10 +1,6 @@
 // Slopes of a loss by the quantities of its row -> coefficients of the gradient by the logits: the one chain rule of all
 // losses. Host and device code.
-#pragma once
-
-#include "row_sums.h"
-
-namespace dal {
+// Included by formulas.h, and once more for vectors of rows: no include guard.
 
 // A loss of a row, and its derivatives by what it depends on.
 template <class A>
@@ -42,7 +38,7 @@ DAL_HD AffineGradient<T> affine_gradient(
   AffineGradient<T> gradient{};
   if (WIDE) {
     a -= row.classes * slopes.by_sum_log_prob;
-    if (slopes.by_square_sum != T(0)) a -= 2 * row.square_sum * slopes.by_square_sum;
+    a -= select(slopes.by_square_sum != T(0), 2 * row.square_sum * slopes.by_square_sum, T(0));
     gradient.E = scale * 2 * slopes.by_square_sum / (sums.sum * sums.sum);
     gradient.D = scale * slopes.by_sum_log_prob;
   }
@@ -53,5 +49,3 @@ DAL_HD AffineGradient<T> affine_gradient(
   gradient.u = -scale * slopes.by_max_log_prob;
   return gradient;
 }
-
-}  // namespace dal

@@ -6,7 +6,7 @@
 #include <cstring>
 #include <limits>
 
-#include "objective.h"
+#include "formulas.h"
 
 namespace dal {
 

@@ -1,12 +1,7 @@
 // Row quantities -> loss of the row and its slopes: the losses by number, and those that need more than p_y. One small
 // function a loss; how the row was read, and how its gradient is written, is none of this file's business.
 // dal_kernels/objectives.py has the formulas alone, with their sources.
-#pragma once
-
-#include "affine_gradient.h"
-#include "probability_losses.h"
-
-namespace dal {
+// Included by formulas.h, and once more for vectors of rows: no include guard.
 
 // The losses by number: the ids of dal_kernels/objectives.py.
 enum ObjectiveId : std::int64_t {
@@ -46,29 +41,30 @@ DAL_HD bool needs_entropy(std::int64_t objective, const A* knobs) {
 }
 
 template <class A>
-DAL_HD Slopes<A> soft_bootstrap(const RowSummary<A>& row, A n) {
-  return {n * row.entropy, A(0), n, A(0), A(0), A(0)};
+DAL_HD Slopes<A> soft_bootstrap(const RowSummary<A>& row, Scalar<A> n) {
+  return {n * row.entropy, A(0), A(n), A(0), A(0), A(0)};
 }
 template <class A>
-DAL_HD Slopes<A> hard_bootstrap(const RowSummary<A>& row, A n) {
-  return {-n * row.max_log_prob, A(0), A(0), -n, A(0), A(0)};
+DAL_HD Slopes<A> hard_bootstrap(const RowSummary<A>& row, Scalar<A> n) {
+  return {-n * row.max_log_prob, A(0), A(0), A(-n), A(0), A(0)};
 }
 
 // Generalised cross-entropy, and lambda / (q ln C) B(p), B being the entropy or, hard, -ln of the largest probability. (arXiv 2303.11562)
 // The bootstrap term of a single class is 0: ln C = 0.
 template <class A>
-DAL_HD Slopes<A> dynamics_aware(const RowSummary<A>& row, A q, A bootstrap_weight, A log_classes, bool hard) {
+DAL_HD Slopes<A> dynamics_aware(
+    const RowSummary<A>& row, Scalar<A> q, Scalar<A> bootstrap_weight, Scalar<A> log_classes, bool hard) {
   const Slopes<A> fit = generalized_cross_entropy(row.target_log_prob, q);
-  if (bootstrap_weight == A(0) || log_classes == A(0)) return fit;
-  const A n = bootstrap_weight / (q * log_classes);
+  if (bootstrap_weight == Scalar<A>(0) || log_classes == Scalar<A>(0)) return fit;
+  const Scalar<A> n = bootstrap_weight / (q * log_classes);
   return fit + (hard ? hard_bootstrap(row, n) : soft_bootstrap(row, n));
 }
 
 template <class A>
-DAL_HD Slopes<A> smoothed_cross_entropy(const RowSummary<A>& row, A smoothing) {
+DAL_HD Slopes<A> smoothed_cross_entropy(const RowSummary<A>& row, Scalar<A> smoothing) {
   Slopes<A> of{};
-  const A own = 1 - smoothing, each = smoothing / row.classes;
-  of.loss = (own == A(0) ? A(0) : -own * row.target_log_prob) - (each == A(0) ? A(0) : each * row.sum_log_prob);
+  const Scalar<A> own = 1 - smoothing, each = smoothing / row.classes, none = 0;
+  of.loss = (own == none ? A(0) : -own * row.target_log_prob) - (each == none ? A(0) : each * row.sum_log_prob);
   of.by_log_prob = -own;
   of.by_sum_log_prob = -each;
   return of;
@@ -76,21 +72,18 @@ DAL_HD Slopes<A> smoothed_cross_entropy(const RowSummary<A>& row, A smoothing) {
 
 // Adds weight * l / G: 1 for a single class; 0, and flat, where another class has probability 0 (G = -inf).
 template <class A>
-DAL_HD void add_normalized(Slopes<A>& of, const RowSummary<A>& row, A weight) {
+DAL_HD void add_normalized(Slopes<A>& of, const RowSummary<A>& row, Scalar<A> weight) {
   const A total = row.sum_log_prob;
-  if (total == A(0)) {
-    of.loss += weight;
-    return;
-  }
+  const auto single = total == A(0);
   const A quotient = row.target_log_prob / total;
-  of.loss += weight * quotient;
-  of.by_log_prob += weight / total;
-  of.by_sum_log_prob -= weight * quotient / total;
+  of.loss += select(single, A(weight), weight * quotient);
+  of.by_log_prob += select(single, A(0), weight / total);
+  of.by_sum_log_prob -= select(single, A(0), weight * quotient / total);
 }
 
 // Adds weight * (1 - p).
 template <class A>
-DAL_HD void add_absolute(Slopes<A>& of, A log_prob, A weight) {
+DAL_HD void add_absolute(Slopes<A>& of, A log_prob, Scalar<A> weight) {
   const A prob = exponential(log_prob);
   of.loss += weight * miss_of(log_prob, prob);
   of.by_log_prob -= weight * prob;
@@ -98,7 +91,7 @@ DAL_HD void add_absolute(Slopes<A>& of, A log_prob, A weight) {
 
 // Adds weight * (Q - 2 a p).
 template <class A>
-DAL_HD void add_squares(Slopes<A>& of, const RowSummary<A>& row, A weight, A a) {
+DAL_HD void add_squares(Slopes<A>& of, const RowSummary<A>& row, Scalar<A> weight, Scalar<A> a) {
   const A prob = exponential(row.target_log_prob);
   of.loss += weight * (row.square_sum - 2 * a * prob);
   of.by_log_prob -= weight * 2 * a * prob;
@@ -125,41 +118,72 @@ DAL_HD Slopes<A> epsilon_softmax(const RowSummary<A>& row, A m, A alpha, A beta)
   return of;
 }
 
-// The loss of a row by its number. Chosen once a row: a kernel compiled for each loss would make the library many times
-// as large.
+// The losses that are made of exponentials and logarithms alone, and so of a vector of rows at once; false for the others.
+// Chosen once a row: a kernel compiled for each loss would make the library many times as large.
 template <class A>
-DAL_HD Slopes<A> slopes_of(std::int64_t objective, const RowSummary<A>& row, const A* knobs, A log_classes) {
+DAL_HD bool slopes_by_exponentials(
+    std::int64_t objective, const RowSummary<A>& row, const Scalar<A>* knobs, Scalar<A> log_classes, Slopes<A>& of) {
   const A log_prob = row.target_log_prob;
-  Slopes<A> of{};
   switch (objective) {
     case kDynamicsAware:
     case kDynamicsAwareHard:
-      return dynamics_aware(row, knobs[0], knobs[1], log_classes, objective == kDynamicsAwareHard);
-    case kGeneralizedCrossEntropy: return generalized_cross_entropy(log_prob, knobs[0]);
+      of = dynamics_aware(row, knobs[0], knobs[1], log_classes, objective == kDynamicsAwareHard);
+      return true;
+    case kGeneralizedCrossEntropy:
+      of = generalized_cross_entropy(log_prob, knobs[0]);
+      return true;
     case kSymmetricCrossEntropy:
-      if (knobs[0] != A(0)) of.loss = -knobs[0] * log_prob;
+      if (knobs[0] != Scalar<A>(0)) of.loss = -knobs[0] * log_prob;
       of.by_log_prob = -knobs[0];
       add_absolute(of, log_prob, knobs[1]);
-      return of;
-    case kTaylorCrossEntropy: return taylor_cross_entropy(log_prob, knobs[0]);
-    case kAsymmetricGeneralizedCrossEntropy: return asymmetric_power(log_prob, knobs[0], knobs[1]);
-    case kAsymmetricUnhinged: return asymmetric_unhinged(log_prob, knobs[0], knobs[1]);
+      return true;
+    case kTaylorCrossEntropy:
+      of = taylor_cross_entropy(log_prob, knobs[0]);
+      return true;
     case kAsymmetricExponential: {
       const A prob = exponential(log_prob);
       of.loss = exponential(-prob / knobs[0]);
       of.by_log_prob = -of.loss * prob / knobs[0];
-      return of;
+      return true;
     }
+    case kPartiallyHuberisedCrossEntropy:
+      of = partially_huberised(log_prob, knobs[0]);
+      return true;
+    case kSmoothedCrossEntropy:
+      of = smoothed_cross_entropy(row, knobs[0]);
+      return true;
+    case kNormalizedAndAbsolute:
+      add_normalized(of, row, knobs[0]);
+      add_absolute(of, log_prob, knobs[1]);
+      return true;
+    case kJointAsymmetric: {
+      const Scalar<A> weight = knobs[1] / row.classes;
+      of.loss = weight * knobs[2] * knobs[2];
+      add_squares(of, row, weight, knobs[2]);
+      add_normalized(of, row, knobs[0]);
+      return true;
+    }
+    case kBrier:
+      of.loss = 1;
+      add_squares(of, row, Scalar<A>(1), Scalar<A>(1));
+      return true;
+  }
+  return false;
+}
+
+// The loss of one row by its number.
+template <class A>
+DAL_HD Slopes<A> slopes_of(std::int64_t objective, const RowSummary<A>& row, const A* knobs, A log_classes) {
+  const A log_prob = row.target_log_prob;
+  Slopes<A> of{};
+  if (slopes_by_exponentials(objective, row, knobs, log_classes, of)) return of;
+  switch (objective) {
+    case kAsymmetricGeneralizedCrossEntropy: return asymmetric_power(log_prob, knobs[0], knobs[1]);
+    case kAsymmetricUnhinged: return asymmetric_unhinged(log_prob, knobs[0], knobs[1]);
     case kJensenShannon: return jensen_shannon(log_prob, knobs[0]);
     case kFisherRao: return fisher_rao(log_prob);
     case kFocal: return focal(log_prob, knobs[0], false);
     case kFocalDetached: return focal(log_prob, knobs[0], true);
-    case kPartiallyHuberisedCrossEntropy: return partially_huberised(log_prob, knobs[0]);
-    case kSmoothedCrossEntropy: return smoothed_cross_entropy(row, knobs[0]);
-    case kNormalizedAndAbsolute:
-      add_normalized(of, row, knobs[0]);
-      add_absolute(of, log_prob, knobs[1]);
-      return of;
     case kNormalizedAndAsymmetric: {
       of = asymmetric_power(log_prob, knobs[2], knobs[3]);
       of.loss *= knobs[1];
@@ -167,20 +191,7 @@ DAL_HD Slopes<A> slopes_of(std::int64_t objective, const RowSummary<A>& row, con
       add_normalized(of, row, knobs[0]);
       return of;
     }
-    case kJointAsymmetric: {
-      const A weight = knobs[1] / row.classes;
-      of.loss = weight * knobs[2] * knobs[2];
-      add_squares(of, row, weight, knobs[2]);
-      add_normalized(of, row, knobs[0]);
-      return of;
-    }
-    case kBrier:
-      of.loss = 1;
-      add_squares(of, row, A(1), A(1));
-      return of;
     case kEpsilonSoftmax: return epsilon_softmax(row, knobs[0], knobs[1], knobs[2]);
   }
   return of;
 }
-
-}  // namespace dal

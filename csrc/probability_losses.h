@@ -1,28 +1,30 @@
 // Losses of ln p_y alone, each with its slope by that. Host and device code; dal_kernels/objectives.py has the formulas.
-#pragma once
+// Included by formulas.h, and once more for vectors of rows: no include guard.
 
-#include "affine_gradient.h"
+// e^x - 1 for -1/2 < x <= 0 in fp32: x (1 + x/2 (1 + x/3 (...))).
+template <class A>
+DAL_HD A expm1_series(A x) {
+  A series = 1.0f;
+  for (int k = 8; k > 1; --k) series = 1.0f + x * series * (1.0f / static_cast<float>(k));
+  return x * series;
+}
 
-namespace dal {
-
-// e^x - 1 for x <= 0, given e^x. That difference keeps its digits below -1/2; above, x (1 + x/2 (1 + x/3 (...))) does.
-// In fp32 the library's expm1 would take longer than all the rest of a short row.
+// e^x - 1 for x <= 0, given e^x. That difference keeps its digits below -1/2; above, the series does. In fp32 the
+// library's expm1 would take longer than all the rest of a short row.
 DAL_HD double expm1_nonpositive(double x, double) {
   using std::expm1;
   return expm1(x);
 }
 DAL_HD float expm1_nonpositive(float x, float power) {
   if (!(x > -0.5f)) return power - 1.0f;
-  float series = 1.0f;
-  for (int k = 8; k > 1; --k) series = 1.0f + x * series * (1.0f / static_cast<float>(k));
-  return x * series;
+  return expm1_series(x);
 }
 
 // (1 - p_y^q) / q, by expm1 because 1 - p^q keeps no digit near p = 1; q = 0 is cross-entropy. Its slope is -p_y^q.
 template <class A>
-DAL_HD Slopes<A> generalized_cross_entropy(A log_prob, A q) {
+DAL_HD Slopes<A> generalized_cross_entropy(A log_prob, Scalar<A> q) {
   Slopes<A> of{};
-  if (q == A(0)) {
+  if (q == Scalar<A>(0)) {
     of.loss = -log_prob;
     of.by_log_prob = A(-1);
     return of;
@@ -42,14 +44,14 @@ DAL_HD A miss_of(A log_prob, A prob) {
 
 // sum of (1 - p)^i / i up to the order: its slope is the sum of a geometric series.
 template <class A>
-DAL_HD Slopes<A> taylor_cross_entropy(A log_prob, A order) {
+DAL_HD Slopes<A> taylor_cross_entropy(A log_prob, Scalar<A> order) {
   const A prob = exponential(log_prob), miss = miss_of(log_prob, prob);
   Slopes<A> of{};
   A power = 1;
-  for (int i = 1; A(i) <= order; ++i) {
+  for (int i = 1; Scalar<A>(i) <= order; ++i) {
     of.by_log_prob -= prob * power;
     power *= miss;
-    of.loss += power / A(i);
+    of.loss += power / Scalar<A>(i);
   }
   return of;
 }
@@ -136,18 +138,12 @@ DAL_HD Slopes<A> focal(A log_prob, A gamma, bool detached) {
 
 // Cross-entropy above p = 1 / tau, its tangent below.
 template <class A>
-DAL_HD Slopes<A> partially_huberised(A log_prob, A tau) {
-  const A log_tau = logarithm(tau);
+DAL_HD Slopes<A> partially_huberised(A log_prob, Scalar<A> tau) {
+  const Scalar<A> log_tau = logarithm(tau);
+  const auto below = log_prob <= -log_tau;
+  const A scaled = tau * exponential(log_prob);
   Slopes<A> of{};
-  if (log_prob <= -log_tau) {
-    const A scaled = tau * exponential(log_prob);
-    of.loss = log_tau + 1 - scaled;
-    of.by_log_prob = -scaled;
-  } else {
-    of.loss = -log_prob;
-    of.by_log_prob = A(-1);
-  }
+  of.loss = select(below, log_tau + 1 - scaled, -log_prob);
+  of.by_log_prob = select(below, -scaled, A(-1));
   return of;
 }
-
-}  // namespace dal

@@ -1,20 +1,6 @@
 // What one pass over a row of logits leaves behind, and how two halves of a row are joined.
 // Host and device code without torch: the CPU and CUDA kernels share this file.
-#pragma once
-
-#include <cmath>
-#include <cstdint>
-#include <limits>
-
-#if defined(__CUDACC__)
-#define DAL_HD __host__ __device__ __forceinline__
-#elif defined(__GNUC__)
-#define DAL_HD inline __attribute__((always_inline))
-#else
-#define DAL_HD inline
-#endif
-
-namespace dal {
+// Included by formulas.h, and once more for vectors of rows: no include guard.
 
 // Once a row. A GPU has instructions for float: off by 2^-22 where ln S is near 0, of which a rounded S costs 2^-24.
 template <class A>
@@ -31,17 +17,22 @@ DAL_HD A logarithm(A x) {
 DAL_HD float exponential(float x) { return __expf(x); }
 DAL_HD float logarithm(float x) { return __logf(x); }
 #endif
+// `x` where that is true, else `y`: of a vector of rows each has its own answer, so that formulas do not branch by it.
+template <class A>
+DAL_HD A select(bool where, A x, A y) {
+  return where ? x : y;
+}
 
 // With d = z - m:  m = max z,  S = sum e^d,  W = sum e^d d      (dal_kernels/slices.py is the long form)
 // and, where a loss sums over all classes ("wide" losses),  D = sum d,  P = sum e^2d,  over so many classes.
 template <class A>
 struct RowSums {
-  A max = -std::numeric_limits<A>::infinity();
+  A max = -std::numeric_limits<Scalar<A>>::infinity();
   A sum = 0;
   A weighted = 0;
   A differences = 0;
   A squares = 0;
-  A classes = 0;
+  Scalar<A> classes = 0;
 };
 
 template <class A>
@@ -82,12 +73,13 @@ DAL_HD RowSums<A> merge(const RowSums<A>& left, const RowSums<A>& right) {
 // What a loss may depend on: with p = softmax(z),  ln p_y,  the largest ln p_k,  the entropy,  sum ln p_k,  sum p_k^2.
 template <class A>
 struct RowSummary {
-  A target_log_prob, max_log_prob, entropy, sum_log_prob, square_sum, classes;
+  A target_log_prob, max_log_prob, entropy, sum_log_prob, square_sum;
+  Scalar<A> classes;
 };
 
 // ln p_j = z_j - m - ln S,   of the largest -ln S,   H = ln S - W / S,   G = D - C ln S,   Q = P / S^2
 template <class A>
-DAL_HD RowSummary<A> summarise(const RowSums<A>& sums, A target_logit, A classes) {
+DAL_HD RowSummary<A> summarise(const RowSums<A>& sums, A target_logit, Scalar<A> classes) {
   const A log_sum = logarithm(sums.sum);
   return {target_logit - sums.max - log_sum,
           -log_sum,
@@ -96,5 +88,3 @@ DAL_HD RowSummary<A> summarise(const RowSums<A>& sums, A target_logit, A classes
           sums.squares / (sums.sum * sums.sum),
           classes};
 }
-
-}  // namespace dal

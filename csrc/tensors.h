@@ -65,15 +65,15 @@ Logits<S> logits_of(const Tensor& logits) {
   return {static_cast<const S*>(logits.const_data_ptr()), logits.size(0), logits.size(1), logits.stride(0)};
 }
 
-inline Target target_of(const Tensor& target, const Tensor& logits, std::int64_t ignore_index) {
-  require(target.dim() == 1 && target.size(0) == logits.size(0) && target.scalar_type() == ScalarType::Long,
+inline Target target_of(const Tensor& target, std::int64_t rows, std::int64_t ignore_index) {
+  require(target.dim() == 1 && target.size(0) == rows && target.scalar_type() == ScalarType::Long,
           "target must be (N,) int64");
   return {static_cast<const std::int64_t*>(target.const_data_ptr()), target.stride(0), ignore_index};
 }
 
-inline std::int64_t row_stride(const Tensor& values, const Tensor& logits, const char* message) {
+inline std::int64_t row_stride(const Tensor& values, std::int64_t rows, const char* message) {
   const bool one = values.dim() == 0;
-  require(one || (values.dim() == 1 && values.size(0) == logits.size(0)), message);
+  require(one || (values.dim() == 1 && values.size(0) == rows), message);
   return one ? 0 : values.stride(0);
 }
 
@@ -89,13 +89,13 @@ inline int knob_count(std::int64_t objective) {
   }
 }
 
-inline Knobs knobs_of(const Tensor& knobs, const Tensor& logits, std::int64_t objective) {
+inline Knobs knobs_of(const Tensor& knobs, std::int64_t rows, std::int64_t objective) {
   require(0 <= objective && objective < kObjectives, "objective must be the number of a loss");
   const bool is_double = knobs.scalar_type() == ScalarType::Double;
   const int count = knob_count(objective);
   require(is_double || knobs.scalar_type() == ScalarType::Float, "knobs must be float32 or float64");
   const bool one = knobs.dim() == 1;
-  require((one || (knobs.dim() == 2 && knobs.size(0) == logits.size(0))) && knobs.size(knobs.dim() - 1) == count &&
+  require((one || (knobs.dim() == 2 && knobs.size(0) == rows)) && knobs.size(knobs.dim() - 1) == count &&
               (count < 2 || knobs.stride(knobs.dim() - 1) == 1),
           "knobs must be (K,) or (N, K) with the K knobs of the loss side by side");
   return {knobs.const_data_ptr(), is_double, count, one ? 0 : knobs.stride(0)};
@@ -117,13 +117,13 @@ auto dispatch(const Tensor& logits, const F& f) {
 // What a forward reads. What it writes is the caller's to add.
 template <class S>
 ForwardBatch<S> forward_batch(
-    const Tensor& logits, const Tensor& target, const Tensor& knobs, const std::optional<Tensor>& weight,
+    const Logits<S>& logits, const Tensor& target, const Tensor& knobs, const std::optional<Tensor>& weight,
     std::int64_t objective, std::int64_t ignore_index, std::int64_t reduction) {
   using A = Arithmetic<S>;
   ForwardBatch<S> batch{};
-  batch.logits = logits_of<S>(logits);
-  batch.target = target_of(target, logits, ignore_index);
-  batch.knobs = knobs_of(knobs, logits, objective);
+  batch.logits = logits;
+  batch.target = target_of(target, logits.rows, ignore_index);
+  batch.knobs = knobs_of(knobs, logits.rows, objective);
   batch.objective = objective;
   batch.log_classes = static_cast<A>(std::log(static_cast<double>(batch.logits.classes)));
   if (weight) {
@@ -139,12 +139,11 @@ ForwardBatch<S> forward_batch(
 // What a backward reads and writes.
 template <class S>
 BackwardBatch<S> backward_batch(
-    const Tensor& logits, const Tensor& target, const Tensor& fields, const Tensor& prediction, const Tensor& upstream,
+    const Logits<S>& in, const Tensor& target, const Tensor& fields, const Tensor& prediction, const Tensor& upstream,
     std::int64_t ignore_index, const Tensor& gradient) {
   using A = Arithmetic<S>;
   require(dtype_of(upstream) == dtype_code<A>() && dtype_of(fields) == dtype_code<A>(),
           "upstream must be 0-d or one value a row; it and fields must be in the dtype of the loss");
-  const Logits<S> in = logits_of<S>(logits);
   require(prediction.scalar_type() == ScalarType::Long && prediction.dim() == 1 && prediction.is_contiguous() &&
               (prediction.size(0) == 0 || prediction.size(0) == in.rows),
           "prediction must be a contiguous (N,) int64 or empty");
@@ -154,12 +153,12 @@ BackwardBatch<S> backward_batch(
   require(fields.size(0) <= kNarrowFields || fields.size(0) == kFields, "fields must be at most (8, N), or (10, N)");
   return {
       in,
-      target_of(target, logits, ignore_index),
+      target_of(target, in.rows, ignore_index),
       static_cast<const A*>(fields.const_data_ptr()),
       prediction.numel() ? static_cast<const std::int64_t*>(prediction.const_data_ptr()) : nullptr,
       fields.size(0) == kFields,
       static_cast<const A*>(upstream.const_data_ptr()),
-      row_stride(upstream, logits, "upstream must be 0-d or one value a row"),
+      row_stride(upstream, in.rows, "upstream must be 0-d or one value a row"),
       static_cast<S*>(gradient.mutable_data_ptr())};
 }
 

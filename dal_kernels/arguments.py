@@ -67,7 +67,8 @@ class Call(NamedTuple):
     """A checked call: N rows of C logits, and everything else in the form the backends take.
 
     Attributes:
-        logits: (N, C), float16, bfloat16, float32 or float64, any strides.
+        logits: (N, C), float16, bfloat16, float32 or float64, any strides; (B, C, S) of B S = N rows where the call was
+            checked in place. Row b S + s is [b, :, s].
         target: (N,) int64.
         knobs: (K,) or (N, K), float32 or float64, on the device of the logits.
         weight: (C,) in the dtype of the loss, or None.
@@ -89,6 +90,11 @@ class Call(NamedTuple):
     sample_weight: Tensor | None = None
 
     @property
+    def flat(self) -> Call:
+        """The same of logits (N, C), which may be a copy."""
+        return self if self.logits.dim() == 2 else self._replace(logits=_flat_rows(self.logits))
+
+    @property
     def want_prediction(self) -> bool:
         return self.want_stats or self.objective.needs_argmax
 
@@ -100,6 +106,10 @@ class Call(NamedTuple):
         if stats is None:
             return loss
         return loss, stats if flat else RowStats(*(field.reshape(self.shape) for field in stats))
+
+
+def _flat_rows(logits: Tensor) -> Tensor:
+    return logits.movedim(1, -1).reshape(-1, logits.shape[1])
 
 
 def check_class_weight(weight: Tensor, classes: int | None) -> None:
@@ -176,10 +186,14 @@ def check(
     reduction: Reduction,
     want_stats: bool,
     sample_weight: Tensor | None = None,
+    in_place: bool = False,
 ) -> Call:
     """Raise TypeError or ValueError for what no backend can take, else return the call as flat rows.
 
     Labels are not looked at here: on a GPU that would cost a synchronisation, and a CPU kernel does it on the way.
+
+    Args:
+        in_place: logits of more dimensions stay in the order they have, (B, C, S): see :attr:`Call.flat`.
     """
     _check_input(input, target)
     dims = input.dim()
@@ -204,7 +218,7 @@ def check(
     if not (input.is_cpu and target.is_cpu) and target.device != input.device:
         raise ValueError(f"target must be on the device of input, {input.device}, got {target.device}")
     if dims != 2:
-        logits = input.unsqueeze(0) if dims == 1 else input.movedim(1, -1).reshape(-1, classes)
+        logits = input.unsqueeze(0) if dims == 1 else input.flatten(2) if in_place else _flat_rows(input)
         target = target.reshape(-1)
     if target.dtype != torch.int64:
         wraps = target.dtype == torch.uint64

@@ -77,7 +77,7 @@ def loss_of(
 
         return dtensor_loss(objective, knobs, input, target, **options)
     call = check(
-        input, target, OBJECTIVES[objective], knobs, weight, ignore_index, reduction, return_stats, sample_weight
+        input, target, OBJECTIVES[objective], knobs, weight, ignore_index, reduction, return_stats, sample_weight, True
     )
     name = choose(backend, input, objective)
     if node.short_way is None and name != "eager" and not torch.compiler.is_compiling():

@@ -16,7 +16,8 @@ of 1 touches nothing,
     rewrite_gradient(gradient, logits, target, fields, prediction, upstream, ignore_index, correction): rows that change
         are made again and rounded once, not scaled and rounded twice
 
-with logits (N, C), objective an id of :data:`dal_kernels.objectives.OBJECTIVES`, knobs its K knobs, (K,) or (N, K),
+with logits (N, C), on a CPU (B, C, S) of N = B S rows too, whose gradient has that shape, objective an id
+of :data:`dal_kernels.objectives.OBJECTIVES`, knobs its K knobs, (K,) or (N, K),
 reduction an index into :data:`dal_kernels.fields.REDUCTIONS`, gradient (N, C) already divided for "mean", or empty
 where it is not wanted, fields (8, N) and prediction (N,) or empty; of wide objectives fields are (10, N). A gradient
 with a term at the predicted class needs the prediction. On a GPU there are target_prob, entropy and max_prob only with
@@ -108,6 +109,20 @@ def kept_fields(objective: int, everything: bool) -> int:
 _WITHOUT_PACE = -4
 
 
+def _rows(logits: Tensor) -> int:
+    return logits.shape[0] if logits.dim() == 2 else logits.shape[0] * logits.shape[2]
+
+
+def _empty_gradient(logits: Tensor) -> Tensor:
+    """As csrc/cpu/layouts.h makes it: of (B, C, S), classes are apart where those of the logits are read so."""
+    if logits.dim() == 2:
+        return logits.new_empty(tuple(logits.shape))
+    batch, classes, inner = logits.shape
+    if classes == 1 or logits.stride(1) == 1 or logits.dtype == torch.float64:
+        return logits.new_empty((batch, inner, classes)).transpose(1, 2)
+    return logits.new_empty((batch, classes, inner))
+
+
 def _fake_loss(
     logits: Tensor,
     target: Tensor,
@@ -118,13 +133,13 @@ def _fake_loss(
     reduction: int,
     want_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    loss = logits.new_empty((logits.shape[0],) if reduction == 0 else (), dtype=loss_dtype(logits))
-    return loss, logits.new_empty(tuple(logits.shape) if want_gradient else (0,))
+    loss = logits.new_empty((_rows(logits),) if reduction == 0 else (), dtype=loss_dtype(logits))
+    return loss, _empty_gradient(logits) if want_gradient else logits.new_empty((0,))
 
 
 def _fake_fields(logits: Tensor, arguments: tuple[Any, ...], everything: bool) -> tuple[Tensor, Tensor]:
     *_, objective, _, _, _, want_prediction = arguments
-    rows = logits.shape[0]
+    rows = _rows(logits)
     fields = logits.new_empty((kept_fields(objective, everything), rows), dtype=loss_dtype(logits))
     return fields, logits.new_empty((rows,) if want_prediction else (0,), dtype=torch.int64)
 
@@ -138,7 +153,7 @@ def _fake_loss_and_pace(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor
 
 
 def _fake_gradient(logits: Tensor, *_: Any) -> Tensor:
-    return logits.new_empty(tuple(logits.shape))
+    return _empty_gradient(logits)
 
 
 def _fake_gpu_loss(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:

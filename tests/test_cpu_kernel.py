@@ -66,14 +66,14 @@ def test_concurrent_calls_give_the_same_bits(fused: str, bootstrap: str) -> None
 
 
 # Logits whose gradient is all the memory that a step may take.
-LARGE = [(8192, 1000), (256, 50000), (2, 4_000_000)]
+LARGE = [(8192, 1000), (256, 50000), (2, 4_000_000), (2, 512, 128, 128)]
 
 
 @pytest.fixture(scope="module")
 def peaks() -> dict[str, float]:
     """Peak resident memory of a step above that before it, over the size of the logits, in a process of its own.
 
-    Keys are words: rows, classes, dtype, reduction, and "step" or "forward".
+    Keys are words: shape, dtype, reduction, and "step" or "forward".
     """
     program = f"""
 import json
@@ -82,9 +82,9 @@ from benchmarks.machine import peak_memory
 from benchmarks.micro.instruments import return_memory
 from dal_kernels import dynamics_aware_loss
 
-def peak(rows, classes, dtype, reduction, part):
-    leaf = torch.randn(rows, classes).to(getattr(torch, dtype)).requires_grad_(part == "step")
-    target = torch.randint(classes, (rows,))
+def peak(shape, dtype, reduction, part):
+    leaf = torch.randn(shape).to(getattr(torch, dtype)).requires_grad_(part == "step")
+    target = torch.randint(shape[1], (shape[0], *shape[2:]))
     before = peak_memory(reset=True)
     loss = dynamics_aware_loss(leaf, target, 0.7, 0.5, reduction=reduction, backend="cpu")
     if part == "step":
@@ -94,8 +94,8 @@ def peak(rows, classes, dtype, reduction, part):
 return_memory()
 shapes = {[(64, 4096), *LARGE]}  # the first wakes the threads and maps the code
 print(json.dumps({{
-    f"{{rows}} {{classes}} {{dtype}} {{reduction}} {{part}}": peak(rows, classes, dtype, reduction, part)
-    for rows, classes in shapes
+    f"{{shape}} {{dtype}} {{reduction}} {{part}}": peak(shape, dtype, reduction, part)
+    for shape in shapes
     for dtype in ("float32", "bfloat16", "float16")
     for reduction in ("mean", "none")
     for part in ("step", "forward")
@@ -109,12 +109,12 @@ print(json.dumps({{
 @pytest.mark.xdist_group("peaks")
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc/self/clear_refs")
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize(("rows", "classes"), LARGE)
+@pytest.mark.parametrize("shape", LARGE, ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_step_needs_the_gradient_and_nothing_else(
-    fused: str, peaks: dict[str, float], reduction: str, rows: int, classes: int, dtype: str
+    fused: str, peaks: dict[str, float], reduction: str, shape: tuple[int, ...], dtype: str
 ) -> None:
-    case = f"{rows} {classes} {dtype} {reduction}"
+    case = f"{shape} {dtype} {reduction}"
     assert 0.9 <= peaks[f"{case} step"] <= 1.1, "the gradient was not seen, or more than it"
     assert peaks[f"{case} forward"] <= 0.05
 

@@ -21,6 +21,8 @@ def cases(draw: st.DrawFn) -> Case:
     storage = scale * torch.randn(
         rows * row_step, offset + classes * class_step, generator=generator, dtype=torch.float64
     )
+    if draw(st.sampled_from([False, False, True])):
+        storage = storage.t().contiguous().t()
     logits = storage.to(dtype)[::row_step, offset::class_step]
     target = torch.randint(classes, (rows,), generator=generator)
     if rows and draw(st.booleans()):

@@ -321,7 +321,8 @@ def test_any_strides(backend: str, layout: str, dtype: torch.dtype) -> None:
         leaf = layout_of_logits.detach().requires_grad_()
         loss = dynamics_aware_loss(leaf, target, 0.7, 0.5, backend=backend)
         results.append((loss.detach(), *torch.autograd.grad(loss, leaf)))
-    # CUDA's lanes take the classes by where they lie in memory, and add them up in that order.
+    # CUDA's lanes take the classes by where they lie in memory, and add them up in that order; on a CPU the lanes are
+    # rows where classes are not neighbours.
     for one, other in zip(*results, strict=True):
-        rtol = (4 if one.ndim == 0 else 1) * torch.finfo(one.dtype).eps if backend == "cuda" else 0.0
-        torch.testing.assert_close(one, other, rtol=rtol, atol=rtol / 100)
+        rtol = (4 if one.ndim == 0 else 1) * torch.finfo(one.dtype).eps if backend in ("cpu", "cuda") else 0.0
+        torch.testing.assert_close(one, other, rtol=rtol, atol=rtol / 32)

@@ -28,6 +28,18 @@ struct Targets {
   bool ignored(std::int64_t row) const { return at(row, 0) == ignore_index; }
 };
 
+// Where rows lie: row n * inner + s begins at n * outer_stride + s * inner_stride, as of logits (N, C, S).
+struct Layout {
+  std::int64_t inner, outer_stride, inner_stride, class_stride;
+  // A division takes longer than much of a row.
+  std::int64_t at(std::int64_t row) const {
+    return row < inner ? row * inner_stride : row / inner * outer_stride + row % inner * inner_stride;
+  }
+};
+struct Layouts {
+  Layout logits, gradient;
+};
+
 // Quantities of rows, from which a loss is made elsewhere; those of an ignored row are of class 0.
 template <class Storage>
 struct QuantitiesBatch {
@@ -74,6 +86,11 @@ struct RowKernel {
       const ForwardBatch<Storage>&, const RowSums<A>*, const RowGradient<A>*, std::int64_t begin, std::int64_t end);
   // Blocks of a gradient from saved fields (reduction "none", fp16).
   void (*recompute)(const BackwardBatch<Storage>&, std::int64_t begin, std::int64_t end);
+  // Rows [begin, end), and their gradients from saved fields, by the kernel whose lanes are rows; and up to how many
+  // classes rows that could go by the other one go by it. Of double there is none.
+  void (*lane_rows)(const ForwardBatch<Storage>&, const Layouts&, std::int64_t begin, std::int64_t end);
+  void (*recompute_lanes)(const BackwardBatch<Storage>&, const Layouts&, std::int64_t begin, std::int64_t end);
+  std::int64_t lane_classes;
   // Sums of rows [begin, end), and nothing else.
   void (*row_sums)(const SumsBatch<Storage>&, std::int64_t begin, std::int64_t end);
   // Quantities of rows [begin, end), and blocks of the gradient of what was made of them.

@@ -4,8 +4,8 @@
 #include <tuple>
 
 #include "follow.h"
+#include "layouts.h"
 #include "run.h"
-#include "../tensors.h"
 
 namespace dal {
 namespace {
@@ -30,24 +30,24 @@ auto run_loss(
     const Tensor& given, const Tensor& target, const Tensor& knobs, const std::optional<Tensor>& weight,
     std::int64_t objective, std::int64_t ignore_index, std::int64_t reduction, bool want_gradient,
     bool want_prediction, const PaceGiven* pace = nullptr) {
-  const Tensor logits = with_unit_class_stride(given);
-  const Place place = Place::of(logits);
-  return dispatch(logits, [&](auto storage) {
+  const Place place = Place::of(given);
+  return dispatch(given, [&](auto storage) {
     using S = decltype(storage);
     using A = Arithmetic<S>;
-    ForwardBatch<S> batch = forward_batch<S>(logits, target, knobs, weight, objective, ignore_index, reduction);
-    const std::int64_t rows = batch.logits.rows, classes = batch.logits.classes;
+    const GivenRows<S> logits(given);
+    ForwardBatch<S> batch =
+        forward_batch<S>(logits.logits(), target, knobs, weight, objective, ignore_index, reduction);
+    const std::int64_t rows = batch.logits.rows;
     const bool scalar = reduction != kNone;
     Tensor loss = scalar ? empty<0>({}, dtype_code<A>(), place) : empty<1>({rows}, dtype_code<A>(), place);
     std::vector<A> row_loss(scalar ? rows : 0);
     batch.loss = scalar ? row_loss.data() : static_cast<A*>(loss.mutable_data_ptr());
-    Tensor gradient =
-        want_gradient ? empty<2>({rows, classes}, dtype_of(logits), place) : empty<1>({0}, dtype_of(logits), place);
+    Tensor gradient = want_gradient ? logits.empty_gradient() : empty<1>({0}, dtype_of(given), place);
     if (want_gradient) batch.gradient = static_cast<S*>(gradient.mutable_data_ptr());
 
     const auto run = [&] {
       const double reduced =
-          forward(batch, static_cast<Reduction>(reduction), kernel_of<S>(row_kernels()), TorchThreads{});
+          forward(batch, static_cast<Reduction>(reduction), kernel_of<S>(row_kernels()), logits.lanes(), TorchThreads{});
       if (scalar) *static_cast<A*>(loss.mutable_data_ptr()) = static_cast<A>(reduced);
     };
     if constexpr (FIELDS) {
@@ -107,12 +107,12 @@ std::tuple<Tensor, Tensor> statistics_cpu(Tensor given, bool want_argmax, bool w
 
 Tensor gradient_cpu(
     Tensor given, Tensor target, Tensor fields, Tensor prediction, Tensor upstream, std::int64_t ignore_index) {
-  const Tensor logits = with_unit_class_stride(given);
-  return dispatch(logits, [&](auto storage) {
+  return dispatch(given, [&](auto storage) {
     using S = decltype(storage);
-    Tensor gradient = empty<2>({logits.size(0), logits.size(1)}, dtype_of(logits), Place::of(logits));
-    backward(backward_batch<S>(logits, target, fields, prediction, upstream, ignore_index, gradient),
-             kernel_of<S>(row_kernels()).recompute, TorchThreads{});
+    const GivenRows<S> logits(given);
+    Tensor gradient = logits.empty_gradient();
+    recompute(backward_batch<S>(logits.logits(), target, fields, prediction, upstream, ignore_index, gradient),
+              kernel_of<S>(row_kernels()), logits.lanes(), TorchThreads{});
     return gradient;
   });
 }
@@ -124,8 +124,9 @@ void overwrite_cpu(
           "logits must be a contiguous (N, C) with C >= 1");
   dispatch(logits, [&](auto storage) {
     using S = decltype(storage);
-    backward(backward_batch<S>(logits, target, fields, prediction, upstream, ignore_index, logits),
-             kernel_of<S>(row_kernels()).recompute, TorchThreads{});
+    const GivenRows<S> rows(logits);
+    recompute(backward_batch<S>(rows.logits(), target, fields, prediction, upstream, ignore_index, logits),
+              kernel_of<S>(row_kernels()), rows.lanes(), TorchThreads{});
   });
 }
 

@@ -6,6 +6,7 @@
 namespace dal {
 namespace baseline {
 #include "lanes.h"
+#include "row_vector.h"
 #include "row.h"
 extern const RowKernels kernels = all_row_kernels<>();
 }  // namespace baseline

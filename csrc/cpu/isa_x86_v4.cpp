@@ -8,6 +8,7 @@ DAL_ISA_BEGIN("arch=x86-64-v4")
 namespace dal {
 namespace x86_v4 {
 #include "lanes.h"
+#include "row_vector.h"
 #include "row.h"
 extern const RowKernels kernels = all_row_kernels<>();
 }  // namespace x86_v4

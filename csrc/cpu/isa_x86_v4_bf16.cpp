@@ -10,6 +10,7 @@ DAL_ISA_BEGIN("arch=x86-64-v4,avx512bf16")
 namespace dal {
 namespace x86_v4_bf16 {
 #include "lanes.h"
+#include "row_vector.h"
 #include "row.h"
 extern const RowKernel<BFloat16> kernel = row_kernel<BFloat16>();
 }  // namespace x86_v4_bf16

@@ -236,7 +236,7 @@ template <class S> DAL_LANE void store_few(S* to, const Pack<S>& pack, int n) {
 }
 #endif
 
-// e^x for x <= 0, to about 1.5 ulp: 2^n 2^f with n the nearest integer to x log2(e) and |f| <= 1/2.
+// e^x for x <= 0: 2^n 2^f with n the nearest integer to x log2(e) and |f| <= 1/2.
 // Adding the magic number leaves n + bias in the low bits, which a shift makes the exponent of 2^n. Below `low`
 // that exponent is 0 and the product is exactly 0. NaN passes through the multiplications.
 template <class A> struct Exp;
@@ -256,15 +256,39 @@ template <> struct Exp<double> {
                                  1.5252733804059840280e-5,  1.3215486790144309488e-6,  1.0178086009239699727e-7,
                                  7.0549116208011233299e-9,  4.4455382718708114976e-10, 2.5678435993488205142e-11};
 };
-// x must be at least Exp<A>::low.
-template <class A> DAL_LANE Vec<A> exp_of(Vec<A> x) {
+// 2^n 2^f with n + bias in the low bits of `shifted`.
+template <class A> DAL_LANE Vec<A> power_of_2(Vec<A> shifted, Vec<A> f) {
   using E = Exp<A>;
   constexpr int degree = sizeof(E::c) / sizeof(E::c[0]);
-  const Vec<A> shifted = x * E::log2e + E::magic;
-  const Vec<A> f = x * E::log2e - (shifted - E::magic);
   Vec<A> poly = splat(E::c[degree - 1]);
 #pragma GCC unroll 16
   for (int k = degree - 2; k >= 0; --k) poly = poly * f + E::c[k];
   poly = poly * f + A(1);
   return poly * bits_as<Vec<A>>(bits_as<UIntVec<A>>(shifted) << E::fraction_bits);
+}
+// x must be at least Exp<A>::low. The rounded log2(e) costs |x| / 2 ulp more, of a small part of a sum.
+template <class A> DAL_LANE Vec<A> exp_of(Vec<A> x) {
+  using E = Exp<A>;
+  const Vec<A> shifted = x * E::log2e + E::magic;
+  return power_of_2<A>(shifted, x * E::log2e - (shifted - E::magic));
+}
+// The same with its digits at every x: ln 2 in two parts, because n times the first is exact.
+DAL_LANE Vec<float> precise_exp_of(Vec<float> x) {
+  using E = Exp<float>;
+  const Vec<float> shifted = x * E::log2e + E::magic, n = shifted - E::magic;
+  return power_of_2<float>(shifted, (x - n * 0.69313812256f - n * 9.0580006145e-6f) * E::log2e);
+}
+
+// ln x of what is 0, at least 2^-126, infinite or NaN, to about 1 ulp, and 0 at 1: x = 2^k (1 + f) with 1 + f between
+// sqrt(1/2) and sqrt(2), and with s = f / (2 + f)  ln(1 + f) = f - f^2/2 + s (f^2/2 + R(s^2)), R being fdlibm's.
+DAL_LANE Vec<float> log_of(Vec<float> x) {
+  constexpr std::uint32_t root_half = 0x3f3504f3, one = 0x3f800000;
+  const UIntVec<float> bits = bits_as<UIntVec<float>>(x) + (one - root_half);
+  const Vec<float> k = __builtin_convertvector(bits_as<IntVec<float>>(bits >> 23) - 127, Vec<float>);
+  const Vec<float> f = bits_as<Vec<float>>((bits & 0x007fffffu) + root_half) - 1.0f;
+  const Vec<float> s = f / (2.0f + f), z = s * s, half = 0.5f * f * f;
+  const Vec<float> rest = z * (0.66666662693f + z * (0.40000972152f + z * (0.28498786688f + z * 0.24279078841f)));
+  const Vec<float> found = k * 0.69313812256f + (f - (half - (s * (half + rest) + k * 9.0580006145e-6f)));
+  const Vec<float> special = x == 0.0f ? splat(-std::numeric_limits<float>::infinity()) : x;
+  return (x > 0.0f) & (x < std::numeric_limits<float>::infinity()) ? found : special;
 }

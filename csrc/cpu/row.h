@@ -163,11 +163,21 @@ template <class S> void recompute(const BackwardBatch<S>& batch, std::int64_t be
   batch.wide ? recompute_of<S, true>(batch, begin, end) : recompute_of<S, false>(batch, begin, end);
 }
 
+#include "lane_rows.h"
 #include "quantities.h"
 
+// Measured: of more classes, the vectors of a row are full enough.
+constexpr std::int64_t kLaneClasses = DAL_VECTOR_BYTES == 64 ? 128 : DAL_VECTOR_BYTES == 32 ? 80 : 48;
+
 template <class S> constexpr RowKernel<S> row_kernel() {
-  return {rows<S>, block_sums<S>, finish_rows<S>, block_gradients<S>, recompute<S>, row_sums<S>, row_quantities<S>,
-          gradients_of_slopes<S>};
+  RowKernel<S> kernel{rows<S>, block_sums<S>, finish_rows<S>, block_gradients<S>, recompute<S>, nullptr, nullptr, 0,
+                      row_sums<S>, row_quantities<S>, gradients_of_slopes<S>};
+  if constexpr (std::is_same_v<Arithmetic<S>, float>) {
+    kernel.lane_rows = lane_rows<S>;
+    kernel.recompute_lanes = recompute_lanes<S>;
+    kernel.lane_classes = kLaneClasses;
+  }
+  return kernel;
 }
 // A template, so that who asks for one kernel alone compiles no other.
 template <class...> constexpr RowKernels all_row_kernels() {

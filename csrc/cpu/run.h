@@ -27,12 +27,16 @@ inline void advise_huge_pages(void* data, std::int64_t bytes) {
 #endif
 }
 
+[[noreturn]] inline void refuse_class(
+    std::int64_t target, std::int64_t row, std::int64_t classes, std::int64_t ignore_index) {
+  throw std::invalid_argument("target at row " + std::to_string(row) + " is " + std::to_string(target) +
+                              ", accepted are 0 to " + std::to_string(classes - 1) + " and ignore_index " +
+                              std::to_string(ignore_index));
+}
+// Apart from what it throws, because a call a row would take as long as the rest of the check.
 inline void require_class(
     std::int64_t target, std::int64_t row, std::int64_t classes, std::int64_t ignore_index) {
-  if (target < 0 || target >= classes)
-    throw std::invalid_argument("target at row " + std::to_string(row) + " is " + std::to_string(target) +
-                                ", accepted are 0 to " + std::to_string(classes - 1) + " and ignore_index " +
-                                std::to_string(ignore_index));
+  if (target < 0 || target >= classes) refuse_class(target, row, classes, ignore_index);
 }
 
 // Raises before anything is written. Returns sum_i weight[y_i] over the rows that are not ignored.
@@ -40,6 +44,7 @@ template <class S>
 double check_and_count(const ForwardBatch<S>& batch) {
   using A = Arithmetic<S>;
   const std::int64_t classes = batch.logits.classes;
+  std::int64_t counted = 0;
   double divisor = 0;
   for (std::int64_t row = 0; row < batch.logits.rows; ++row) {
     if (row == 0 || batch.knobs.stride)
@@ -52,31 +57,50 @@ double check_and_count(const ForwardBatch<S>& batch) {
     if (batch.target.ignored(row)) continue;
     const std::int64_t y = batch.target.at(row);
     require_class(y, row, classes, batch.target.ignore_index);
-    divisor += batch.weight ? static_cast<double>(batch.weight[y * batch.weight_stride]) : 1.0;
+    ++counted;
+    if (batch.weight) divisor += static_cast<double>(batch.weight[y * batch.weight_stride]);
   }
-  return divisor;
+  return batch.weight ? divisor : static_cast<double>(counted);
 }
 
+// Four sums, because each addition to one of them waits for the last.
 template <class A>
 double sum_in_order(const A* values, std::int64_t count) {
-  double sum = 0;
-  for (std::int64_t i = 0; i < count; ++i) sum += static_cast<double>(values[i]);
-  return sum;
+  double part[4] = {};
+  std::int64_t i = 0;
+  for (; i + 4 <= count; i += 4)
+    for (int k = 0; k < 4; ++k) part[k] += static_cast<double>(values[i + k]);
+  for (; i < count; ++i) part[0] += static_cast<double>(values[i]);
+  return (part[0] + part[1]) + (part[2] + part[3]);
 }
 
 // Elements a thread must have to do before another one is worth waking.
 constexpr std::int64_t kGrain = 16384;
 
-// Returns the reduced loss (unused for kNone).
+// Rows [begin, end) by a kernel whose lanes are rows: as many at once as it fills vectors with.
+template <class Threads, class F>
+void run_lanes(std::int64_t rows, std::int64_t classes, const Threads& threads, const F& f) {
+  constexpr std::int64_t together = 16;
+  threads.run((rows + together - 1) / together, std::max<std::int64_t>(1, kGrain / (together * classes)),
+              [&](std::int64_t begin, std::int64_t end) { f(begin * together, std::min(end * together, rows)); });
+}
+
+// Returns the reduced loss (unused for kNone). With `lanes` by the kernel whose lanes are rows.
 template <class S, class Threads>
-double forward(ForwardBatch<S>& batch, Reduction reduction, const RowKernel<S>& kernel, const Threads& threads) {
+double forward(
+    ForwardBatch<S>& batch, Reduction reduction, const RowKernel<S>& kernel, const Layouts* lanes,
+    const Threads& threads) {
   using A = Arithmetic<S>;
   const std::int64_t rows = batch.logits.rows, classes = batch.logits.classes, blocks = blocks_of(classes);
   const double divisor = check_and_count(batch);
   batch.gradient_scale = reduction == kMean ? static_cast<A>(1 / divisor) : A(1);
   if (batch.gradient) advise_huge_pages(batch.gradient, rows * classes * static_cast<std::int64_t>(sizeof(S)));
 
-  if (blocks > 1 && rows < 8 * threads.count()) {
+  if (lanes) {
+    run_lanes(rows, classes, threads, [&](std::int64_t begin, std::int64_t end) {
+      kernel.lane_rows(batch, *lanes, begin, end);
+    });
+  } else if (blocks > 1 && rows < 8 * threads.count()) {
     std::vector<RowSums<A>> sums(rows * blocks);
     std::vector<RowGradient<A>> gradients(rows);
     const std::int64_t grain = std::max<std::int64_t>(1, kGrain / kBlock);
@@ -121,6 +145,18 @@ void backward(const Batch& batch, const Blocks& blocks, const Threads& threads) 
   advise_huge_pages(batch.gradient, rows * classes * static_cast<std::int64_t>(sizeof(*batch.gradient)));
   threads.run(rows * blocks_of(classes), std::max<std::int64_t>(1, kGrain / std::min(classes, kBlock)),
               [&](std::int64_t begin, std::int64_t end) { blocks(batch, begin, end); });
+}
+
+// The gradient from the fields of a forward.
+template <class S, class Threads>
+void recompute(
+    const BackwardBatch<S>& batch, const RowKernel<S>& kernel, const Layouts* lanes, const Threads& threads) {
+  if (!lanes) return backward(batch, kernel.recompute, threads);
+  const std::int64_t rows = batch.logits.rows, classes = batch.logits.classes;
+  advise_huge_pages(batch.gradient, rows * classes * static_cast<std::int64_t>(sizeof(S)));
+  run_lanes(rows, classes, threads, [&](std::int64_t begin, std::int64_t end) {
+    kernel.recompute_lanes(batch, *lanes, begin, end);
+  });
 }
 
 }  // namespace dal

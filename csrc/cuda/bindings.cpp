@@ -31,7 +31,7 @@ Outputs run_loss(
     using S = decltype(storage);
     using A = Arithmetic<S>;
     Forward<S> args{};
-    args.batch = forward_batch<S>(logits, target, knobs, weight, objective, ignore_index, reduction);
+    args.batch = forward_batch<S>(logits_of<S>(logits), target, knobs, weight, objective, ignore_index, reduction);
     args.reduction = static_cast<Reduction>(reduction);
     const std::int64_t rows = args.batch.logits.rows, classes = args.batch.logits.classes;
     const bool wide = is_wide(objective);
@@ -185,7 +185,7 @@ void write_gradient(
     require(correction.numel() <= 1 && dtype_of(correction) == dtype_code<A>(),
             "correction must be one value in the dtype of the loss, or empty");
     Backward<S> args{};
-    args.batch = backward_batch<S>(logits, target, fields, prediction, upstream, ignore_index, out);
+    args.batch = backward_batch<S>(logits_of<S>(logits), target, fields, prediction, upstream, ignore_index, out);
     if (correction.numel()) args.correction = static_cast<const A*>(correction.const_data_ptr());
     args.if_changed = if_changed;
     const BackwardPlan plan = plan_backward(args.batch.logits.rows, args.batch.logits.classes, sizeof(S));

@@ -1,0 +1,55 @@
+// Logits as the CPU operators take them, (N, C) or (N, C, S): which kernel reads them, and where.
+#pragma once
+
+#include <optional>
+
+#include "batch.h"
+#include "../tensors.h"
+
+namespace dal {
+
+// Rows are numbered n * S + s. The kernel whose lanes are rows reads them in place, whatever their strides. The other one
+// reads rows whose classes are neighbours; there those that lie differently are copied, as doubles may.
+template <class S>
+class GivenRows {
+ public:
+  explicit GivenRows(const Tensor& given) : given_(given), rows_(given) {
+    const std::int64_t dims = given.dim();
+    require((dims == 2 || dims == 3) && given.size(1) > 0, "logits must be (N, C) or (N, C, S) with C >= 1");
+    const std::int64_t classes = given.size(1), inner = dims == 3 ? given.size(2) : given.size(0);
+    const std::int64_t class_stride = classes == 1 ? 1 : given.stride(1);
+    const RowKernel<S>& kernel = kernel_of<S>(row_kernels());
+    if (kernel.lane_rows && (class_stride != 1 || classes <= kernel.lane_classes)) {
+      rows_are_apart_ = dims == 3 && class_stride != 1;
+      const Layout own = {inner, dims == 3 ? given.stride(0) : 0, given.stride(dims == 3 ? 2 : 0), class_stride};
+      layouts_ = Layouts{own, rows_are_apart_ ? Layout{inner, classes * inner, 1, inner} : Layout{0, 0, 0, 1}};
+    } else {
+      if (dims == 3) rows_ = torch::stable::reshape(torch::stable::transpose(given, 1, 2), {-1, classes});
+      rows_ = with_unit_class_stride(rows_);
+    }
+  }
+
+  Logits<S> logits() const {
+    const std::int64_t count = given_.size(0) * (given_.dim() == 3 ? given_.size(2) : 1);
+    return {static_cast<const S*>(rows_.const_data_ptr()), count, given_.size(1), rows_.stride(0)};
+  }
+  // Null where the other kernel reads them.
+  const Layouts* lanes() const { return layouts_ ? &*layouts_ : nullptr; }
+
+  // Of the shape of the logits, and with classes apart where theirs are.
+  Tensor empty_gradient() const {
+    const std::int64_t n = given_.size(0), classes = given_.size(1);
+    const Place place = Place::of(given_);
+    if (given_.dim() == 2) return empty<2>({n, classes}, dtype_of(given_), place);
+    const std::int64_t inner = given_.size(2);
+    if (rows_are_apart_) return empty<3>({n, classes, inner}, dtype_of(given_), place);
+    return torch::stable::transpose(empty<3>({n, inner, classes}, dtype_of(given_), place), 1, 2);
+  }
+
+ private:
+  Tensor given_, rows_;
+  std::optional<Layouts> layouts_;
+  bool rows_are_apart_ = false;
+};
+
+}  // namespace dal

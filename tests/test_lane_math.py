@@ -1,0 +1,108 @@
+"""The functions of a vector of numbers, which no library makes, against those of one number in double."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from children import ROOT
+from test_cpu_kernel import CAPABILITIES, available_capabilities
+from test_mutants import COMPILER, FLAGS, needs_compiler
+
+from dal_kernels import available_backends
+
+# By instruction set of csrc/cpu/isa_*.cpp: bytes of a vector, and what the compiler is told.
+ISAS = {"baseline": (16, ""), "x86-64-v3": (32, "arch=x86-64-v3"), "x86-64-v4": (64, "arch=x86-64-v4")}
+
+# ulps of the result, and the numbers it is asked of, as bits of a float, from, to and every how many.
+ONE, LARGEST, SMALLEST, MINUS_88, MINUS_TINY = 0x3F800000, 0x7F7FFFFF, 0x00800000, 0xC2B00000, 0x80800000
+FUNCTIONS = {
+    "log_of(x)": ("std::log(x)", SMALLEST, LARGEST, 397, 1.0),
+    "log_of(x) near 1": ("std::log(x)", ONE - 200_000, ONE + 400_000, 1, 1.0),
+    "exponential(x).lanes": ("std::exp(x)", MINUS_TINY, MINUS_88 - 200_000, 397, 2.5),
+    "expm1_nonpositive(x, exponential(x)).lanes": ("std::expm1(x)", MINUS_TINY, MINUS_88, 397, 3.0),
+}
+
+PROGRAM = """
+#include <cstdio>
+#include "isa.h"
+#define DAL_VECTOR_BYTES {bytes}
+#define DAL_HAS_F16C {f16c}
+{begin}
+namespace dal {{ namespace here {{
+#include "lanes.h"
+#include "row_vector.h"
+{functions}
+}} }}
+{end}
+template <class F, class G> double worst(F found, G exact, std::uint32_t from, std::uint32_t to, std::uint32_t step) {{
+  double most = 0;
+  for (std::uint64_t first = from; first <= to; first += dal::here::kRows * step) {{
+    float x[dal::here::kRows], y[dal::here::kRows];
+    for (int i = 0; i < dal::here::kRows; ++i) {{
+      const std::uint32_t bits = std::min<std::uint64_t>(first + i * step, to);
+      std::memcpy(&x[i], &bits, 4);
+    }}
+    found(x, y);
+    for (int i = 0; i < dal::here::kRows; ++i) {{
+      const double truth = exact(static_cast<double>(x[i]));
+      int exponent;
+      std::frexp(truth, &exponent);
+      const double ulps = std::abs(y[i] - truth) / std::ldexp(1.0, exponent - 24);
+      if (!(ulps <= most)) most = y[i] == truth ? most : ulps;
+    }}
+  }}
+  return most;
+}}
+int main() {{
+  const float inf = std::numeric_limits<float>::infinity();
+  float special[dal::here::kRows] = {{0.0f, 1.0f, inf, inf - inf}};
+  float logs[dal::here::kRows], powers[dal::here::kRows];
+  dal::here::function0(special, logs);
+  float low[dal::here::kRows] = {{0.0f, -200.0f, -inf, inf - inf}};
+  dal::here::function2(low, powers);
+  const bool right = logs[0] == -inf && logs[1] == 0 && logs[2] == inf && logs[3] != logs[3] && powers[0] == 1 &&
+                     powers[1] == 0 && powers[2] == 0 && powers[3] != powers[3];
+  std::printf("[%s{results}]", right ? "true" : "false"{calls});
+}}
+"""
+
+
+def program_of(isa: str) -> str:
+    size, target = ISAS[isa]
+    functions, calls = "", ""
+    for index, (name, (truth, first, last, step, _)) in enumerate(FUNCTIONS.items()):
+        functions += (
+            f"void function{index}(const float* from, float* to) {{ const Vec<float> x = load(from).part[0]; "
+            f"store(to, Pack<float>{{{{{name.partition(' near')[0]}}}}}); }}\n"
+        )
+        calls += f", worst(dal::here::function{index}, [](double x) {{ return {truth}; }}, {first}u, {last}u, {step}u)"
+    return PROGRAM.format(
+        bytes=size,
+        f16c=int(bool(target)),
+        begin=f'DAL_ISA_BEGIN("{target}")' if target else "",
+        end="DAL_ISA_END" if target else "",
+        functions=functions,
+        calls=calls,
+        results=", %.17g" * len(FUNCTIONS),
+    )
+
+
+@needs_compiler
+@pytest.mark.parametrize("isa", ISAS)
+def test_functions_of_vectors_keep_their_bounds(isa: str, tmp_path: Path) -> None:
+    available = available_capabilities(torch.backends.cpu.get_cpu_capability(), available_backends()["cpu"])
+    if isa not in [CAPABILITIES[capability] for capability in available]:
+        pytest.skip("this machine cannot run it")
+    source, program = tmp_path / "worst.cpp", tmp_path / "worst"
+    source.write_text(program_of(isa))
+    subprocess.run(
+        [str(COMPILER), *FLAGS, "-O2", f"-I{ROOT / 'csrc/cpu'}", str(source), "-o", str(program)], check=True
+    )
+    special_are_right, *ulps = json.loads(subprocess.run([program], capture_output=True, text=True, check=True).stdout)
+    assert special_are_right
+    for (name, (*_, bound)), found in zip(FUNCTIONS.items(), ulps, strict=True):
+        assert found <= bound, f"{name}: {found} ulp"
