@@ -75,17 +75,18 @@ def _load() -> Callable[..., Any] | None:
     """``loss`` of the extension: :func:`dal_kernels.functional.loss_of` by position, or None for the long way."""
     global error, _module
     try:
-        _module = extensions.load("_node", made_for=torch.__version__)
+        module = extensions.load("_node", made_for=torch.__version__)
     except ImportError as reason:
         error = str(reason)
         return None
     traits = [(len(of.knobs), of.needs_argmax) for of in OBJECTIVES]
     try:
-        _module.learn(traits, _plan, _remember, _remember_number, is_capturing, RowStats)
+        module.learn(traits, _plan, _remember, _remember_number, is_capturing, RowStats)
     except (AttributeError, RuntimeError) as reason:
         error = f"it was built from other sources than these ({reason}); install dal_kernels again"
         return None
-    loss: Callable[..., Any] = _module.loss
+    _module = module
+    loss: Callable[..., Any] = module.loss
     return loss
 
 

@@ -113,12 +113,16 @@ def _rows(logits: Tensor) -> int:
     return logits.shape[0] if logits.dim() == 2 else logits.shape[0] * logits.shape[2]
 
 
+# As in csrc/cpu/layouts.h.
+_MOST_APART = 1 << 16
+
+
 def _empty_gradient(logits: Tensor) -> Tensor:
     """As csrc/cpu/layouts.h makes it: of (B, C, S), classes are apart where those of the logits are read so."""
     if logits.dim() == 2:
         return logits.new_empty(tuple(logits.shape))
     batch, classes, inner = logits.shape
-    if classes == 1 or logits.stride(1) == 1 or logits.dtype == torch.float64:
+    if classes == 1 or classes > _MOST_APART or logits.stride(1) == 1 or logits.dtype == torch.float64:
         return logits.new_empty((batch, inner, classes)).transpose(1, 2)
     return logits.new_empty((batch, classes, inner))
 

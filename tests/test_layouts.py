@@ -27,6 +27,8 @@ LAYOUTS: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Tensor]]] = {
     "rows apart": ((70, 40), lambda z: z[::2, 3:24]),
     "classes apart": ((70, 40), lambda z: z[:, ::3]),
     "transposed": ((20, 70), lambda z: z.t()),
+    "transposed, of tens of thousands": ((30_000, 3), lambda z: z.t()),
+    "more classes than are read apart": ((1, 65_537, 3), lambda z: z),
     "images": ((3, 7, 5, 9), lambda z: z),
     "small images": ((40, 7, 3), lambda z: z),
     "channels last": ((3, 5, 9, 7), lambda z: z.movedim(-1, 1)),

@@ -124,6 +124,17 @@ def test_a_schedule_that_is_told(replayed: Launches) -> None:
     assert not any("follow" in name for name in replayed)
 
 
+def test_a_profiler_sees_the_operators(replayed: Launches) -> None:
+    step = step_of(upstream=2.0)
+    step(0)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as seen:
+        step(1)
+    assert replayed
+    events = {event.name: event for event in seen.events()}
+    assert {"dal_kernels::loss_triton", "dal_kernels::scale_gradient_triton"} <= set(events)
+    assert events["dal_kernels::loss_triton"].input_shapes[0] == [40, 21]
+
+
 # --- what stays with Triton
 
 

@@ -16,6 +16,7 @@ using Values = torch::jit::Stack;
 
 struct Operator {
   const char* name;
+  std::string full_name;
   std::int64_t id;  // no other operator's
   bool in_python;   // what calling it costs can be saved: replay.h
   c10::OperatorHandle handle;
@@ -37,10 +38,10 @@ struct Operators {
  private:
   std::optional<Operator> if_any(const char* name) const {
     static std::atomic<std::int64_t> count = 0;
-    const auto found =
-        c10::Dispatcher::singleton().findSchema({std::string("dal_kernels::") + name + "_" + backend, ""});
+    std::string full_name = std::string("dal_kernels::") + name + "_" + backend;
+    const auto found = c10::Dispatcher::singleton().findSchema({full_name, ""});
     if (!found) return std::nullopt;
-    return Operator{name, count++, backend == "triton", *found};
+    return Operator{name, std::move(full_name), count++, backend == "triton", *found};
   }
   Operator of(const char* name) const {
     const std::optional<Operator> found = if_any(name);

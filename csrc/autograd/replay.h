@@ -3,6 +3,7 @@
 #pragma once
 
 #include <ATen/ops/empty.h>
+#include <ATen/record_function.h>
 #include <c10/core/DeviceGuard.h>
 
 #include <memory>
@@ -88,7 +89,10 @@ using LaunchKernel = int (*)(
 // What the driver answers in a thread that has not made a context current yet, as Triton does before it launches.
 constexpr int kNoContext = 201;
 
-inline std::optional<Values> replayed(const Record& record, const Values& values, void* stream) {
+inline std::optional<Values> replayed(
+    const Operator& op, const Record& record, const Values& values, void* stream) {
+  // For a profiler, which the dispatcher would tell of the operator.
+  RECORD_FUNCTION(op.full_name, c10::ArrayRef<const c10::IValue>(values.data(), values.size()));
   const auto launch = reinterpret_cast<LaunchKernel>(tables().launcher);
   const at::TensorOptions on = at::TensorOptions().device(values[0].toTensor().device());
   std::vector<Tensor> buffers;
@@ -185,7 +189,7 @@ inline Values called(const Operator& op, Values values) {
       if (tables().undisturbed().cast<bool>()) {
         if (!found) return recorded(op, std::move(kind), values);
         const py::gil_scoped_release released;
-        if (std::optional<Values> results = replayed(*record, values, stream)) return *std::move(results);
+        if (std::optional<Values> results = replayed(op, *record, values, stream)) return *std::move(results);
       }
     }
   }

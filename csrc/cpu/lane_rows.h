@@ -22,6 +22,7 @@ DAL_LANE void store_first(float* to, Vec<float> v, std::int64_t count) {
 }
 
 // As block_sums_of has it of one row.
+constexpr std::int64_t kRun = 64;
 template <bool WIDE> DAL_LANE VectorSums vector_sums(const Tile& tile, std::int64_t lane) {
   constexpr float lowest = -std::numeric_limits<float>::infinity();
   const float* z = tile.logits(lane);
@@ -29,19 +30,28 @@ template <bool WIDE> DAL_LANE VectorSums vector_sums(const Tile& tile, std::int6
   Vec<float> max = splat(lowest);
   for (std::int64_t j = 0; j < tile.classes; ++j) max = larger<float>(max, load_lanes(z + j * tile.room));
   const Vec<float> base = max == lowest ? Vec<float>{} : max;
-  Vec<float> sum{}, weighted{}, differences{}, squares{};
-  for (std::int64_t j = 0; j < tile.classes; ++j) {
-    const Vec<float> difference = load_lanes(z + j * tile.room) - base;
-    const Vec<float> d = at_least<float>(difference, Exp<float>::low), e = exp_of<float>(d);
-    sum += e;
-    weighted += e * d;
-    if constexpr (WIDE) {
-      differences += difference;
-      squares += e * e;
+  VectorSums sums{max, {}, {}, {}, {}};
+  // Run by run, because a lane that added up thousands of classes one after the other would round as often.
+  for (std::int64_t begin = 0; begin < tile.classes; begin += kRun) {
+    const std::int64_t end = std::min(begin + kRun, tile.classes);
+    Vec<float> sum{}, weighted{}, differences{}, squares{};
+    for (std::int64_t j = begin; j < end; ++j) {
+      const Vec<float> difference = load_lanes(z + j * tile.room) - base;
+      const Vec<float> d = at_least<float>(difference, Exp<float>::low), e = exp_of<float>(d);
+      sum += e;
+      weighted += e * d;
+      if constexpr (WIDE) {
+        differences += difference;
+        squares += e * e;
+      }
+      store_lanes(kept + j * tile.room, e);
     }
-    store_lanes(kept + j * tile.room, e);
+    sums.sum += sum;
+    sums.weighted += weighted;
+    sums.differences += differences;
+    sums.squares += squares;
   }
-  return {max, sum, weighted, differences, squares};
+  return sums;
 }
 
 // As argmax has it: the first class that is NaN, else the first of the largest.

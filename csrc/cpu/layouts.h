@@ -8,6 +8,9 @@
 
 namespace dal {
 
+// Of more classes that lie apart a tile of rows would leave every cache, and its sums in float would round too often.
+constexpr std::int64_t kMostApart = 1 << 16;
+
 // Rows are numbered n * S + s. The kernel whose lanes are rows reads them in place, whatever their strides. The other one
 // reads rows whose classes are neighbours; there those that lie differently are copied, as doubles may.
 template <class S>
@@ -19,7 +22,7 @@ class GivenRows {
     const std::int64_t classes = given.size(1), inner = dims == 3 ? given.size(2) : given.size(0);
     const std::int64_t class_stride = classes == 1 ? 1 : given.stride(1);
     const RowKernel<S>& kernel = kernel_of<S>(row_kernels());
-    if (kernel.lane_rows && (class_stride != 1 || classes <= kernel.lane_classes)) {
+    if (kernel.lane_rows && classes <= (class_stride == 1 ? kernel.lane_classes : kMostApart)) {
       rows_are_apart_ = dims == 3 && class_stride != 1;
       const Layout own = {inner, dims == 3 ? given.stride(0) : 0, given.stride(dims == 3 ? 2 : 0), class_stride};
       layouts_ = Layouts{own, rows_are_apart_ ? Layout{inner, classes * inner, 1, inner} : Layout{0, 0, 0, 1}};
