@@ -80,12 +80,19 @@ def remembered_knobs(objective: Objective, numbers: tuple[Any, ...], input: Tens
     # What is filled during a capture has no value before the graph is replayed.
     if input.is_cuda and is_capturing():
         return None
-    return _remembered(objective, numbers, loss_dtype(input), input.device)
+    return _remembered(objective, numbers, loss_dtype(input), input.device, _stream(input))
+
+
+def _stream(input: Tensor) -> int:
+    """The current stream. Another one could read what is filled on this one before it is filled."""
+    return torch.cuda.current_stream(input.device).cuda_stream if input.is_cuda else 0
 
 
 @functools.lru_cache(maxsize=256)
-def _remembered(objective: Objective, numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Checked and filled once, because either costs as much as a kernel takes at classifier sizes."""
+def _remembered(
+    objective: Objective, numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device, stream: int
+) -> Tensor:
+    """Checked and filled once a stream, because either costs as much as a kernel takes at classifier sizes."""
     for knob, number in zip(objective.knobs, numbers, strict=True):
         _check_number(knob, number, dtype)
     _check_rule(objective, numbers)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -135,6 +137,26 @@ def test_a_profiler_sees_the_operators(replayed: Launches) -> None:
     assert events["dal_kernels::loss_triton"].input_shapes[0] == [40, 21]
 
 
+def test_what_is_forgotten_is_given_back(replayed: Launches, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training whose batches all differ in size would else fill the memory of the GPU."""
+    from dal_kernels.backends.triton import record, ticket
+
+    made: list[weakref.ref[Tensor]] = []
+    new = ticket._new
+
+    def watched(logits: Tensor) -> Tensor:
+        counter = new(logits)
+        made.append(weakref.ref(counter))
+        return counter
+
+    monkeypatch.setattr(ticket, "_new", watched)
+    step_of()(0)
+    assert [counter() is None for counter in made] == [False]
+    node._module.learn_triton(node._record, record.undisturbed, 0)
+    gc.collect()
+    assert [counter() is None for counter in made] == [True]
+
+
 # --- what stays with Triton
 
 
@@ -207,6 +229,17 @@ def test_one_tensor_in_two_places_is_tritons(replayed: Launches) -> None:
 
     assert see(values, values) is None
     assert see(values, values.clone()) is not None
+
+
+def test_without_a_driver_nothing_is_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in Triton's interpreter beside a CUDA build of torch."""
+    from triton.runtime import driver
+
+    from dal_kernels.backends.triton import record
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(type(driver), "active", property(lambda self: (_ for _ in ()).throw(RuntimeError("0 drivers"))))
+    assert record.launcher.__wrapped__() == 0
 
 
 def test_without_a_context_of_this_thread_triton_makes_one(replayed: Launches) -> None:

@@ -138,11 +138,7 @@ PyObject* learn_triton(PyObject*, PyObject* given) {
   tables().record = arguments[0];
   tables().undisturbed = arguments[1];
   tables().launcher = arguments[2].cast<std::uintptr_t>();
-  {
-    auto& [mutex, known] = all_records();
-    const std::lock_guard lock(mutex);
-    known.clear();
-  }
+  forget_records();
   Py_RETURN_NONE;
   END_HANDLE_TH_ERRORS
 }

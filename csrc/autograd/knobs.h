@@ -3,6 +3,7 @@
 
 #include <ATen/ops/stack.h>
 
+#include "../current_stream.h"
 #include "tables.h"
 
 namespace dal {
@@ -29,7 +30,12 @@ inline std::optional<double> number_of(PyObject* knob, const Tensor& logits) {
   return value;
 }
 
-// Numbers are made a tensor once: to fill one costs as much as a kernel takes at classifier sizes.
+// Another stream could read what is filled on this one before it is filled.
+inline void* stream_of(const Tensor& logits) {
+  return logits.is_cuda() ? current_stream(logits.device().index()) : nullptr;
+}
+
+// Numbers are made a tensor once a stream: to fill one costs as much as a kernel takes at classifier sizes.
 inline std::optional<Tensor> remembered_knobs(
     std::vector<double> numbers, std::int64_t objective, PyObject* logits_object, const Tensor& logits) {
   auto& known = tables().knobs;
@@ -37,7 +43,8 @@ inline std::optional<Tensor> remembered_knobs(
   // A captured graph would go on reading what is forgotten here one day. The long way fills them inside of the graph.
   if (logits.is_cuda() && tables().is_capturing().cast<bool>()) return std::nullopt;
   auto key = std::make_tuple(
-      objective, std::move(numbers), loss_dtype(logits), device.type(), static_cast<int>(device.index()));
+      objective, std::move(numbers), loss_dtype(logits), device.type(), static_cast<int>(device.index()),
+      stream_of(logits));
   const auto found = known.find(key);
   if (found != known.end()) return found->second;
   const py::object made =
@@ -47,12 +54,12 @@ inline std::optional<Tensor> remembered_knobs(
   return known[std::move(key)] = THPVariable_Unpack(made.ptr());
 }
 
-// A number beside tensors, made a tensor () once.
+// A number beside tensors, made a tensor () once a stream.
 inline std::optional<Tensor> remembered_number(
     double number, std::int64_t objective, Py_ssize_t place, PyObject* logits_object, const Tensor& logits) {
   auto& known = tables().numbers;
   const auto key = std::make_tuple(
-      objective, place, number, loss_dtype(logits), static_cast<int>(logits.device().index()));
+      objective, place, number, loss_dtype(logits), static_cast<int>(logits.device().index()), stream_of(logits));
   const auto found = known.find(key);
   if (found != known.end()) return found->second;
   const py::object made = tables().remember_number(objective, place, number, py::handle(logits_object));

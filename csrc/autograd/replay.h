@@ -6,6 +6,7 @@
 #include <ATen/record_function.h>
 #include <c10/core/DeviceGuard.h>
 
+#include <algorithm>
 #include <memory>
 #include <unordered_map>
 
@@ -32,6 +33,15 @@ struct Record {
   std::vector<std::pair<std::vector<std::int64_t>, at::ScalarType>> buffers;
   std::vector<std::size_t> results;  // places among the buffers
   std::vector<Launch> launches;
+  std::vector<py::object> owned;  // what must live as long as the kernels may be launched
+
+  Record() = default;
+  Record(const Record&) = delete;
+  // Maybe by a thread that has launched and let go of the interpreter, while another one forgot the record.
+  ~Record() {
+    const py::gil_scoped_acquire gil;
+    owned.clear();
+  }
 };
 
 // All that a record depends on, as numbers: the operator, the stream, and of each argument its layout or its value.
@@ -53,6 +63,14 @@ struct AllRecords {
 inline AllRecords& all_records() {
   static auto* made = new AllRecords;
   return *made;
+}
+constexpr std::size_t kRecords = 4096;
+// Not under the lock, because what records own may run Python when it goes, for which another thread may hold the lock.
+inline void forget_records() {
+  Records gone;
+  auto& [mutex, known] = all_records();
+  const std::lock_guard lock(mutex);
+  gone.swap(known);
 }
 
 inline Kind kind_of(const Operator& op, const Values& values, void* stream) {
@@ -86,6 +104,8 @@ using LaunchKernel = int (*)(
     void* function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned shared, void* stream,
     void** parameters, void** extra);
 
+// CU_STREAM_PER_THREAD.
+constexpr std::uintptr_t kPerThread = 2;
 // What the driver answers in a thread that has not made a context current yet, as Triton does before it launches.
 constexpr int kNoContext = 201;
 
@@ -97,7 +117,11 @@ inline std::optional<Values> replayed(
   const at::TensorOptions on = at::TensorOptions().device(values[0].toTensor().device());
   std::vector<Tensor> buffers;
   buffers.reserve(record.buffers.size());
-  for (const auto& [sizes, dtype] : record.buffers) buffers.push_back(at::empty(sizes, on.dtype(dtype)));
+  for (const auto& [sizes, dtype] : record.buffers) {
+    buffers.push_back(at::empty(sizes, on.dtype(dtype)));
+    // As torch's own allocators have it, and as the kernels were compiled for.
+    if (reinterpret_cast<std::uintptr_t>(buffers.back().const_data_ptr()) % 16 != 0) return std::nullopt;
+  }
   std::vector<std::uint64_t> bits;
   std::vector<void*> addresses;
   for (const Launch& each : record.launches) {
@@ -134,8 +158,7 @@ inline std::shared_ptr<const Record> record_of(const py::handle given) {
     const auto [owned, function, grid, threads, shared, parameters] = launch.cast<std::tuple<
         py::object, std::uintptr_t, std::array<unsigned, 3>, unsigned, unsigned,
         std::vector<std::tuple<int, std::uint64_t, std::uint64_t>>>>();
-    // For good, because the interpreter may be gone, or not be this thread's, when a record is forgotten.
-    owned.inc_ref();
+    made->owned.push_back(owned);
     Launch& added = made->launches.emplace_back();
     added.function = reinterpret_cast<void*>(function);
     std::copy(grid.begin(), grid.end(), added.grid);
@@ -162,18 +185,26 @@ inline Values recorded(const Operator& op, Kind kind, const Values& values) {
       tables().record(op.name, *arguments).cast<std::pair<std::vector<Tensor>, py::object>>();
   const std::shared_ptr<const Record> made = record_of(record);
   auto& [mutex, known] = all_records();
-  const std::lock_guard lock(mutex);
-  if (known.size() >= kRemembered) known.clear();
-  known[std::move(kind)] = made;
+  if (known.size() >= kRecords) forget_records();
+  {
+    const std::lock_guard lock(mutex);
+    known[std::move(kind)] = made;
+  }
   return Values(results.begin(), results.end());
 }
 
 // Calls an operator.
 inline Values called(const Operator& op, Values values) {
-  if (op.in_python && tables().launcher && !is_watched()) {
+  const auto plain = [](const c10::IValue& value) { return !value.isTensor() || is_plain(value.toTensor()); };
+  if (op.in_python && tables().launcher && !is_watched() && std::all_of(values.begin(), values.end(), plain)) {
     const c10::Device device = values[0].toTensor().device();
     const c10::DeviceGuard guard(device);
     void* stream = device.is_cuda() ? current_stream(device.index()) : nullptr;
+    // The handle of a thread's own stream is another stream in each thread, and what a record owns is one stream's.
+    if (stream == reinterpret_cast<void*>(kPerThread)) {
+      op.handle.callBoxed(values);
+      return values;
+    }
     Kind kind = kind_of(op, values, stream);
     std::shared_ptr<const Record> record;
     bool found;

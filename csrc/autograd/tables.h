@@ -37,11 +37,11 @@ struct Tables {
   // else's business; and the address of what launches, as cuLaunchKernel, or 0.
   py::object record, undisturbed;
   std::uintptr_t launcher = 0;
-  // By what the answers depend on; a device is a type and an index.
+  // By what the answers depend on; a device is a type and an index, knobs are a stream's.
   std::map<std::tuple<std::string, std::int64_t, std::int64_t, std::int64_t, at::ScalarType, c10::DeviceType, int>, Plan>
       plans;
-  std::map<std::tuple<std::int64_t, std::vector<double>, at::ScalarType, c10::DeviceType, int>, Tensor> knobs;
-  std::map<std::tuple<std::int64_t, Py_ssize_t, double, at::ScalarType, int>, Tensor> numbers;  // on a GPU
+  std::map<std::tuple<std::int64_t, std::vector<double>, at::ScalarType, c10::DeviceType, int, void*>, Tensor> knobs;
+  std::map<std::tuple<std::int64_t, Py_ssize_t, double, at::ScalarType, int, void*>, Tensor> numbers;  // on a GPU
 };
 inline Tables& tables() {
   static auto* made = new Tables;

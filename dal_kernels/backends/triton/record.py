@@ -177,11 +177,13 @@ def function_of(compiled: Any) -> int | None:
 @functools.cache
 def launcher() -> int:
     """The address of ``cuLaunchKernel``, or 0 where Triton launches in another way."""
-    if torch.version.cuda is None or type(driver.active).__name__ != "CudaDriver":
+    if torch.version.cuda is None:
         return 0
     try:
+        if type(driver.active).__name__ != "CudaDriver":
+            return 0
         return ctypes.cast(ctypes.CDLL("libcuda.so.1").cuLaunchKernel, ctypes.c_void_p).value or 0
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, RuntimeError):  # the last of which says that there is no driver at all
         return 0
 
 
@@ -191,15 +193,18 @@ def undisturbed() -> bool:
     That is, no hook of Triton's wants to see it, as a profiler's does, nothing asks for another compilation, and no
     CUDA graph is captured, which must own what its launches count with.
     """
-    runtime = triton.knobs.runtime
-    return not (
-        _listens(runtime.launch_enter_hook)
-        or _listens(runtime.launch_exit_hook)
-        or runtime.debug
-        or getattr(runtime, "add_stages_inspection_hook", None) is not None
-        or getattr(triton.knobs.compilation, "instrumentation_mode", "")
-        or is_capturing()
-    )
+    try:
+        runtime = triton.knobs.runtime
+        return not (
+            _listens(runtime.launch_enter_hook)
+            or _listens(runtime.launch_exit_hook)
+            or runtime.debug
+            or getattr(runtime, "add_stages_inspection_hook", None) is not None
+            or getattr(triton.knobs.compilation, "instrumentation_mode", "")
+            or is_capturing()
+        )
+    except AttributeError:  # another Triton, which may listen in another way
+        return False
 
 
 def _listens(hook: Any) -> bool:

@@ -19,12 +19,13 @@ def ticket_for(logits: Tensor) -> Tensor:
     Kept for the default stream alone. Any other may be captured in a graph, which must own its ticket because its
     replays may run on any stream; or it is the one on which torch.compile runs once before it captures, where all new
     memory comes from the graph's pool and nothing may outlive the call. On a CPU an executor that stops half-way would
-    leave a ticket that is not 0. A record of the call keeps its ticket on any stream, because it is used on that stream
-    alone, and in no graph.
+    leave a ticket that is not 0; a record of the call has one of its own, because there is one thread.
     """
     device = logits.device.index
-    if not logits.is_cuda or driver.active.get_current_stream(device) != _DEFAULT_STREAM:
+    if not logits.is_cuda:
         return keep(_new(logits))
+    if driver.active.get_current_stream(device) != _DEFAULT_STREAM:
+        return _new(logits)
     if device not in _kept:
         _kept[device] = _new(logits)
     return keep(_kept[device])
