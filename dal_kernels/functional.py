@@ -77,8 +77,9 @@ def loss_of(
 
         return dtensor_loss(objective, knobs, input, target, **options)
     call = check(
-        input, target, OBJECTIVES[objective], knobs, weight, ignore_index, reduction, return_stats, sample_weight, True
-    )
+        input, target, OBJECTIVES[objective], knobs, weight, ignore_index, reduction, return_stats, sample_weight,
+        in_place=True,
+    )  # fmt: skip
     name = choose(backend, input, objective)
     if node.short_way is None and name != "eager" and not torch.compiler.is_compiling():
         node.say_once()

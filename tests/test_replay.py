@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -215,6 +215,24 @@ def test_what_is_copied_first_is_tritons(replayed: Launches, monkeypatch: pytest
     torch.testing.assert_close(found, step(1), rtol=0, atol=0)
 
 
+def test_a_subclass_in_the_backward_sees_the_operator(replayed: Launches) -> None:
+    class Seeing(Tensor):
+        seen: ClassVar[list[str]] = []
+
+        @classmethod
+        def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            cls.seen.append(str(func))
+            return func(*(factor if isinstance(arg, cls) else arg for arg in args), **(kwargs or {}))
+
+    case = make_case(40, 21, torch.bfloat16)
+    factor = torch.tensor(2.0)
+    for upstream in (factor, Tensor._make_subclass(Seeing, factor)):
+        for _ in range(2):
+            loss = dynamics_aware_loss(case.logits.requires_grad_(), case.target, 0.8, 0.4, backend="triton")
+            torch.autograd.grad(loss, case.logits, upstream, retain_graph=True)
+    assert Seeing.seen.count("dal_kernels.gradient_triton.default") == 2
+
+
 def test_one_tensor_in_two_places_is_tritons(replayed: Launches) -> None:
     """In the next call there may be two."""
     from dal_kernels.backends.triton import record
@@ -251,6 +269,12 @@ def test_without_a_context_of_this_thread_triton_makes_one(replayed: Launches) -
     replayed.refusal = 0
     torch.testing.assert_close(found, step(1), rtol=0, atol=0)
     assert replayed
+    # In a backward nothing but Triton is left, where a forward of CPU tensors has the long way too.
+    case = make_case(40, 21)
+    loss = dynamics_aware_loss(case.logits.requires_grad_(), case.target, 0.8, 0.4, backend="triton")
+    replayed.refusal = 201
+    (2 * loss).backward()
+    assert case.logits.grad is not None
 
 
 def test_what_the_driver_refuses_is_an_error(replayed: Launches) -> None:

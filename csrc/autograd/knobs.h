@@ -3,7 +3,6 @@
 
 #include <ATen/ops/stack.h>
 
-#include "../current_stream.h"
 #include "tables.h"
 
 namespace dal {
@@ -30,12 +29,8 @@ inline std::optional<double> number_of(PyObject* knob, const Tensor& logits) {
   return value;
 }
 
-// Another stream could read what is filled on this one before it is filled.
-inline void* stream_of(const Tensor& logits) {
-  return logits.is_cuda() ? current_stream(logits.device().index()) : nullptr;
-}
-
-// Numbers are made a tensor once a stream: to fill one costs as much as a kernel takes at classifier sizes.
+// Numbers are made a tensor once: to fill one costs as much as a kernel takes at classifier sizes. Once a stream, because
+// another one could read what is filled on this one before it is filled.
 inline std::optional<Tensor> remembered_knobs(
     std::vector<double> numbers, std::int64_t objective, PyObject* logits_object, const Tensor& logits) {
   auto& known = tables().knobs;

@@ -10,7 +10,6 @@
 #include <memory>
 #include <unordered_map>
 
-#include "../current_stream.h"
 #include "plain.h"
 #include "tables.h"
 
@@ -193,37 +192,36 @@ inline Values recorded(const Operator& op, Kind kind, const Values& values) {
   return Values(results.begin(), results.end());
 }
 
-// Calls an operator.
-inline Values called(const Operator& op, Values values) {
+// Whether a kind of call has been seen, and how it is done again.
+inline std::pair<bool, std::shared_ptr<const Record>> known_record(const Kind& kind) {
+  auto& [mutex, known] = all_records();
+  const std::lock_guard lock(mutex);
+  const auto at = known.find(kind);
+  return at == known.end() ? std::pair(false, nullptr) : std::pair(true, at->second);
+}
+
+// Calls an operator of Triton's past the dispatcher, or leaves it there.
+inline std::optional<Values> past_the_dispatcher(const Operator& op, const Values& values) {
   const auto plain = [](const c10::IValue& value) { return !value.isTensor() || is_plain(value.toTensor()); };
-  if (op.in_python && tables().launcher && !is_watched() && std::all_of(values.begin(), values.end(), plain)) {
-    const c10::Device device = values[0].toTensor().device();
-    const c10::DeviceGuard guard(device);
-    void* stream = device.is_cuda() ? current_stream(device.index()) : nullptr;
-    // The handle of a thread's own stream is another stream in each thread, and what a record owns is one stream's.
-    if (stream == reinterpret_cast<void*>(kPerThread)) {
-      op.handle.callBoxed(values);
-      return values;
-    }
-    Kind kind = kind_of(op, values, stream);
-    std::shared_ptr<const Record> record;
-    bool found;
-    {
-      auto& [mutex, known] = all_records();
-      const std::lock_guard lock(mutex);
-      const auto at = known.find(kind);
-      found = at != known.end();
-      if (found) record = at->second;
-    }
-    if (record || !found) {
-      py::gil_scoped_acquire gil;
-      if (tables().undisturbed().cast<bool>()) {
-        if (!found) return recorded(op, std::move(kind), values);
-        const py::gil_scoped_release released;
-        if (std::optional<Values> results = replayed(op, *record, values, stream)) return *std::move(results);
-      }
-    }
-  }
+  if (!op.in_python || !tables().launcher || is_watched() || !std::all_of(values.begin(), values.end(), plain))
+    return std::nullopt;
+  const Tensor& first = values[0].toTensor();
+  const c10::DeviceGuard guard(first.device());
+  void* const stream = stream_of(first);
+  // The handle of a thread's own stream is another stream in each thread, and what a record owns is one stream's.
+  if (stream == reinterpret_cast<void*>(kPerThread)) return std::nullopt;
+  Kind kind = kind_of(op, values, stream);
+  const auto [found, record] = known_record(kind);
+  if (found && !record) return std::nullopt;
+  const py::gil_scoped_acquire gil;
+  if (!tables().undisturbed().cast<bool>()) return std::nullopt;
+  if (!found) return recorded(op, std::move(kind), values);
+  const py::gil_scoped_release released;
+  return replayed(op, *record, values, stream);
+}
+
+inline Values called(const Operator& op, Values values) {
+  if (std::optional<Values> results = past_the_dispatcher(op, values)) return *std::move(results);
   op.handle.callBoxed(values);
   return values;
 }

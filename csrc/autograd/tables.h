@@ -8,6 +8,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../current_stream.h"
 #include "operators.h"
 #include "plain.h"
 
@@ -52,6 +53,11 @@ constexpr std::size_t kRemembered = 1024;
 
 inline at::ScalarType loss_dtype(const Tensor& logits) {
   return logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+// The current stream where a tensor lies; null on a CPU.
+inline void* stream_of(const Tensor& tensor) {
+  return tensor.is_cuda() ? current_stream(tensor.device().index()) : nullptr;
 }
 
 // A plain tensor without a gradient on that device, or null. Tensors of other types may have a __torch_function__.

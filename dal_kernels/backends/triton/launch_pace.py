@@ -24,6 +24,11 @@ def _check_numbers(numbers: Tensor) -> None:
     )
 
 
+def _check_follower(numbers: Tensor, every: int) -> None:
+    _check_numbers(numbers)
+    require(every >= 1, "every must be at least 1")
+
+
 def see(
     numbers: Tensor,
     max_prob: Tensor,
@@ -34,7 +39,7 @@ def see(
     q_end: float,
     max_weight: float,
 ) -> None:
-    _check_numbers(numbers)
+    _check_follower(numbers, every)
     count = max_prob.numel()
     for values in (max_prob, target_prob, prediction, target):
         require(
@@ -45,7 +50,6 @@ def see(
         "max_prob and target_prob must be float32 or float64, and both the same",
     )
     require(prediction.dtype == target.dtype == torch.int64, "prediction and target must be int64")
-    require(every >= 1, "every must be at least 1")
     with device.current(numbers):
         start(follow_rows, (1,))(
             numbers, max_prob, target_prob, prediction, target, count, every, q_end, max_weight, BLOCK=_BLOCK
@@ -55,9 +59,8 @@ def see(
 def loss_and_pace(logits: Tensor, target: Tensor, *arguments: Any) -> Made:
     """``loss_and_fields`` with the prediction, and :func:`see`: in its launch where the last program adds up."""
     *of_loss, numbers, every, q_end, max_weight = arguments
-    _check_numbers(numbers)
+    _check_follower(numbers, every)
     require(target.is_contiguous(), "statistics and target must be contiguous, of N rows")
-    require(every >= 1, "every must be at least 1")
     follower = (numbers, every, q_end, max_weight)
     made, followed = launch_loss((logits, target, *of_loss), want_prediction=True, want_fields=True, follower=follower)
     if not followed:
