@@ -114,7 +114,7 @@ def _rows(logits: Tensor) -> int:
 
 
 # As in csrc/cpu/layouts.h.
-_MOST_APART = 1 << 16
+_MOST_APART = 1 << 14
 
 
 def _empty_gradient(logits: Tensor) -> Tensor:

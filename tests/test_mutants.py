@@ -61,12 +61,21 @@ MUTANTS = {
     "upstream gradient not applied to the slope": ("cpu/row.h", "up * field(kSlope)", "field(kSlope)"),
     "target term dropped in vectors of rows": (
         "cpu/lane_rows.h",
-        "v = here == of.rows.target ? v - g.t.lanes : v;",
+        "v = select(here == of.target, v - g.t, v);",
         "",
     ),
-    "NaN passed over in vectors of rows": ("cpu/lane_rows.h", "poisoned < 0 ? largest : poisoned", "largest"),
+    "every second half of a vector of rows is the first": (
+        "cpu/lane_tile.h",
+        "load_lanes(from + kSide)",
+        "load_lanes(from)",
+    ),
+    "NaN passed over in vectors of rows": (
+        "cpu/lane_rows.h",
+        "select(poisoned < row_ints(0), largest, poisoned)",
+        "largest",
+    ),
     "all rows taken for those of the first image": ("cpu/batch.h", "row / inner * outer_stride + ", ""),
-    "last classes of a row are another row's": ("cpu/lane_tile.h", "cls >= 0; cls -= kRows", "cls > 0; cls -= kRows"),
+    "last classes of a row are another row's": ("cpu/lane_tile.h", "cls >= 0; cls -= kSide", "cls > 0; cls -= kSide"),
     "last of equal classes": ("cpu/block_sums.h", "(here < first)", "((here > first) | (first == I(kBlock)))"),
 }
 

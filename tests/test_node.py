@@ -26,6 +26,7 @@ from dal_kernels.arguments import RowStats
 from dal_kernels.backends import choose
 from dal_kernels.functional import loss_of
 from dal_kernels.objectives import OBJECTIVES, dynamics_aware
+from dal_kernels.ops import KERNELS
 from dal_kernels.pace import pace_numbers
 
 pytestmark = pytest.mark.skipif(node.short_way is None, reason=f"no autograd node: {node.error}")
@@ -105,6 +106,35 @@ def test_each_loss_of_the_table_takes_the_short_way(
     found, expected = outcome(), longer(outcome, monkeypatch)
     assert took == [True]
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.skipif("cpu" not in KERNELS, reason="no CPU extension")
+@pytest.mark.parametrize("labels", [torch.int64, torch.int32, torch.uint8], ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("shape", [(12, 21), (3, 21, 4), (2, 21, 2, 3)], ids=str)
+def test_labels_of_images_take_the_short_way(
+    shape: tuple[int, ...], reduction: str, labels: torch.dtype, took: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(5)
+    leaf = torch.randn(shape, generator=generator)
+    target = torch.randint(21, (shape[0], *shape[2:]), generator=generator)
+    target.view(-1)[3] = 255 if labels == torch.uint8 else 100
+
+    def outcome() -> tuple[Tensor, ...]:
+        logits = leaf.clone().requires_grad_()
+        result = dynamics_aware_loss(
+            logits, target.to(labels), 0.8, 0.4, ignore_index=int(target.view(-1)[3]), reduction=reduction,
+            return_stats=True,
+        )  # type: ignore[call-overload]  # fmt: skip
+        loss, *rest = tensors_of(result)
+        assert loss.shape == (target.shape if reduction == "none" else ())
+        assert {tensor.shape for tensor in rest} == {target.shape}
+        loss.sum().backward()
+        return (loss.detach(), logits.grad, *rest)
+
+    found, expected = outcome(), longer(outcome, monkeypatch)
+    assert took == [True]
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
 def test_what_the_statistics_are(fused: str) -> None:
@@ -202,8 +232,8 @@ class SeesOperators(TorchDispatchMode):
 
 UNCOMMON: dict[str, dict[str, Any]] = {
     "1-d": {"input": CASE.logits[0], "target": CASE.target[0]},
-    "3-d": {"input": CASE.logits.reshape(3, 40, 4), "target": CASE.target.reshape(3, 4)},
-    "int32 labels": {"target": CASE.target.int()},
+    "labels without a sign": {"target": CASE.target.to(torch.uint64)},
+    "labels of another shape": {"input": CASE.logits.reshape(3, 40, 4), "target": CASE.target.reshape(4, 3)},
     "one row a label": {"target": CASE.target[:3]},
     "a label that is none": {"target": torch.full_like(CASE.target, 40)},
     "a subclass": {"input": CASE.logits.as_subclass(Subclass)},

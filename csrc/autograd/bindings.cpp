@@ -17,11 +17,24 @@ bool has_bad_labels(const LossCall& call, const Tensor& logits) {
   return (call.target != call.ignore_index).logical_and(outside).any().item<bool>();
 }
 
-PyObject* with_statistics(const Tensor& loss, const Tensor& fields, const Tensor& prediction) {
+// Of logits (N, C, d1, ...) one value a label.
+bool fits(const Tensor& target, const Tensor& logits) {
+  if (target.dim() != logits.dim() - 1 || target.size(0) != logits.size(0)) return false;
+  for (std::int64_t d = 2; d < logits.dim(); ++d)
+    if (target.size(d - 1) != logits.size(d)) return false;
+  return true;
+}
+
+// What the loss and the statistics of rows are given back as: of more than two dimensions in the shape of the labels.
+Tensor shaped_as(const Tensor& rows, const Tensor& target) {
+  return target.dim() == 1 ? rows : rows.reshape(target.sizes());
+}
+
+PyObject* with_statistics(const Tensor& loss, const Tensor& fields, const Tensor& prediction, const Tensor& target) {
   const auto wrapped = [](const Tensor& tensor) { return py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor)); };
-  const auto field = [&](Field which) { return wrapped(fields.select(0, which)); };
+  const auto field = [&](Field which) { return wrapped(shaped_as(fields.select(0, which), target)); };
   const py::object stats =
-      tables().statistics(field(kTargetProb), field(kEntropy), wrapped(prediction), field(kMaxProb));
+      tables().statistics(field(kTargetProb), field(kEntropy), wrapped(shaped_as(prediction, target)), field(kMaxProb));
   return py::make_tuple(wrapped(loss), stats).release().ptr();
 }
 
@@ -47,12 +60,17 @@ PyObject* loss(PyObject*, PyObject* const* given, Py_ssize_t count) {
   TORCH_CHECK(count == kArguments, "loss takes ", +kArguments, " arguments, got ", count);
   PyObject* const input = given[kInput];
   if (!THPVariable_CheckExact(input) || given[kSampleWeight] != Py_None || is_watched()) Py_RETURN_NONE;
-  const Tensor& logits = THPVariable_Unpack(input);
-  if (!is_plain(logits) || logits.dim() != 2 || logits.size(1) == 0) Py_RETURN_NONE;
+  const Tensor& given_logits = THPVariable_Unpack(input);
+  if (!is_plain(given_logits) || given_logits.dim() < 2 || given_logits.size(1) == 0) Py_RETURN_NONE;
+  const bool dense = given_logits.dim() > 2;
+  // As the CPU's kernels take them, who read them where they lie.
+  const Tensor logits = dense && given_logits.is_cpu() ? given_logits.flatten(2) : given_logits;
   const at::ScalarType dtype = logits.scalar_type();
   if (dtype != at::kFloat && dtype != at::kBFloat16 && dtype != at::kHalf && dtype != at::kDouble) Py_RETURN_NONE;
-  const Tensor* target = plain_beside(given[kTarget], logits);
-  if (!target || target->scalar_type() != at::kLong || target->dim() != 1 || target->size(0) != logits.size(0))
+  const Tensor* labels = plain_beside(given[kTarget], logits);
+  // Numbers of 64 bits without a sign may lie beyond int64, which the long way looks at.
+  if (!labels || !at::isIntegralType(labels->scalar_type(), false) || labels->scalar_type() == at::kUInt64 ||
+      !fits(*labels, given_logits))
     Py_RETURN_NONE;
   const Tensor* weight = nullptr;
   if (given[kWeight] != Py_None) {
@@ -70,17 +88,18 @@ PyObject* loss(PyObject*, PyObject* const* given, Py_ssize_t count) {
   if (beyond || reduction < 0) Py_RETURN_NONE;
   const std::int64_t objective = PyLong_AsLongLong(given[kObjective]);
   const Plan plan = plan_of(given[kBackend], objective, input, logits);
-  if (!plan.operators) Py_RETURN_NONE;
+  if (!plan.operators || (dense && plan.operators->backend != "cpu")) Py_RETURN_NONE;
   const std::optional<Tensor> knobs = knobs_of(given[kKnobs], objective, input, logits);
   if (!knobs) Py_RETURN_NONE;
 
+  const Tensor target = (dense ? labels->reshape(-1) : *labels).to(at::kLong);
   const bool want_gradient = logits.requires_grad() && at::GradMode::is_enabled();
   const int want_stats = PyObject_IsTrue(given[kReturnStats]);
   if (want_stats < 0) return nullptr;
   const std::optional<Hearer> hearer =
-      want_stats ? hearer_of(given[kHearer], logits, *target) : std::nullopt;
+      want_stats ? hearer_of(given[kHearer], logits, target) : std::nullopt;
   LossCall call{
-      *plan.operators, *target, *knobs, weight ? std::optional(*weight) : std::nullopt, objective, ignore_index,
+      *plan.operators, target, *knobs, weight ? std::optional(*weight) : std::nullopt, objective, ignore_index,
       reduction, want_gradient && reduction != kNone && dtype != at::kHalf && plan.writes_gradient,
       want_stats == 1, want_stats && !hearer, want_stats || tables().objectives.at(objective).needs_prediction,
       hearer ? &*hearer : nullptr, {}, {}};
@@ -105,7 +124,9 @@ PyObject* loss(PyObject*, PyObject* const* given, Py_ssize_t count) {
     value = Tensor();
   }
   if (!value.defined()) Py_RETURN_NONE;
-  return want_stats && !hearer ? with_statistics(value, call.fields, call.prediction) : THPVariable_Wrap(value);
+  if (reduction == kNone) value = shaped_as(value, *labels);
+  if (!want_stats || hearer) return THPVariable_Wrap(value);
+  return with_statistics(value, call.fields, call.prediction, *labels);
   END_HANDLE_TH_ERRORS
 }
 

@@ -4,47 +4,60 @@
 
 #include "lane_tile.h"
 
-using VectorSlopes = of_vectors::Slopes<RowVector>;
+using RowsSums = of_vectors::RowSums<RowVector>;
+using RowsSummary = of_vectors::RowSummary<RowVector>;
+using RowsSlopes = of_vectors::Slopes<RowVector>;
 
-// RowSums without values of its own: the constructor that those would give it would lack the instruction set.
-struct VectorSums {
-  Vec<float> max, sum, weighted, differences, squares;
-};
-
-// f(lane) of the first `count` lanes, which others do not follow from; `rest` in the others.
-template <class F> DAL_LANE Vec<float> lane_by_lane(std::int64_t count, float rest, const F& f) {
+// f(lane) of the first `count` lanes, which others do not follow from; `rest` in the others. Of all lanes without an array,
+// because a vector that is read from numbers stored one by one waits until the last of them has reached the cache.
+template <class F, int... I> DAL_LANE RowVector each_lane(const F& f, std::integer_sequence<int, I...>) {
+  return {Vec<float>{f(I)...}, Vec<float>{f(I + kSide)...}};
+}
+template <class F> DAL_LANE RowVector lane_by_lane(std::int64_t count, float rest, const F& f) {
+  if (count == kRows) return each_lane(f, std::make_integer_sequence<int, kSide>{});
   float values[kRows];
   for (std::int64_t i = 0; i < kRows; ++i) values[i] = i < count ? f(i) : rest;
-  return load_lanes(values);
+  return load_rows(values);
 }
-DAL_LANE void store_first(float* to, Vec<float> v, std::int64_t count) {
-  count == kRows ? store_lanes(to, v) : store_few_lanes(to, v, count);
+DAL_LANE RowVector load_first(const float* from, std::int64_t count) {
+  return lane_by_lane(count, 0, [&](std::int64_t i) { return from[i]; });
 }
+DAL_LANE void store_first(float* to, RowVector v, std::int64_t count) {
+  if (count == kRows) return store_rows(to, v);
+  float values[kRows];
+  store_rows(values, v);
+  for (std::int64_t i = 0; i < count; ++i) to[i] = values[i];
+}
+
+// Sums without values of their own: the constructor that those would give it would lack the instruction set.
+struct TileSums {
+  RowVector max, sum, weighted, differences, squares;
+};
 
 // As block_sums_of has it of one row.
 constexpr std::int64_t kRun = 64;
-template <bool WIDE> DAL_LANE VectorSums vector_sums(const Tile& tile, std::int64_t lane) {
+template <bool WIDE> DAL_LANE TileSums vector_sums(const Tile& tile, std::int64_t lane) {
   constexpr float lowest = -std::numeric_limits<float>::infinity();
   const float* z = tile.logits(lane);
   float* kept = tile.gradient(lane);
-  Vec<float> max = splat(lowest);
-  for (std::int64_t j = 0; j < tile.classes; ++j) max = larger<float>(max, load_lanes(z + j * tile.room));
-  const Vec<float> base = max == lowest ? Vec<float>{} : max;
-  VectorSums sums{max, {}, {}, {}, {}};
+  RowVector max = lowest;
+  for (std::int64_t j = 0; j < tile.classes; ++j) max = larger(max, load_rows(z + j * tile.stride));
+  const RowVector base = select(max == lowest, RowVector(0.0f), max);
+  TileSums sums{max, 0.0f, 0.0f, 0.0f, 0.0f};
   // Run by run, because a lane that added up thousands of classes one after the other would round as often.
   for (std::int64_t begin = 0; begin < tile.classes; begin += kRun) {
     const std::int64_t end = std::min(begin + kRun, tile.classes);
-    Vec<float> sum{}, weighted{}, differences{}, squares{};
+    RowVector sum = 0.0f, weighted = 0.0f, differences = 0.0f, squares = 0.0f;
     for (std::int64_t j = begin; j < end; ++j) {
-      const Vec<float> difference = load_lanes(z + j * tile.room) - base;
-      const Vec<float> d = at_least<float>(difference, Exp<float>::low), e = exp_of<float>(d);
+      const RowVector difference = load_rows(z + j * tile.stride) - base;
+      const RowVector d = at_least(difference, Exp<float>::low), e = exp_of(d);
       sum += e;
       weighted += e * d;
       if constexpr (WIDE) {
         differences += difference;
         squares += e * e;
       }
-      store_lanes(kept + j * tile.room, e);
+      store_rows(kept + j * tile.stride, e);
     }
     sums.sum += sum;
     sums.weighted += weighted;
@@ -55,42 +68,41 @@ template <bool WIDE> DAL_LANE VectorSums vector_sums(const Tile& tile, std::int6
 }
 
 // As argmax has it: the first class that is NaN, else the first of the largest.
-DAL_LANE IntVec<float> vector_argmax(const Tile& tile, std::int64_t lane, Vec<float> max) {
+DAL_LANE RowInts vector_argmax(const Tile& tile, std::int64_t lane, RowVector max) {
   const float* z = tile.logits(lane);
-  IntVec<float> largest{}, poisoned = IntVec<float>{} - 1;
+  RowInts largest = row_ints(0), poisoned = row_ints(-1);
   for (std::int64_t j = tile.classes - 1; j >= 0; --j) {
-    const Vec<float> v = load_lanes(z + j * tile.room);
-    const IntVec<float> here = IntVec<float>{} + static_cast<std::int32_t>(j);
-    largest = v == max ? here : largest;
-    poisoned = v != v ? here : poisoned;
+    const RowVector v = load_rows(z + j * tile.stride);
+    const RowInts here = row_ints(static_cast<std::int32_t>(j));
+    largest = select(v == max, here, largest);
+    poisoned = select(v != v, here, poisoned);
   }
-  return poisoned < 0 ? largest : poisoned;
+  return select(poisoned < row_ints(0), largest, poisoned);
 }
 
-// Targets of a vector of rows. A row that is not counted has a loss and a gradient of 0; its target, and one that lies
-// in no class, is -1.
-struct VectorTargets {
-  IntVec<float> target, counted;
-};
-DAL_LANE VectorTargets targets_at(const Target& target, std::int64_t classes, std::int64_t first, std::int64_t count) {
-  VectorOf<std::int64_t, kRows * 8>::type y;
-  if (target.stride == 1 && count == kRows) {
-    std::memcpy(&y, target.data + first, sizeof(y));
-  } else {
-    std::int64_t given[kRows];
-    for (std::int64_t i = 0; i < kRows; ++i) given[i] = i < count ? target.at(first + i) : target.ignore_index;
-    std::memcpy(&y, given, sizeof(y));
+// Vectors of rows whose steps are taken together, so that the long chains of operations of one overlap with the others'.
+constexpr std::int64_t kTogether = 4 * kRows;
+
+// The targets of rows [begin, begin + kTogether) of a tile: -1 of one that is not counted, whose loss and gradient are 0,
+// and C of one that lies in no class. Number by number and before they are needed, because 64 bits fill vectors of
+// another length than logits do.
+struct BlockTargets {
+  std::int32_t classes[kTogether];
+  void read(const Target& target, const Tile& tile, std::int64_t begin) {
+    const std::int64_t count = std::min(kTogether, tile.size - begin);
+    for (std::int64_t i = 0; i < count; ++i) {
+      const std::int64_t y = target.at(tile.first + begin + i);
+      classes[i] = static_cast<std::int32_t>(y == target.ignore_index ? -1 : std::min(y, tile.classes));
+    }
+    for (std::int64_t i = count; i < kTogether; ++i) classes[i] = -1;
   }
-  const auto counted = y != target.ignore_index;
-  return {__builtin_convertvector((y < classes) & counted ? y : y * 0 - 1, IntVec<float>),
-          __builtin_convertvector(counted, IntVec<float>)};
-}
+  DAL_LANE RowInts at(std::int64_t i) const { return load_ints(classes + i); }
+};
 
 // All that the gradient of a vector of rows needs besides their logits.
 struct VectorGradient {
   of_vectors::AffineGradient<RowVector> affine;
-  VectorTargets rows;
-  IntVec<float> argmax;
+  RowInts target, argmax;
 };
 
 // GradientBlock's form, in the place of the exponentials. ALONE: neither B nor u is in it.
@@ -98,23 +110,23 @@ template <bool WIDE, bool ALONE> DAL_LANE void write_vector(const VectorGradient
   const auto& g = of.affine;
   const float* z = tile.logits(lane);
   float* out = tile.gradient(lane);
+  const RowMask ignored = of.target < row_ints(0);
   for (std::int64_t j = 0; j < tile.classes; ++j) {
-    const IntVec<float> here = IntVec<float>{} + static_cast<std::int32_t>(j);
-    const Vec<float> e = load_lanes(out + j * tile.room);
-    Vec<float> inner = g.A.lanes;
-    if constexpr (!ALONE)
-      inner += g.B.lanes * at_least<float>(load_lanes(z + j * tile.room) - g.max.lanes, Exp<float>::low);
-    Vec<float> v;
-    if constexpr (WIDE) v = e * (inner + g.E.lanes * e) + g.D.lanes;
+    const RowInts here = row_ints(static_cast<std::int32_t>(j));
+    const RowVector e = load_rows(out + j * tile.stride);
+    RowVector inner = g.A;
+    if constexpr (!ALONE) inner += g.B * at_least(load_rows(z + j * tile.stride) - g.max, Exp<float>::low);
+    RowVector v;
+    if constexpr (WIDE) v = e * (inner + g.E * e) + g.D;
     else v = e * inner;
-    v = here == of.rows.target ? v - g.t.lanes : v;
-    if constexpr (!ALONE) v = here == of.argmax ? v - g.u.lanes : v;
-    store_lanes(out + j * tile.room, of.rows.counted ? v : Vec<float>{});
+    v = select(here == of.target, v - g.t, v);
+    if constexpr (!ALONE) v = select(here == of.argmax, v - g.u, v);
+    store_rows(out + j * tile.stride, select(ignored, RowVector(0.0f), v));
   }
 }
 template <bool WIDE> DAL_LANE void write_vector(const VectorGradient& of, const Tile& tile, std::int64_t lane) {
-  const IntVec<float> more = (of.affine.B.lanes != 0.0f) | (of.affine.u.lanes != 0.0f);
-  fold<Or, std::int32_t>(Or{}, more) ? write_vector<WIDE, false>(of, tile, lane) : write_vector<WIDE, true>(of, tile, lane);
+  const bool more = any((of.affine.B != 0.0f) | (of.affine.u != 0.0f));
+  more ? write_vector<WIDE, false>(of, tile, lane) : write_vector<WIDE, true>(of, tile, lane);
 }
 
 // The knobs of a row.
@@ -128,14 +140,25 @@ struct RowKnobs {
 
 // One row after the other, of a loss that takes more than vectors have.
 template <class S>
-VectorSlopes slopes_of_each(
-    const ForwardBatch<S>& batch, const of_vectors::RowSummary<RowVector>& rows, std::int64_t first, std::int64_t count) {
+RowsSlopes slopes_of_each(
+    const ForwardBatch<S>& batch, const RowsSummary& rows, std::int64_t first, std::int64_t count) {
   using One = Slopes<float>;
+  using Given = RowSummary<float>;
   One one[kRows];
+  Given given[kRows];
+  const auto spread = [&](RowVector values, float Given::*member) {
+    float each[kRows];
+    store_rows(each, values);
+    for (std::int64_t i = 0; i < count; ++i) given[i].*member = each[i];
+  };
+  spread(rows.target_log_prob, &Given::target_log_prob);
+  spread(rows.max_log_prob, &Given::max_log_prob);
+  spread(rows.entropy, &Given::entropy);
+  spread(rows.sum_log_prob, &Given::sum_log_prob);
+  spread(rows.square_sum, &Given::square_sum);
   for (std::int64_t i = 0; i < count; ++i) {
-    const RowSummary<float> row{rows.target_log_prob.lanes[i], rows.max_log_prob.lanes[i], rows.entropy.lanes[i],
-                                rows.sum_log_prob.lanes[i], rows.square_sum.lanes[i], rows.classes};
-    one[i] = slopes_of(batch.objective, row, RowKnobs(batch, first + i).of, batch.log_classes);
+    given[i].classes = rows.classes;
+    one[i] = slopes_of(batch.objective, given[i], RowKnobs(batch, first + i).of, batch.log_classes);
   }
   const auto gather = [&](float One::*member) {
     return lane_by_lane(count, 0, [&](std::int64_t i) { return one[i].*member; });
@@ -146,23 +169,29 @@ VectorSlopes slopes_of_each(
 
 // All rows that have the same knobs at once, so that a row has the same bits whether knobs are its own or everyone's.
 template <class S>
-VectorSlopes slopes_of_vector(
-    const ForwardBatch<S>& batch, const of_vectors::RowSummary<RowVector>& rows, std::int64_t first, std::int64_t count) {
-  VectorSlopes found{};
+RowsSlopes slopes_of_vector(
+    const ForwardBatch<S>& batch, const RowsSummary& rows, std::int64_t first, std::int64_t count) {
+  RowsSlopes found{};
+  if (batch.knobs.stride == 0) {
+    const bool made =
+        of_vectors::slopes_by_exponentials(batch.objective, rows, RowKnobs(batch, first).of, batch.log_classes, found);
+    return made ? found : slopes_of_each(batch, rows, first, count);
+  }
   bool done[kRows] = {};
   for (std::int64_t i = 0; i < count; ++i) {
     if (done[i]) continue;
     const RowKnobs knobs(batch, first + i);
-    VectorSlopes of{};
+    RowsSlopes of{};
     if (!of_vectors::slopes_by_exponentials(batch.objective, rows, knobs.of, batch.log_classes, of))
       return slopes_of_each(batch, rows, first, count);
-    if (batch.knobs.stride == 0) return of;
-    RowMask same{};
+    std::int32_t marks[kRows] = {};
     for (std::int64_t k = i; k < count; ++k)
       if (RowKnobs(batch, first + k) == knobs) {
-        same.lanes[k] = -1;
+        marks[k] = -1;
         done[k] = true;
       }
+    RowMask same;
+    std::memcpy(&same, marks, sizeof(same));
     found = {select(same, of.loss, found.loss), select(same, of.by_log_prob, found.by_log_prob),
              select(same, of.by_entropy, found.by_entropy), select(same, of.by_max_log_prob, found.by_max_log_prob),
              select(same, of.by_sum_log_prob, found.by_sum_log_prob),
@@ -171,61 +200,65 @@ VectorSlopes slopes_of_vector(
   return found;
 }
 
-// As finish_row has it of one row.
+// As finish_row has it of one row, and the gradient. `target_logit`: of rows that are not counted any number.
 template <class S, bool WIDE>
-VectorGradient finish_vector(const ForwardBatch<S>& batch, const Tile& tile, std::int64_t lane, const VectorSums& of) {
+void finish_vector(
+    const ForwardBatch<S>& batch, const Tile& tile, std::int64_t lane, const TileSums& of, RowInts target,
+    RowVector target_logit) {
   constexpr float nan = std::numeric_limits<float>::quiet_NaN();
   const std::int64_t first = tile.first + lane, count = std::min<std::int64_t>(kRows, tile.size - lane);
   const float classes = static_cast<float>(tile.classes);
-  const of_vectors::RowSums<RowVector> sums{of.max, of.sum, of.weighted, of.differences, of.squares, classes};
-  const VectorTargets targets = targets_at(batch.target, tile.classes, first, count);
-  std::int32_t target[kRows];
-  std::memcpy(target, &targets.target, sizeof(target));
-  const Vec<float> target_logit = lane_by_lane(count, nan, [&](std::int64_t i) {
-    return target[i] < 0 ? nan : tile.logits(lane + i)[target[i] * tile.room];
-  });
-  const auto summary = of_vectors::summarise(sums, RowVector(target_logit), classes);
-  const VectorSlopes slopes = slopes_of_vector(batch, summary, first, count);
+  const RowsSums sums{of.max, of.sum, of.weighted, of.differences, of.squares, classes};
+  const RowMask ignored = target < row_ints(0);
+  const RowsSummary summary = of_vectors::summarise(sums, select(ignored, RowVector(nan), target_logit), classes);
+  const RowsSlopes slopes = slopes_of_vector(batch, summary, first, count);
   RowVector weight = 1.0f;
   if (batch.weight)
     weight = lane_by_lane(count, 0, [&](std::int64_t i) {
-      return target[i] < 0 ? 0 : batch.weight[target[i] * batch.weight_stride];
+      const std::int64_t y = batch.target.at(first + i);
+      return y == batch.target.ignore_index ? 0 : batch.weight[y * batch.weight_stride];
     });
-  const Vec<float> loss = (weight * slopes.loss).lanes;
-  store_first(batch.loss + first, targets.counted ? loss : Vec<float>{}, count);
+  const auto counted = [&](RowVector v) { return select(ignored, RowVector(0.0f), v); };
+  store_first(batch.loss + first, counted(weight * slopes.loss), count);
   const bool seeks = batch.prediction || needs_argmax(batch.objective);
   const VectorGradient gradient{
-      of_vectors::affine_gradient<WIDE>(sums, summary, slopes, weight * batch.gradient_scale), targets,
-      seeks ? vector_argmax(tile, lane, of.max) : IntVec<float>{} - 1};
-  if (batch.prediction)
-    for (std::int64_t i = 0; i < count; ++i) batch.prediction[first + i] = gradient.argmax[i];
+      of_vectors::affine_gradient<WIDE>(sums, summary, slopes, weight * batch.gradient_scale), target,
+      seeks ? vector_argmax(tile, lane, of.max) : row_ints(-1)};
+  if (batch.prediction) {
+    std::int32_t found[kRows];
+    std::memcpy(found, &gradient.argmax, sizeof(found));
+    for (std::int64_t i = 0; i < count; ++i) batch.prediction[first + i] = found[i];
+  }
   if (batch.fields) {
     const auto& g = gradient.affine;
-    const auto counted = [&](RowVector v) { return targets.counted ? v.lanes : Vec<float>{}; };
-    const Vec<float> max_prob = exponential(summary.max_log_prob).lanes;
-    const Vec<float> values[kFields] = {
+    // Of a row of -inf alone nothing is known, as of its entropy.
+    const RowVector max_prob = select(sums.sum > 0.0f, exponential(summary.max_log_prob), RowVector(nan));
+    const RowVector values[kFields] = {
         counted(g.max), counted(g.A), counted(g.B), counted(g.t), counted(g.u),
-        exponential(summary.target_log_prob).lanes, summary.entropy.lanes,
-        // Of a row of -inf alone nothing is known, as of its entropy.
-        sums.sum.lanes > 0.0f ? max_prob : splat(nan), counted(g.E), counted(g.D)};
+        exponential(summary.target_log_prob), summary.entropy, max_prob, counted(g.E), counted(g.D)};
     for (int f = 0; f < (WIDE ? kFields : kNarrowFields); ++f)
       store_first(batch.fields + f * batch.logits.rows + first, values[f], count);
   }
-  return gradient;
+  if (batch.gradient) write_vector<WIDE>(gradient, tile, lane);
 }
 
-// Step by step, so that the long chains of operations of one vector of rows overlap with its neighbours'.
 template <class S, bool WIDE>
 void lane_rows_of(const ForwardBatch<S>& batch, const Layouts& layouts, std::int64_t begin, std::int64_t end) {
-  Tile tile(batch.logits.classes);
-  VectorSums sums[kMostRows / kRows];
+  Tile tile(end - begin, batch.logits.classes, layouts.logits);
+  TileSums sums[kTogether / kRows];
+  BlockTargets targets;
+  float target_logits[kTogether] = {};
   for (tile.first = begin; tile.first < end; tile.first += tile.room) {
     tile.size = std::min(tile.room, end - tile.first);
     tile.load(batch.logits.data, layouts.logits, batch.logits.rows);
-    for (std::int64_t lane = 0; lane < tile.size; lane += kRows) sums[lane / kRows] = vector_sums<WIDE>(tile, lane);
-    for (std::int64_t lane = 0; lane < tile.size; lane += kRows) {
-      const VectorGradient gradient = finish_vector<S, WIDE>(batch, tile, lane, sums[lane / kRows]);
-      if (batch.gradient) write_vector<WIDE>(gradient, tile, lane);
+    for (std::int64_t block = 0; block < tile.size; block += kTogether) {
+      const std::int64_t size = std::min(kTogether, tile.size - block);
+      targets.read(batch.target, tile, block);
+      for (std::int64_t i = 0; i < size; ++i)
+        target_logits[i] = tile.logits(block + i)[std::max(targets.classes[i], 0) * tile.stride];
+      for (std::int64_t i = 0; i < size; i += kRows) sums[i / kRows] = vector_sums<WIDE>(tile, block + i);
+      for (std::int64_t i = 0; i < size; i += kRows)
+        finish_vector<S, WIDE>(batch, tile, block + i, sums[i / kRows], targets.at(i), load_rows(target_logits + i));
     }
     if (batch.gradient) tile.store(batch.gradient, layouts.gradient);
   }
@@ -239,34 +272,34 @@ void lane_rows(const ForwardBatch<S>& batch, const Layouts& layouts, std::int64_
 // As recompute_of has it of a block.
 template <class S, bool WIDE>
 void recompute_lanes_of(const BackwardBatch<S>& batch, const Layouts& layouts, std::int64_t begin, std::int64_t end) {
-  Tile tile(batch.logits.classes);
+  Tile tile(end - begin, batch.logits.classes, layouts.logits);
+  BlockTargets targets;
   for (tile.first = begin; tile.first < end; tile.first += tile.room) {
     tile.size = std::min(tile.room, end - tile.first);
     tile.load(batch.logits.data, layouts.logits, batch.logits.rows);
     for (std::int64_t lane = 0; lane < tile.size; lane += kRows) {
       const std::int64_t first = tile.first + lane, count = std::min<std::int64_t>(kRows, tile.size - lane);
-      const auto field = [&](Field f) -> RowVector {
-        const float* from = batch.fields + f * batch.logits.rows + first;
-        return count == kRows ? load_lanes(from) : load_few_lanes(from, count);
-      };
+      if (lane % kTogether == 0) targets.read(batch.target, tile, lane);
+      const auto field = [&](Field f) { return load_first(batch.fields + f * batch.logits.rows + first, count); };
       const RowVector up =
           lane_by_lane(count, 0, [&](std::int64_t i) { return batch.upstream[(first + i) * batch.upstream_stride]; });
       VectorGradient gradient{{field(kMax), up * field(kScale), up * field(kSlope), up * field(kTargetTerm)},
-                              targets_at(batch.target, tile.classes, first, count),
-                              IntVec<float>{} - 1};
+                              targets.at(lane % kTogether), row_ints(-1)};
       if (batch.prediction) {
         gradient.affine.u = up * field(kArgmaxTerm);
+        std::int32_t argmax[kRows] = {};
         for (std::int64_t i = 0; i < count; ++i)
-          gradient.argmax[i] = static_cast<std::int32_t>(std::min(batch.prediction[first + i], tile.classes));
+          argmax[i] = static_cast<std::int32_t>(std::min(batch.prediction[first + i], tile.classes));
+        std::memcpy(&gradient.argmax, argmax, sizeof(argmax));
       }
       if constexpr (WIDE) {
         gradient.affine.E = up * field(kSquare);
         gradient.affine.D = up * field(kConstant);
       }
-      const Vec<float> max = gradient.affine.max.lanes;
+      const RowVector max = gradient.affine.max;
       for (std::int64_t j = 0; j < tile.classes; ++j) {
-        const Vec<float> d = load_lanes(tile.logits(lane) + j * tile.room) - max;
-        store_lanes(tile.gradient(lane) + j * tile.room, exp_of<float>(at_least<float>(d, Exp<float>::low)));
+        const RowVector d = load_rows(tile.logits(lane) + j * tile.stride) - max;
+        store_rows(tile.gradient(lane) + j * tile.stride, exp_of(at_least(d, Exp<float>::low)));
       }
       write_vector<WIDE>(gradient, tile, lane);
     }

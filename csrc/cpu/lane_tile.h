@@ -1,7 +1,9 @@
 // Rows side by side: lane i of a vector is row i, and each class has vectors of its own. How rows come there from where
 // they lie, and how a gradient goes back. Included by lane_rows.h, once an instruction set: no include guard.
 
-// kRows neighbours in memory, in order, as numbers.
+constexpr int kSide = kLanes<float>;  // rows, and classes, of a square that is transposed at once
+
+// A vector of neighbours in memory, in order, as numbers.
 template <class S> DAL_LANE Vec<float> load_lanes(const S* from) {
   if constexpr (std::is_same_v<S, float>) return load(from).part[0];
   HalfVec v;
@@ -20,75 +22,113 @@ template <class S> DAL_LANE void store_lanes(S* to, Vec<float> v) {
 #endif
   std::memcpy(to, &narrow, sizeof(narrow));
 }
-// n < kRows of them. Copied one by one: few are.
+// n < kSide of them. Copied one by one: few are.
 template <class S> DAL_LANE Vec<float> load_few_lanes(const S* from, std::int64_t n) {
-  S padded[kRows] = {};
+  S padded[kSide] = {};
   for (std::int64_t i = 0; i < n; ++i) padded[i] = from[i];
   return load_lanes(padded);
 }
 template <class S> DAL_LANE void store_few_lanes(S* to, Vec<float> v, std::int64_t n) {
-  S padded[kRows];
+  S padded[kSide];
   store_lanes(padded, v);
   for (std::int64_t i = 0; i < n; ++i) to[i] = padded[i];
 }
 
-// a0 b0 a1 b1 ..., of the lower halves or of the upper ones.
-template <int FIRST, int... I>
-DAL_LANE Vec<float> interleaved(Vec<float> a, Vec<float> b, std::integer_sequence<int, I...>) {
+template <class S> DAL_LANE RowVector load_rows(const S* from) { return {load_lanes(from), load_lanes(from + kSide)}; }
+template <class S> DAL_LANE void store_rows(S* to, RowVector v) {
+  store_lanes(to, v.low);
+  store_lanes(to + kSide, v.high);
+}
+
+// Blocks of B lanes of `a` and of `b` in turns, from the lower halves of groups of lanes or from the upper ones. Groups of
+// at least four, because x86 moves numbers within 16 bytes by one operation, and across them by more.
+template <int B, int UPPER, int I> constexpr int lane_in_turns() {
+  constexpr int group = B < 2 ? 4 : 2 * B, place = I % group;
+  return I - place + UPPER * group / 2 + place / (2 * B) * B + place % B + place / B % 2 * kSide;
+}
+template <int B, int UPPER, int... I>
+DAL_LANE Vec<float> in_turns(Vec<float> a, Vec<float> b, std::integer_sequence<int, I...>) {
 #if defined(__clang__)
-  return __builtin_shufflevector(a, b, (FIRST + I / 2 + I % 2 * kRows)...);
+  return __builtin_shufflevector(a, b, lane_in_turns<B, UPPER, I>()...);
 #else
-  return __builtin_shuffle(a, b, IntVec<float>{(FIRST + I / 2 + I % 2 * kRows)...});
+  return __builtin_shuffle(a, b, IntVec<float>{lane_in_turns<B, UPPER, I>()...});
 #endif
 }
-// Element j of vector i becomes element i of vector j: each round interleaves the first half of vectors with the second.
-DAL_LANE void transpose(Vec<float> (&v)[kRows]) {
-  using Places = std::make_integer_sequence<int, kRows>;
-#pragma GCC unroll 4
-  for (int round = 1; round < kRows; round *= 2) {
-    Vec<float> next[kRows];
-#pragma GCC unroll 8
-    for (int i = 0; i < kRows / 2; ++i) {
-      next[2 * i] = interleaved<0>(v[i], v[i + kRows / 2], Places{});
-      next[2 * i + 1] = interleaved<kRows / 2>(v[i], v[i + kRows / 2], Places{});
-    }
+template <int B> DAL_LANE void transpose_blocks(Vec<float> (&v)[kSide]) {
+  using Lanes = std::make_integer_sequence<int, kSide>;
 #pragma GCC unroll 16
-    for (int i = 0; i < kRows; ++i) v[i] = next[i];
+  for (int i = 0; i < kSide; ++i)
+    if ((i & B) == 0) {
+      const Vec<float> lower = in_turns<B, 0>(v[i], v[i + B], Lanes{});
+      v[i + B] = in_turns<B, 1>(v[i], v[i + B], Lanes{});
+      v[i] = lower;
+    }
+}
+// Element j of vector i becomes element i of vector j.
+DAL_LANE void transpose(Vec<float> (&v)[kSide]) {
+  transpose_blocks<1>(v);
+  transpose_blocks<2>(v);
+  if constexpr (kSide > 4) transpose_blocks<4>(v);
+  if constexpr (kSide > 8) transpose_blocks<8>(v);
+  // Of four vectors the middle two have come to each other's place.
+#pragma GCC unroll 4
+  for (int i = 0; i < kSide; i += 4) {
+    const Vec<float> second = v[i + 1];
+    v[i + 1] = v[i + 2];
+    v[i + 2] = second;
   }
 }
 
-// At most so many numbers in a tile, which is read, evaluated and written while it is in cache.
-constexpr std::int64_t kTile = 16384, kMostRows = 64;
+// At most so many numbers in a tile, which is read, evaluated and written while it is in cache. Of rows whose classes are
+// neighbours so many rows as a first cache holds. Of classes apart many more, so that each class is read over a page of
+// memory: the machine foresees none of many shorter runs, which also meet on the same few places of its caches.
+constexpr std::int64_t kTile = 32768, kMostRows = 64, kMostRowsApart = 1024;
+// How far ahead of what is read or written memory is asked for, in numbers of 8 KiB.
+template <class S> constexpr std::int64_t kAhead = 8192 / sizeof(S);
 
-// Rows [first, first + size) of a batch, with places for `room` of them in every class: their logits, and what becomes
-// their gradient.
+// Rows [first, first + size) of a batch, with places for `room` of them: their logits, and what becomes their gradient.
+// Between its classes lies `stride`, not a large power of 2, because they would meet in a cache.
 class Tile {
  public:
-  const std::int64_t classes, room;
+  const std::int64_t classes, room, stride;
   std::int64_t first = 0, size = 0;
 
-  explicit Tile(std::int64_t classes)
-      : classes(classes), room(std::max<std::int64_t>(kRows, std::min(kMostRows, kTile / classes / kRows * kRows))),
-        memory_(2 * classes * room + kRows) {
+  // Of at most so many rows.
+  Tile(std::int64_t rows, std::int64_t classes, const Layout& layout)
+      : classes(classes),
+        room(whole_vectors(std::min({rows, layout.class_stride == 1 ? kMostRows : kMostRowsApart, kTile / classes}))),
+        stride(room < 64 ? room : room + 16), memory_(2 * classes * stride + kSide) {
     const std::uintptr_t begin = reinterpret_cast<std::uintptr_t>(memory_.data());
     logits_ = reinterpret_cast<float*>((begin + DAL_VECTOR_BYTES - 1) / DAL_VECTOR_BYTES * DAL_VECTOR_BYTES);
   }
   Tile(const Tile&) = delete;
 
   DAL_LANE float* logits(std::int64_t lane) const { return logits_ + lane; }
-  DAL_LANE float* gradient(std::int64_t lane) const { return logits_ + classes * room + lane; }
+  DAL_LANE float* gradient(std::int64_t lane) const { return logits_ + classes * stride + lane; }
+
+  static std::int64_t whole_vectors(std::int64_t rows) { return std::max<std::int64_t>(1, (rows + kRows - 1) / kRows) * kRows; }
 
   template <class S> DAL_LANE void load(const S* data, const Layout& layout, std::int64_t rows) {
-    if (layout.class_stride == 1) load_rows(data, layout, data + layout.at(rows - 1) + classes);
+    if (layout.class_stride == 1) load_squares(data, layout, data + layout.at(rows - 1) + classes);
     else load_columns(data, layout);
   }
   // Rows of the gradient lie one after the other where their classes are neighbours.
   template <class S> DAL_LANE void store(S* data, const Layout& layout) const {
-    if (layout.class_stride == 1) store_rows(data + first * classes);
+    if (layout.class_stride == 1) store_squares(data + first * classes);
     else store_columns(data, layout);
   }
 
  private:
+  // Once a line of a cache. Measured: squares of more classes than one jump too far for the machine to see what comes, and
+  // took three times as long from memory; those of fewer do not.
+  template <class S> DAL_LANE bool fetches_ahead(std::int64_t cls) const {
+    return classes > 16 && cls * sizeof(S) % 64 == 0;
+  }
+  // What the next tile reads, or writes: too far apart for the machine to see it coming.
+  template <int WRITE, class S> DAL_LANE void fetch_next(S* at) const {
+    __builtin_prefetch(at + room, WRITE, 2);
+    if constexpr (kRows * sizeof(S) > 64) __builtin_prefetch(at + room + kSide, WRITE, 2);
+  }
   // f(lane, count, offset) of rows that are neighbours in memory.
   template <class F> DAL_LANE void for_runs(const Layout& layout, const F& f) const {
     const std::int64_t longest = layout.inner_stride == 1 ? size : 1;
@@ -97,30 +137,29 @@ class Tile {
       f(lane, count, layout.at(first + lane));
     }
   }
-  template <class S> DAL_LANE void load_columns(const S* data, const Layout& layout) {
+  template <class S> void load_columns(const S* data, const Layout& layout) {
     for_runs(layout, [&](std::int64_t lane, std::int64_t count, std::int64_t offset) {
       for (std::int64_t cls = 0; cls < classes; ++cls) {
         const S* from = data + offset + cls * layout.class_stride;
-        float* to = logits(lane) + cls * room;
+        float* to = logits(lane) + cls * stride;
         std::int64_t i = 0;
         for (; i + kRows <= count; i += kRows) {
-          // What the next tile reads: too far apart for the machine to see it coming.
-          __builtin_prefetch(from + i + room, 0, 2);
-          store_lanes(to + i, load_lanes(from + i));
+          fetch_next<0>(from + i);
+          store_rows(to + i, load_rows(from + i));
         }
         for (; i < count; ++i) to[i] = load_one(from + i);
       }
     });
   }
-  template <class S> DAL_LANE void store_columns(S* data, const Layout& layout) const {
+  template <class S> void store_columns(S* data, const Layout& layout) const {
     for_runs(layout, [&](std::int64_t lane, std::int64_t count, std::int64_t offset) {
       for (std::int64_t cls = 0; cls < classes; ++cls) {
         S* to = data + offset + cls * layout.class_stride;
-        const float* from = gradient(lane) + cls * room;
+        const float* from = gradient(lane) + cls * stride;
         std::int64_t i = 0;
         for (; i + kRows <= count; i += kRows) {
-          __builtin_prefetch(to + i + room, 1, 2);
-          store_lanes(to + i, load_lanes(from + i));
+          fetch_next<1>(to + i);
+          store_rows(to + i, load_rows(from + i));
         }
         for (; i < count; ++i) store_one(to + i, from[i]);
       }
@@ -129,37 +168,41 @@ class Tile {
 
   // A square of as many rows as classes is transposed in registers. What is read past the end of a row is another
   // one's, up to `end`, where the last row ends, and goes no further.
-  template <class S> DAL_LANE void load_rows(const S* data, const Layout& layout, const S* end) {
-    for (std::int64_t lane = 0; lane < size; lane += kRows) {
-      const S* row[kRows];
-      for (std::int64_t i = 0; i < kRows; ++i) row[i] = data + layout.at(first + std::min(lane + i, size - 1));
-      for (std::int64_t cls = 0; cls < classes; cls += kRows) {
-        Vec<float> v[kRows];
-        for (int i = 0; i < kRows; ++i) {
+  template <class S> void load_squares(const S* data, const Layout& layout, const S* end) {
+    for (std::int64_t lane = 0; lane < size; lane += kSide) {
+      const S* row[kSide];
+      for (std::int64_t i = 0; i < kSide; ++i) row[i] = data + layout.at(first + std::min(lane + i, size - 1));
+      for (std::int64_t cls = 0; cls < classes; cls += kSide) {
+        if (fetches_ahead<S>(cls))
+          for (int i = 0; i < kSide; ++i) __builtin_prefetch(row[i] + cls + kAhead<S>, 0, 2);
+        Vec<float> v[kSide];
+        for (int i = 0; i < kSide; ++i) {
           const S* from = row[i] + cls;
-          v[i] = end - from >= kRows ? load_lanes(from) : load_few_lanes(from, end - from);
+          v[i] = end - from >= kSide ? load_lanes(from) : load_few_lanes(from, end - from);
         }
         transpose(v);
-        const std::int64_t count = std::min<std::int64_t>(kRows, classes - cls);
-        for (std::int64_t j = 0; j < count; ++j) store_lanes(logits(lane) + (cls + j) * room, v[j]);
+        const std::int64_t count = std::min<std::int64_t>(kSide, classes - cls);
+        for (std::int64_t j = 0; j < count; ++j) store_lanes(logits(lane) + (cls + j) * stride, v[j]);
       }
     }
   }
   // Whole vectors: what they write past the end of a row is written again after them, because rows go in order, and of
   // a row the last classes first.
-  template <class S> DAL_LANE void store_rows(S* data) const {
-    for (std::int64_t lane = 0; lane < size; lane += kRows) {
-      const std::int64_t rows = std::min<std::int64_t>(kRows, size - lane);
+  template <class S> void store_squares(S* data) const {
+    for (std::int64_t lane = 0; lane < size; lane += kSide) {
+      const std::int64_t rows = std::min<std::int64_t>(kSide, size - lane);
       S* begin = data + lane * classes;
       S* end = begin + rows * classes;
-      for (std::int64_t cls = (classes - 1) / kRows * kRows; cls >= 0; cls -= kRows) {
-        const std::int64_t count = std::min<std::int64_t>(kRows, classes - cls);
-        Vec<float> v[kRows];
-        for (int j = 0; j < kRows; ++j) v[j] = load_lanes(gradient(lane) + (cls + std::min<std::int64_t>(j, count - 1)) * room);
+      for (std::int64_t cls = (classes - 1) / kSide * kSide; cls >= 0; cls -= kSide) {
+        const std::int64_t count = std::min<std::int64_t>(kSide, classes - cls);
+        Vec<float> v[kSide];
+        for (int j = 0; j < kSide; ++j) v[j] = load_lanes(gradient(lane) + (cls + std::min<std::int64_t>(j, count - 1)) * stride);
         transpose(v);
+        if (fetches_ahead<S>(cls))
+          for (int i = 0; i < kSide; ++i) __builtin_prefetch(begin + i * classes + cls + kAhead<S>, 1, 2);
         for (std::int64_t i = 0; i < rows; ++i) {
           S* to = begin + i * classes + cls;
-          end - to >= kRows ? store_lanes(to, v[i]) : store_few_lanes(to, v[i], count);
+          end - to >= kSide ? store_lanes(to, v[i]) : store_few_lanes(to, v[i], count);
         }
       }
     }

@@ -9,7 +9,7 @@
 namespace dal {
 
 // Of more classes that lie apart a tile of rows would leave every cache, and its sums in float would round too often.
-constexpr std::int64_t kMostApart = 1 << 16;
+constexpr std::int64_t kMostApart = 1 << 14;
 
 // Rows are numbered n * S + s. The kernel whose lanes are rows reads them in place, whatever their strides. The other one
 // reads rows whose classes are neighbours; there those that lie differently are copied, as doubles may.

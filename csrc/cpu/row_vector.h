@@ -1,37 +1,68 @@
-// A number of each of so many rows as a lane holds, for the formulas, which ask an arithmetic type for no more than this.
+// A number of each of so many rows, for the formulas, which ask an arithmetic type for no more than this.
 // Included once an instruction set, inside its namespace, after lanes.h: no include guard.
 
-constexpr int kRows = kLanes<float>;  // in a vector
+// Two vectors, because what is made of a row is one long chain of operations: of a single vector each of them would wait
+// for the last, and the machine would do nothing meanwhile.
+constexpr int kRows = 2 * kLanes<float>;
 
-struct RowMask {
-  IntVec<float> lanes;
+struct RowInts {
+  IntVec<float> low, high;
+  friend DAL_LANE RowInts operator&(RowInts x, RowInts y) { return {x.low & y.low, x.high & y.high}; }
+  friend DAL_LANE RowInts operator|(RowInts x, RowInts y) { return {x.low | y.low, x.high | y.high}; }
+  friend DAL_LANE RowInts operator*(RowInts x, RowInts y) { return {x.low * y.low, x.high * y.high}; }
+  friend DAL_LANE RowInts operator==(RowInts x, RowInts y) { return {x.low == y.low, x.high == y.high}; }
+  friend DAL_LANE RowInts operator<(RowInts x, RowInts y) { return {x.low < y.low, x.high < y.high}; }
 };
+using RowMask = RowInts;  // -1 where that is true, else 0
+DAL_LANE RowInts row_ints(std::int32_t x) { return {IntVec<float>{} + x, IntVec<float>{} + x}; }
+
+DAL_LANE RowInts load_ints(const std::int32_t* from) {
+  RowInts ints;
+  std::memcpy(&ints, from, sizeof(ints));
+  return ints;
+}
 
 struct RowVector {
   using Scalar = float;
-  Vec<float> lanes;
+  Vec<float> low, high;
 
   RowVector() = default;
-  DAL_LANE RowVector(Vec<float> lanes) : lanes(lanes) {}
-  DAL_LANE RowVector(float x) : lanes(splat(x)) {}
-  DAL_LANE RowVector& operator+=(RowVector x) { lanes += x.lanes; return *this; }
-  DAL_LANE RowVector& operator-=(RowVector x) { lanes -= x.lanes; return *this; }
-  DAL_LANE RowVector& operator*=(RowVector x) { lanes *= x.lanes; return *this; }
-  friend DAL_LANE RowVector operator-(RowVector x) { return -x.lanes; }
-  friend DAL_LANE RowVector operator+(RowVector x, RowVector y) { return x.lanes + y.lanes; }
-  friend DAL_LANE RowVector operator-(RowVector x, RowVector y) { return x.lanes - y.lanes; }
-  friend DAL_LANE RowVector operator*(RowVector x, RowVector y) { return x.lanes * y.lanes; }
-  friend DAL_LANE RowVector operator/(RowVector x, RowVector y) { return x.lanes / y.lanes; }
-  friend DAL_LANE RowMask operator==(RowVector x, RowVector y) { return {x.lanes == y.lanes}; }
-  friend DAL_LANE RowMask operator!=(RowVector x, RowVector y) { return {x.lanes != y.lanes}; }
-  friend DAL_LANE RowMask operator>(RowVector x, RowVector y) { return {x.lanes > y.lanes}; }
-  friend DAL_LANE RowMask operator<=(RowVector x, RowVector y) { return {x.lanes <= y.lanes}; }
+  DAL_LANE RowVector(Vec<float> low, Vec<float> high) : low(low), high(high) {}
+  DAL_LANE RowVector(float x) : low(splat(x)), high(splat(x)) {}
+  DAL_LANE RowVector& operator+=(RowVector x) { return *this = *this + x; }
+  DAL_LANE RowVector& operator-=(RowVector x) { return *this = *this - x; }
+  DAL_LANE RowVector& operator*=(RowVector x) { return *this = *this * x; }
+  friend DAL_LANE RowVector operator-(RowVector x) { return {-x.low, -x.high}; }
+  friend DAL_LANE RowVector operator+(RowVector x, RowVector y) { return {x.low + y.low, x.high + y.high}; }
+  friend DAL_LANE RowVector operator-(RowVector x, RowVector y) { return {x.low - y.low, x.high - y.high}; }
+  friend DAL_LANE RowVector operator*(RowVector x, RowVector y) { return {x.low * y.low, x.high * y.high}; }
+  friend DAL_LANE RowVector operator/(RowVector x, RowVector y) { return {x.low / y.low, x.high / y.high}; }
+  friend DAL_LANE RowMask operator==(RowVector x, RowVector y) { return {x.low == y.low, x.high == y.high}; }
+  friend DAL_LANE RowMask operator!=(RowVector x, RowVector y) { return {x.low != y.low, x.high != y.high}; }
+  friend DAL_LANE RowMask operator>(RowVector x, RowVector y) { return {x.low > y.low, x.high > y.high}; }
+  friend DAL_LANE RowMask operator<=(RowVector x, RowVector y) { return {x.low <= y.low, x.high <= y.high}; }
 };
 
-DAL_LANE RowVector select(RowMask where, RowVector x, RowVector y) { return where.lanes ? x.lanes : y.lanes; }
+DAL_LANE RowVector select(RowMask where, RowVector x, RowVector y) {
+  return {where.low ? x.low : y.low, where.high ? x.high : y.high};
+}
+DAL_LANE RowInts select(RowMask where, RowInts x, RowInts y) {
+  return {where.low ? x.low : y.low, where.high ? x.high : y.high};
+}
+DAL_LANE bool any(RowMask where) { return fold<Or, std::int32_t>(Or{}, where.low | where.high); }
+
+DAL_LANE RowVector larger(RowVector best, RowVector x) {
+  return {larger<float>(best.low, x.low), larger<float>(best.high, x.high)};
+}
+DAL_LANE RowVector at_least(RowVector x, float low) { return {at_least<float>(x.low, low), at_least<float>(x.high, low)}; }
+// As exp_of, once a class; `exponential` once a row.
+DAL_LANE RowVector exp_of(RowVector x) { return {exp_of<float>(x.low), exp_of<float>(x.high)}; }
 // Of x <= 0. What is below e^-88 is 0.
-DAL_LANE RowVector exponential(RowVector x) { return precise_exp_of(at_least<float>(x.lanes, Exp<float>::low)); }
-DAL_LANE RowVector logarithm(RowVector x) { return log_of(x.lanes); }
+DAL_LANE RowVector exponential(RowVector x) {
+  const RowVector d = at_least(x, Exp<float>::low);
+  return {precise_exp_of(d.low), precise_exp_of(d.high)};
+}
+DAL_LANE RowVector logarithm(RowVector x) { return {log_of(x.low), log_of(x.high)}; }
 DAL_LANE RowVector expm1_nonpositive(RowVector x, RowVector power);
 
 namespace of_vectors {

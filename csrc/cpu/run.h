@@ -39,28 +39,44 @@ inline void require_class(
   if (target < 0 || target >= classes) refuse_class(target, row, classes, ignore_index);
 }
 
+// Whether all labels are classes or ignored; counts those that are not ignored. Without branches, because there is one
+// thread to look at the labels of all.
+template <class S>
+bool all_in_range(const ForwardBatch<S>& batch, std::int64_t& counted) {
+  std::int64_t outside = 0;
+  counted = 0;
+  for (std::int64_t row = 0; row < batch.logits.rows; ++row) {
+    const std::int64_t y = batch.target.at(row);
+    const bool counts = y != batch.target.ignore_index;
+    counted += counts;
+    outside |= counts & (static_cast<std::uint64_t>(y) >= static_cast<std::uint64_t>(batch.logits.classes));
+  }
+  return outside == 0;
+}
+
 // Raises before anything is written. Returns sum_i weight[y_i] over the rows that are not ignored.
 template <class S>
 double check_and_count(const ForwardBatch<S>& batch) {
   using A = Arithmetic<S>;
-  const std::int64_t classes = batch.logits.classes;
+  const std::int64_t rows = batch.logits.rows;
+  for (std::int64_t row = 0; row < (batch.knobs.stride ? rows : std::min<std::int64_t>(rows, 1)); ++row)
+    for (int k = 0; k < batch.knobs.count; ++k) {
+      const A knob = batch.knobs.template at<A>(row, k);
+      if (!(knob >= 0 && std::isfinite(knob)))
+        throw std::invalid_argument("knobs must be finite and >= 0, got " + std::to_string(knob) + " at row " +
+                                    std::to_string(row));
+    }
   std::int64_t counted = 0;
+  const bool in_range = all_in_range(batch, counted);
+  if (in_range && !batch.weight) return static_cast<double>(counted);
   double divisor = 0;
-  for (std::int64_t row = 0; row < batch.logits.rows; ++row) {
-    if (row == 0 || batch.knobs.stride)
-      for (int k = 0; k < batch.knobs.count; ++k) {
-        const A knob = batch.knobs.template at<A>(row, k);
-        if (!(knob >= 0 && std::isfinite(knob)))
-          throw std::invalid_argument("knobs must be finite and >= 0, got " + std::to_string(knob) + " at row " +
-                                      std::to_string(row));
-      }
+  for (std::int64_t row = 0; row < rows; ++row) {
     if (batch.target.ignored(row)) continue;
     const std::int64_t y = batch.target.at(row);
-    require_class(y, row, classes, batch.target.ignore_index);
-    ++counted;
+    if (!in_range) require_class(y, row, batch.logits.classes, batch.target.ignore_index);
     if (batch.weight) divisor += static_cast<double>(batch.weight[y * batch.weight_stride]);
   }
-  return batch.weight ? divisor : static_cast<double>(counted);
+  return divisor;
 }
 
 // Four sums, because each addition to one of them waits for the last.
