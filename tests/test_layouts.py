@@ -32,7 +32,7 @@ LAYOUTS: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Tensor]]] = {
     "images": ((3, 7, 5, 9), lambda z: z),
     "small images": ((40, 7, 3), lambda z: z),
     "channels last": ((3, 5, 9, 7), lambda z: z.movedim(-1, 1)),
-    "channels last of many classes": ((3, 5, 150), lambda z: z.movedim(-1, 1)),
+    "channels last of many classes": ((3, 5, 250), lambda z: z.movedim(-1, 1)),
     "many classes": ((2, 1100, 21), lambda z: z),
     "classes of a larger tensor": ((3, 12, 80), lambda z: z[:, 2:9]),
     "positions of a larger tensor": ((3, 7, 90), lambda z: z[:, :, 5:83]),

@@ -167,7 +167,7 @@ template <class S> void recompute(const BackwardBatch<S>& batch, std::int64_t be
 #include "quantities.h"
 
 // Measured: of more classes, the vectors of a row are full enough.
-constexpr std::int64_t kLaneClasses = DAL_VECTOR_BYTES == 64 ? 128 : DAL_VECTOR_BYTES == 32 ? 80 : 48;
+constexpr std::int64_t kLaneClasses = DAL_VECTOR_BYTES >= 32 ? 160 : 64;
 
 template <class S> constexpr RowKernel<S> row_kernel() {
   RowKernel<S> kernel{rows<S>, block_sums<S>, finish_rows<S>, block_gradients<S>, recompute<S>, nullptr, nullptr, 0,
