@@ -17,7 +17,7 @@ from torch import Tensor
 from dal_kernels.arguments import BOOTSTRAPS, Backend, Bootstrap, OptionsOfKernels, RowStats
 from dal_kernels.exchange import Group
 from dal_kernels.fields import Reduction
-from dal_kernels.forms import Loss, check_loss
+from dal_kernels.forms import Loss, plain_form
 from dal_kernels.objectives import dynamics_aware_of
 from dal_kernels.sliced import (
     breaks_graph,
@@ -232,8 +232,7 @@ def class_parallel_loss(
     Returns, Raises:
         As :func:`class_parallel_dynamics_aware_loss`; TypeError also where ``loss`` is no module of the family.
     """
-    check_loss(loss)
-    objective, knobs, options = loss.for_form(local_logits)
+    objective, knobs, options = plain_form(loss, local_logits, num_classes)
     learns = loss.learns(local_logits)
     result: Tensor | tuple[Tensor, RowStats] = class_parallel_loss_of(
         objective, knobs, local_logits, target, class_offset=class_offset, num_classes=num_classes, group=group,
@@ -267,8 +266,7 @@ def class_parallel_linear_loss(
     Returns, Raises:
         As :func:`class_parallel_loss`.
     """
-    check_loss(loss)
-    objective, knobs, options = loss.for_form(input)
+    objective, knobs, options = plain_form(loss, input, num_classes)
     learns = loss.learns(input, local_linear_weight, linear_bias)
     result: Tensor | tuple[Tensor, RowStats] = class_parallel_linear_loss_of(
         objective, knobs, input, local_linear_weight, target, bias=linear_bias, class_offset=class_offset,

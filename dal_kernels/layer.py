@@ -19,13 +19,24 @@ def check_budget(chunk_bytes: int | None) -> None:
         raise ValueError(f"chunk_bytes must be an int >= 1 or None, got {chunk_bytes!r}")
 
 
+# What the weight and the bias of a layer are called by the functions that take D in the place of C, and by those that
+# take it last, as F.linear does.
+CLASSES_SECOND, CLASSES_LAST = ("classifier_weight", "bias"), ("linear_weight", "linear_bias")
+
+
 def check_layer(
-    input: Tensor, classifier_weight: Tensor, bias: Tensor | None, chunk_bytes: int | None, least_classes: int
+    input: Tensor,
+    classifier_weight: Tensor,
+    bias: Tensor | None,
+    chunk_bytes: int | None,
+    least_classes: int,
+    names: tuple[str, str],
 ) -> torch.dtype:
     """Raise TypeError or ValueError for a classifier layer that cannot be, else return the dtype of its logits."""
-    named = {"input": input, "classifier_weight": classifier_weight}
+    weight_name, bias_name = names
+    named = {"input": input, weight_name: classifier_weight}
     if bias is not None:
-        named["bias"] = bias
+        named[bias_name] = bias
     for name, tensor in named.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
@@ -34,16 +45,18 @@ def check_layer(
             raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
         if tensor.device != input.device:
             raise ValueError(f"{name} must be on the device of input, {input.device}, got {tensor.device}")
+    accepted = "(..., D)" if names == CLASSES_LAST else "(D,), (N, D) or (N, D, d1, ...)"
     if input.dim() == 0:
-        raise ValueError("input must have shape (D,), (N, D) or (N, D, d1, ...), got a 0-d tensor")
-    width = input.shape[input.dim() > 1]
+        raise ValueError(f"input must have shape {accepted}, got a 0-d tensor")
+    width = input.shape[-1 if names == CLASSES_LAST else input.dim() > 1]
     if classifier_weight.dim() != 2 or classifier_weight.shape[1] != width or len(classifier_weight) < least_classes:
         raise ValueError(
-            f"classifier_weight must have shape (C, {width}), C >= {least_classes}, for input of shape "
+            f"{weight_name} must have shape (C, {width}), C >= {least_classes}, for input of shape "
             f"{shape_of(input)}, got shape {shape_of(classifier_weight)}"
         )
     if bias is not None and bias.shape != classifier_weight.shape[:1]:
-        raise ValueError(f"bias must have shape ({classifier_weight.shape[0]},) or be None, got shape {shape_of(bias)}")
+        wanted = f"({classifier_weight.shape[0]},)"
+        raise ValueError(f"{bias_name} must have shape {wanted} or be None, got shape {shape_of(bias)}")
     check_budget(chunk_bytes)
     kind = input.device.type
     # autocast leaves float64 alone
@@ -67,23 +80,38 @@ class Layer(NamedTuple):
 
 
 def layer_of(
-    input: Tensor, classifier_weight: Tensor, bias: Tensor | None, chunk_bytes: int | None, least_classes: int = 1
+    input: Tensor,
+    classifier_weight: Tensor,
+    bias: Tensor | None,
+    chunk_bytes: int | None,
+    least_classes: int = 1,
+    names: tuple[str, str] = CLASSES_SECOND,
+    keeps_logits: bool = False,
 ) -> tuple[Layer, Tensor]:
     """The layer as flat rows, and a tensor without memory that looks like its logits.
+
+    Args:
+        names: of the weight and the bias, for errors. By :data:`CLASSES_LAST`, D is the last dimension of ``input``.
+        keeps_logits: whether a chunk of logits is needed beside the chunk of their gradient.
 
     Raises:
         TypeError, ValueError: a type, dtype, shape or device that :func:`torch.nn.functional.linear` would not take,
             or a budget that is none.
     """
-    dtype = check_layer(input, classifier_weight, bias, chunk_bytes, least_classes)
+    dtype = check_layer(input, classifier_weight, bias, chunk_bytes, least_classes, names)
     classes = classifier_weight.shape[0]
-    shape = (classes,) if input.dim() == 1 else (input.shape[0], classes, *input.shape[2:])
+    if names == CLASSES_LAST:
+        features = input.reshape(-1, input.shape[-1])
+        shape: tuple[int, ...] = (features.shape[0], classes)
+    else:
+        shape = (classes,) if input.dim() == 1 else (input.shape[0], classes, *input.shape[2:])
+        features = input
+        if input.dim() != 2:
+            features = input.unsqueeze(0) if input.dim() == 1 else input.movedim(1, -1).reshape(-1, input.shape[1])
     logits = input.new_empty((), dtype=dtype).expand(shape)
-    features = input
-    if input.dim() != 2:
-        features = input.unsqueeze(0) if input.dim() == 1 else input.movedim(1, -1).reshape(-1, input.shape[1])
     budget = chunk_bytes or max(_LEAST_BYTES, classifier_weight.numel() * dtype.itemsize // 2)
-    chunk = max(1, budget // max(1, chunk_row_bytes(int(classes), dtype, input.device)))
+    row_bytes = chunk_row_bytes(int(classes), dtype, input.device) * (1 + keeps_logits)
+    chunk = max(1, budget // max(1, row_bytes))
     if not is_recording(input):  # what is recorded takes any number of rows
         # As many chunks as it takes, of equal size.
         count = features.shape[0]

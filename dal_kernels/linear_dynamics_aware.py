@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from dal_kernels.arguments import Backend, Bootstrap, RowStats, check_class_weight
 from dal_kernels.fields import Reduction
-from dal_kernels.forms import linear_loss
+from dal_kernels.forms import linear_form
 from dal_kernels.layer import check_budget
 from dal_kernels.loss import DynamicsAwareLoss
 from dal_kernels.losses.options import PlainOptions
+from dal_kernels.mixtures import Mix
 from dal_kernels.plain_layer import plain_layer
 from dal_kernels.schedule import DynamicsAwareSchedule
 from dal_kernels.self_paced import Pace, schedule_of
-from dal_kernels.variations import Mix
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -125,12 +125,13 @@ class LinearDynamicsAwareLoss(DynamicsAwareLoss):
     ) -> Tensor | tuple[Tensor, RowStats]:
         """The loss of ``input`` (features, D in the place of C) against ``target`` at the schedule's position.
 
+        :class:`dal_kernels.LinearLoss` takes features with D last, as a model gives them, and has more options.
+
+
         The other arguments are those of :meth:`DynamicsAwareLoss.forward`.
         """
-        if mix is not None:
-            raise ValueError("mix must be None in this form of a loss: mix the losses of the two targets")
-        features, classifier_weight, bias = plain_layer(self.classifier, input)
-        return linear_loss(
-            self, features, classifier_weight, target, linear_bias=bias, return_stats=return_stats,
-            sample_weight=sample_weight, reduction=reduction, chunk_bytes=self.chunk_bytes,
+        features, classifier_weight, bias = plain_layer(self.classifier, input, classes_last=False)
+        return linear_form(
+            self, features, classifier_weight, target, bias, return_stats, reduction, classes_last=False,
+            sample_weight=sample_weight, mix=mix, chunk_bytes=self.chunk_bytes,
         )  # fmt: skip

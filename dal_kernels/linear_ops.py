@@ -1,19 +1,22 @@
 """Operators of the loss fused with its classifier layer: chunks of rows through a matmul, a row kernel and two matmuls.
 
     linear_loss(features, classifier, bias, target, knobs, weight, objective, ignore_index, reduction,
-                backend, chunk, dtype, want_prediction, wanted)
-        -> (loss, fields, prediction, features' gradient, classifier's, bias's)
+                backend, chunk, dtype, want_prediction, wanted, softcap, target_shift, scale, row_weight)
+        -> (loss, fields, prediction, *gradients of features, classifier, bias, scale and target_shift, losses of rows)
     linear_gradient(features, classifier, bias, target, fields, prediction, upstream, ignore_index,
-                    backend, chunk, dtype, wanted) -> (features' gradient, classifier's, bias's)
+                    backend, chunk, dtype, wanted, softcap, target_shift, scale, others, other_terms)
+        -> those gradients
 
 with features (N, D), classifier (C, D), ``chunk`` rows at a time, logits in ``dtype``, ``wanted`` saying which of the
-three gradients to make (the others come back empty) and ``backend`` whose row kernels. Gradients are in the dtype of
+gradients to make (the others come back empty) and ``backend`` whose row kernels. Gradients are in the dtype of
 the loss, summed over the chunks in it, and divided for a mean. The gradient of a chunk takes the place of its logits.
+``softcap``, ``target_shift`` and ``scale`` are those of :class:`dal_kernels.linear_chunks.Changes`. A ``row_weight``
+(N,) multiplies the losses of rows before their sum, for whose derivative by it they come back. ``others`` are more
+targets (T, N) of rows, whose terms in the gradient are ``other_terms``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,103 +24,14 @@ from torch import Tensor
 
 from dal_kernels.arguments import Call, raise_for_labels
 from dal_kernels.fields import GRADIENT_FIELDS, NARROW_FIELDS, REDUCTIONS, loss_dtype_of
-from dal_kernels.layer import adds_up_halves, multiplies_halves
+from dal_kernels.linear_chunks import Changes, LayerInChunks, empty_gradients
 from dal_kernels.objectives import OBJECTIVES
 from dal_kernels.once import DifferentiableOnce
 from dal_kernels.ops import KERNELS, kept_fields
 from dal_kernels.reference import row_factors
 from dal_kernels.slices import IGNORED, gradient
-from dal_kernels.tensors import HALVES
 
 _MEAN = REDUCTIONS.index("mean")
-
-# Of a copy of some of the classifier's rows in float32: stays in a cache, and is large enough for a matmul.
-_WIDENED_BYTES = 4 << 20
-
-
-class LayerInChunks:
-    """The classifier in the dtype of the logits, and its gradients as they add up."""
-
-    def __init__(
-        self,
-        features: Tensor,
-        classifier: Tensor,
-        bias: Tensor | None,
-        dtype: torch.dtype,
-        chunk: int,
-        wanted: list[bool],
-    ) -> None:
-        self.features = features
-        self.classifier, self.bias = classifier.to(dtype), None if bias is None else bias.to(dtype)
-        self.dtype, self.chunk, self.wanted = dtype, min(chunk, len(features)), wanted
-        self.sums = loss_dtype_of(dtype)
-        self.widened = dtype in HALVES and not multiplies_halves(dtype, features.device)
-        # In which matmuls are made that do not add to anything.
-        self.factors = self.sums if self.widened else dtype
-        # The logits of a chunk, then their gradient, in float32 where that is not their own dtype.
-        self.wide = features.new_empty((self.chunk if self.widened else 0, len(classifier)), dtype=self.sums)
-        self.gradients = _empty_gradients(features, classifier, wanted, self.sums)
-        if len(features) == 0:
-            for made in self.gradients:
-                made.zero_()
-
-    def chunks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """(rows, their features, their logits) by turns; all logits are in the same memory."""
-        count = len(self.features)
-        room = self.features.new_empty((self.chunk, len(self.classifier)), dtype=self.dtype)
-        bias = None if self.bias is None else self.bias.to(self.factors)
-        for begin in range(0, count, max(1, self.chunk)):
-            features = self.features[begin : begin + self.chunk].to(self.dtype)
-            logits = room[: len(features)]
-            products = self.wide[: len(features)] if self.widened else logits
-            for classes, part in self._parts():
-                if bias is None:
-                    torch.mm(features.to(self.factors), part.t(), out=products[:, classes])
-                else:
-                    torch.addmm(bias[classes], features.to(self.factors), part.t(), out=products[:, classes])
-            if self.widened:
-                logits.copy_(products)
-            yield slice(begin, begin + len(features)), features, logits
-
-    def add(self, rows: slice, features: Tensor, gradient: Tensor) -> None:
-        """What the gradient (n, C) of the logits of some rows adds."""
-        of_features, of_classifier, of_bias = self.gradients
-        halves = self.factors != self.sums
-        direct = halves and adds_up_halves(gradient.device)
-        factors = self.wide[: len(gradient)].copy_(gradient) if self.widened else gradient
-        if self.wanted[0]:
-            if direct:
-                of_features[rows] = torch.mm(gradient, self.classifier, out_dtype=self.sums)
-            elif halves:
-                of_features[rows] = gradient @ self.classifier
-            else:
-                for classes, part in self._parts():
-                    of_features[rows].addmm_(factors[:, classes], part, beta=min(1, classes.start))
-        if self.wanted[1]:
-            if direct:  # not addmm, which in some versions of torch wants the sum in half precision too
-                product = torch.mm(gradient.t(), features, out_dtype=self.sums)
-                of_classifier.copy_(product) if rows.start == 0 else of_classifier.add_(product)
-            else:
-                of_classifier.addmm_(factors.t().to(self.sums), features.to(self.sums), beta=min(1, rows.start))
-        if self.wanted[2]:
-            column_sums = gradient.sum(0, dtype=self.sums)
-            of_bias.copy_(column_sums) if rows.start == 0 else of_bias.add_(column_sums)
-
-    def _parts(self) -> Iterator[tuple[slice, Tensor]]:
-        """(classes, their rows of the classifier) as matmuls take them: all at once, or widened a few at a time."""
-        classes, width = self.classifier.shape
-        size = max(1, _WIDENED_BYTES // (4 * max(1, width))) if self.widened else classes
-        for begin in range(0, max(1, classes), max(1, size)):  # once where there is no class: sums must become 0
-            part = self.classifier[begin : begin + size]
-            yield slice(begin, begin + len(part)), part.to(self.factors)
-
-
-def _empty_gradients(
-    features: Tensor, classifier: Tensor, wanted: list[bool], dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    shapes = (tuple(features.shape), tuple(classifier.shape), (classifier.shape[0],))
-    made = [features.new_empty(s if want else (0,), dtype=dtype) for s, want in zip(shapes, wanted, strict=True)]
-    return made[0], made[1], made[2]
 
 
 def _divisor(target: Tensor, classes: int, weight: Tensor | None, ignore_index: int, dtype: torch.dtype) -> Tensor:
@@ -139,11 +53,15 @@ def _linear_loss(
     dtype: torch.dtype,
     want_prediction: bool,
     wanted: list[bool],
+    softcap: float = 0.0,
+    target_shift: Tensor | None = None,
+    scale: Tensor | None = None,
+    row_weight: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     kernels = KERNELS[backend]
-    loss, fields, prediction, *_ = _fake_loss(
+    losses, fields, prediction, *_ = _fake_loss(
         features, classifier, bias, target, knobs, weight, objective, ignore_index, 0, backend, chunk, dtype,
-        want_prediction, wanted
+        want_prediction, [False] * 5
     )  # fmt: skip
     logits = features.new_empty((), dtype=dtype).expand(len(features), len(classifier))
     # Here, because a kernel would name a bad label by its row in the chunk.
@@ -152,31 +70,37 @@ def _linear_loss(
     )
     # Gradients are divided once they are summed, for a half type would lose them before. Where the divisor is 0 they
     # are 0 / 0, but for those of ignored rows: 0.
-    upstream, factor = torch.ones((), dtype=loss.dtype, device=loss.device), None
+    upstream, factor = torch.ones((), dtype=losses.dtype, device=losses.device), None
     if reduction == _MEAN:
-        divisor = _divisor(target, len(classifier), weight, ignore_index, loss.dtype)
+        divisor = _divisor(target, len(classifier), weight, ignore_index, losses.dtype)
         upstream = torch.where(divisor == 0, torch.nan, upstream)
-        factor = torch.where(divisor == 0, 1.0, 1 / divisor).to(loss.dtype)
+        factor = torch.where(divisor == 0, 1.0, 1 / divisor).to(losses.dtype)
+    if row_weight is not None:
+        upstream = row_weight
+        if dtype == torch.float16 and len(row_weight):
+            largest = row_weight.abs().amax()
+            factor = torch.where(largest > 0, largest, 1.0)
+            upstream = row_weight / factor
     with torch.autocast(features.device.type, enabled=False):
-        layer = LayerInChunks(features, classifier, bias, dtype, chunk, wanted)
+        changes = Changes(softcap, target_shift, scale)
+        layer = LayerInChunks(features, classifier, bias, dtype, chunk, wanted, target, changes)
         for rows, inputs, logits in layer.chunks():
             of_knobs = knobs if knobs.dim() == 1 else knobs[rows]
             arguments = (logits, target[rows], of_knobs, weight, objective, ignore_index, 0, False)
-            loss[rows], _, of_rows, argmax, *correction = kernels.loss_and_fields(*arguments, want_prediction)
+            losses[rows], _, of_rows, argmax, *correction = kernels.loss_and_fields(*arguments, want_prediction)
             fields[:, rows] = of_rows
             if want_prediction:
                 prediction[rows] = argmax
             if any(wanted):
-                arguments = (target[rows], of_rows, argmax, upstream, ignore_index, *correction)
+                part = upstream if upstream.dim() == 0 else upstream[rows]
+                arguments = (target[rows], of_rows, argmax, part, ignore_index, *correction)
                 layer.add(rows, inputs, kernels.overwrite(logits, *arguments))
+        gradients = layer.finish(factor)
+    loss = losses
     if reduction:
-        total = loss.sum(dtype=torch.float64)
-        if factor is not None:
-            total = total / divisor
-            for made in layer.gradients:
-                made.mul_(factor)
-        loss = total.to(loss.dtype)
-    return loss, fields, prediction, *layer.gradients
+        total = (losses if row_weight is None else losses * row_weight).sum(dtype=torch.float64)
+        loss = (total / divisor if reduction == _MEAN else total).to(losses.dtype)
+    return loss, fields, prediction, *gradients, losses.new_empty(0) if row_weight is None else losses
 
 
 def _linear_gradient(
@@ -192,11 +116,17 @@ def _linear_gradient(
     chunk: int,
     dtype: torch.dtype,
     wanted: list[bool],
+    softcap: float = 0.0,
+    target_shift: Tensor | None = None,
+    scale: Tensor | None = None,
+    others: Tensor | None = None,
+    other_terms: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     # A negative label that is none (on a GPU: its row is NaN) must not be taken for an ignored one.
     target = torch.where(target == ignore_index, IGNORED, torch.where(target < 0, len(classifier), target))
     with torch.autocast(features.device.type, enabled=False):
-        layer = LayerInChunks(features, classifier, bias, dtype, chunk, wanted)
+        changes = Changes(softcap, target_shift, scale)
+        layer = LayerInChunks(features, classifier, bias, dtype, chunk, wanted, target, changes)
         for rows, inputs, logits in layer.chunks():
             # Those of a narrow objective end before what a gradient needs no more.
             wide = len(fields) > NARROW_FIELDS
@@ -204,34 +134,42 @@ def _linear_gradient(
             argmax = prediction[rows] if prediction.numel() else prediction
             part = upstream if upstream.dim() == 0 else upstream[rows]
             made = gradient(logits, target[rows], of_rows, argmax, part, backend, in_place=True)
+            if others is not None and other_terms is not None:
+                made.scatter_add_(1, others[:, rows].t(), other_terms[:, rows].t().to(made.dtype))
             layer.add(rows, inputs, made)
-    return layer.gradients
+        gradients: tuple[Tensor, ...] = layer.finish()
+    return gradients
 
 
 def _fake_loss(features: Tensor, classifier: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    *_, objective, _, reduction, backend, _, dtype, want_prediction, wanted = arguments
+    _, _, _, _, objective, _, reduction, backend, _, dtype, want_prediction, wanted, *rest = arguments
     rows, sums = features.shape[0], loss_dtype_of(dtype)
     loss = features.new_empty((rows,) if reduction == 0 else (), dtype=sums)
     fields = features.new_empty((kept_fields(objective, want_prediction or backend == "cpu"), rows), dtype=sums)
     prediction = features.new_empty((rows,) if want_prediction else (0,), dtype=torch.int64)
-    return loss, fields, prediction, *_empty_gradients(features, classifier, wanted, sums)
+    weighted = len(rest) == 4 and rest[3] is not None
+    losses = features.new_empty((rows,) if weighted else (0,), dtype=sums)
+    return loss, fields, prediction, *empty_gradients(features, classifier, wanted, sums), losses
 
 
 def _fake_gradient(features: Tensor, classifier: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    *_, dtype, wanted = arguments
-    return _empty_gradients(features, classifier, wanted, loss_dtype_of(dtype))
+    dtype, wanted = arguments[8:10]
+    return empty_gradients(features, classifier, wanted, loss_dtype_of(dtype))
 
 
 _LAYER = "Tensor features, Tensor classifier, Tensor? bias, Tensor target, "
 _HOW = "str backend, int chunk, ScalarType dtype, "
 _library = torch.library.Library("dal_kernels", "FRAGMENT")
+_CHANGES = "float softcap=0., Tensor? target_shift=None, Tensor? scale=None"
+_GRADIENTS = ", ".join(["Tensor"] * 5)
 _library.define(
     f"linear_loss({_LAYER}Tensor knobs, Tensor? weight, int objective, int ignore_index, int reduction, "
-    f"{_HOW}bool want_prediction, int[] wanted) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    f"{_HOW}bool want_prediction, int[] wanted, {_CHANGES}, Tensor? row_weight=None)"
+    f" -> (Tensor, Tensor, Tensor, {_GRADIENTS}, Tensor)"
 )
 _library.define(
-    f"linear_gradient({_LAYER}Tensor fields, Tensor prediction, Tensor upstream, int ignore_index, {_HOW}int[] wanted)"
-    " -> (Tensor, Tensor, Tensor)"
+    f"linear_gradient({_LAYER}Tensor fields, Tensor prediction, Tensor upstream, int ignore_index, {_HOW}int[] wanted, "
+    f"{_CHANGES}, Tensor? others=None, Tensor? other_terms=None) -> ({_GRADIENTS})"
 )
 
 
@@ -253,8 +191,10 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> 
         inputs
     )
     _, fields, prediction, *gradients = output
-    if any(gradient.numel() for gradient in gradients):
-        raise RuntimeError("linear_loss makes the gradients it is asked for: only without them is it differentiable")
+    if any(gradient.numel() for gradient in gradients) or inputs[14:] != (0.0, None, None, None):
+        raise RuntimeError(
+            "linear_loss is differentiable only without gradients of its own, row weights, and changes of its logits"
+        )
     ctx.plan = (ignore_index, reduction, backend, chunk, dtype)
     ctx.mark_non_differentiable(fields, prediction, *gradients)
     ctx.save_for_backward(
@@ -278,11 +218,11 @@ def _differentiate(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, 
     wanted = list(ctx.needs_input_grad[:3])
     gradients = linear_gradient(
         features, classifier, bias, target, fields, prediction, upstream, ignore_index, backend, chunk, dtype, wanted
-    )
+    )[:3]
     tensors = (features, classifier, bias)
     dtypes = [None if tensor is None else tensor.dtype for tensor in tensors]
     anchors = [tensor for tensor, want in zip(tensors, wanted, strict=True) if want]
-    return (*finished(gradients, dtypes, anchors, wanted), *(None,) * 11)
+    return (*finished(gradients, dtypes, anchors, wanted), *(None,) * 15)
 
 
 for _name, _run, _fake in (("loss", _linear_loss, _fake_loss), ("gradient", _linear_gradient, _fake_gradient)):

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dal_kernels.arguments import Backend, check, raise_for_labels
+from dal_kernels.arguments import Backend, Call, check, raise_for_labels
 from dal_kernels.backends.choose import choose
 from dal_kernels.fields import loss_dtype_of
-from dal_kernels.layer import Layer, layer_of
-from dal_kernels.linear import anchors_of
-from dal_kernels.linear_ops import LayerInChunks, finished, linear_gradient
+from dal_kernels.layer import CLASSES_LAST, Layer, layer_of
+from dal_kernels.linear_chunks import UNCHANGED, Changes, LayerInChunks
+from dal_kernels.linear_eager import changed_logits
+from dal_kernels.linear_fused import anchors_of, wanted_of
+from dal_kernels.linear_ops import finished, linear_gradient
 from dal_kernels.objective import RowQuantities
 from dal_kernels.objectives import row_statistics_of
 from dal_kernels.quantities import (
@@ -51,30 +53,45 @@ def linear_row_statistics(
     Returns, Raises:
         As :func:`dal_kernels.row_statistics` and :func:`dal_kernels.linear_loss`.
     """
-    layer, logits = layer_of(input, linear_weight, linear_bias, chunk_bytes)
-    call = check(logits, target, row_statistics_of, (), None, ignore_index, "none", True)
-    name = choose(backend, input)
-    if name == "eager" or is_recording(input):
-        whole = torch.nn.functional.linear(layer.features, layer.classifier, layer.bias)
-        (row,), prediction = quantities_of_call(call._replace(logits=whole), (call.target,), "eager")
-        return as_statistics(call, row, prediction)
-    raise_for_labels(call)
-    classes, tensors = linear_weight.shape[0], layer[:3]
-    place, known, local = places_of(call, call.target, classes)
-    with torch.no_grad(), torch.autocast(input.device.type, enabled=False):
-        chunks, target_logits = [], [place.new_empty(0, dtype=layer.dtype)]
-        for rows, _, of_rows in LayerInChunks(*tensors, layer.dtype, layer.chunk, [False] * 3).chunks():
-            chunks.append(statistics(of_rows, name, wide=True))
-            target_logits.append(of_rows.gather(1, place[rows].unsqueeze(1)).squeeze(1))
-        found = joined(chunks or [statistics(logits.reshape(-1, classes)[:0], name, wide=True)])
-    wanted = [torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in tensors]
-    values = _LinearQuantities.apply(
-        *tensors, layer, name, wanted, anchors_of(tensors, wanted), local, torch.cat(target_logits), found
+    layer, logits = layer_of(input, linear_weight, linear_bias, chunk_bytes, names=CLASSES_LAST)
+    call = check(logits, target.reshape(-1), row_statistics_of, (), None, ignore_index, "none", True)
+    call = call._replace(shape=target.shape)
+    (row,), prediction = linear_quantities(layer, UNCHANGED, call, (call.target,), backend=choose(backend, input))
+    return as_statistics(call, row, prediction)
+
+
+def linear_quantities(
+    layer: Layer, changes: Changes, call: Call, targets: tuple[Tensor, ...], *, backend: str
+) -> tuple[tuple[RowQuantities, ...], Tensor]:
+    """:func:`dal_kernels.quantities.quantities_of_call` of the logits of a layer."""
+    if backend == "eager" or is_recording(layer.features):
+        whole = changed_logits(layer, call.target, changes)
+        return quantities_of_call(call._replace(logits=whole), targets, "eager")
+    for target in targets:
+        raise_for_labels(call._replace(target=target))
+    classes = layer.classifier.shape[0]
+    found_places = [places_of(call, target, classes) for target in targets]
+    places = torch.stack([place for place, _, _ in found_places])
+    with torch.no_grad(), torch.autocast(layer.features.device.type, enabled=False):
+        chunks, target_logits = [], [places.new_empty((0, len(targets)), dtype=layer.dtype)]
+        in_chunks = LayerInChunks(*layer[:3], layer.dtype, layer.chunk, [], call.target, changes)
+        for rows, _, logits in in_chunks.chunks():
+            chunks.append(statistics(logits, backend, wide=True))
+            target_logits.append(logits.gather(1, places[:, rows].t()))
+        found = joined(chunks or [statistics(call.logits.new_empty((0, classes)), backend, wide=True)])
+    tensors = (*layer[:3], changes.scale, changes.target_shift)
+    wanted = wanted_of(tensors)
+    local = torch.cat([found_places[0][2].unsqueeze(0), places[1:]])
+    log_probs, entropy, max_log_prob, sum_log_prob, square_sum = _LinearQuantities.apply(
+        *tensors, layer, changes.softcap, backend, wanted, anchors_of(tensors, wanted), local,
+        torch.cat(target_logits).t(), found,
+    )  # fmt: skip
+    row = RowQuantities(log_probs[0], entropy, max_log_prob, sum_log_prob, square_sum, classes)
+    of_targets = (
+        row._replace(log_prob=torch.where(known, log_prob, math.nan))
+        for log_prob, (_, known, _) in zip(log_probs.unbind(), found_places, strict=True)
     )
-    log_prob, entropy, max_log_prob, sum_log_prob, square_sum = values
-    log_prob = torch.where(known, log_prob, math.nan)
-    row = RowQuantities(log_prob, entropy, max_log_prob, sum_log_prob, square_sum, classes)
-    return as_statistics(call, row, found.argmax)
+    return tuple(of_targets), found.argmax
 
 
 class _LinearQuantities(torch.autograd.Function):
@@ -84,7 +101,10 @@ class _LinearQuantities(torch.autograd.Function):
         features: Tensor,
         classifier: Tensor,
         bias: Tensor | None,
+        scale: Tensor | None,
+        target_shift: Tensor | None,
         layer: Layer,
+        softcap: float,
         backend: str,
         wanted: list[bool],
         anchors: list[Tensor],
@@ -93,21 +113,27 @@ class _LinearQuantities(torch.autograd.Function):
         whole: Statistics,
     ) -> tuple[Tensor, ...]:
         # A clone, because what the user gets may be edited.
-        ctx.save_for_backward(features, classifier, bias, local, whole.argmax.clone())
-        ctx.plan = (layer.chunk, layer.dtype, backend, wanted, anchors, whole)
+        ctx.save_for_backward(features, classifier, bias, scale, target_shift, local, whole.argmax.clone())
+        ctx.plan = (layer.chunk, layer.dtype, softcap, backend, wanted, anchors, whole)
         ctx.set_materialize_grads(False)
         return values_of(whole, target_logits, classifier.shape[0], loss_dtype_of(layer.dtype))
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-        features, classifier, bias, local, prediction = ctx.saved_tensors
-        chunk, dtype, backend, wanted, anchors, whole = ctx.plan
+        *tensors, local, prediction = ctx.saved_tensors
+        features, classifier, bias, scale, target_shift = tensors
+        chunk, dtype, softcap, backend, wanted, anchors, whole = ctx.plan
         sums = loss_dtype_of(dtype)
         fields = slope_fields(whole, len(classifier), upstream, sums)
         at_argmax = prediction if upstream[2] is not None else prediction[:0]
         one = torch.ones((), dtype=sums, device=features.device)
+        others: tuple[Tensor, ...] = ()
+        if len(local) > 1 and upstream[0] is not None:
+            # Of other targets no kernel knows: their terms are added to their classes.
+            others = (local[1:], torch.where(local[0] == IGNORED, 0.0, upstream[0][1:]))
         gradients = linear_gradient(
-            features, classifier, bias, local, fields, at_argmax, one, IGNORED, backend, chunk, dtype, wanted
-        )
-        dtypes = [None if tensor is None else tensor.dtype for tensor in (features, classifier, bias)]
-        return (*finished(gradients, dtypes, anchors, wanted), *(None,) * 7)
+            features, classifier, bias, local[0], fields, at_argmax, one, IGNORED, backend, chunk, dtype, wanted,
+            softcap, target_shift, scale, *others,
+        )  # fmt: skip
+        dtypes = [None if tensor is None else tensor.dtype for tensor in tensors]
+        return (*finished(gradients, dtypes, anchors, wanted), *(None,) * 8)

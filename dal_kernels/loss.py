@@ -21,11 +21,12 @@ from dal_kernels.fields import Reduction
 from dal_kernels.listening import ListeningLoss
 from dal_kernels.live import packed, unpacked
 from dal_kernels.losses.options import PlainOptions
+from dal_kernels.mixtures import Mix
 from dal_kernels.objectives import dynamics_aware_of
 from dal_kernels.schedule import DynamicsAwareSchedule
 from dal_kernels.self_paced import Pace, SelfPacedSchedule, schedule_of
 from dal_kernels.tensors import check_choice, classes_of
-from dal_kernels.variations import Mix, check_form, fading_shift, keep_variations, varied_loss
+from dal_kernels.variations import fading_shift, keep_variations, varied_loss
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -174,9 +175,7 @@ class DynamicsAwareLoss(ListeningLoss):
         """
         knobs = self._knobs_for(input)
         learns = self.learns(input)
-        shift = self.target_shift
-        if isinstance(shift, str):
-            shift = fading_shift(classes_of(input), self.q, self.schedule.q_start)
+        shift = self._shift_for(classes_of(input)) if self.target_shift is not None else None
         result: Tensor | tuple[Tensor, RowStats] = varied_loss(
             dynamics_aware_of(self.bootstrap), knobs, input, target, weight=self._weight(),
             ignore_index=self.ignore_index, reduction=self.reduction if reduction is None else reduction,
@@ -187,10 +186,11 @@ class DynamicsAwareLoss(ListeningLoss):
             return result
         return self.told(result, target, return_stats, classes_of(input))
 
-    def for_form(self, input: Tensor) -> tuple[int, Tensor, dict[str, Any]]:
+    def for_form(self, input: Tensor, classes: int) -> tuple[int, Tensor, dict[str, Any]]:
         """What the forms of a loss (linear, class-parallel) take: its id in the table, its knobs and its options."""
-        check_form(self, ("target_shift", "scale"))
-        return dynamics_aware_of(self.bootstrap).id, self._knobs_for(input), self._options()
+        knobs = self._knobs_for(input)
+        options = {**self._options(), "target_shift": self._shift_for(classes), "scale": self.scale}
+        return dynamics_aware_of(self.bootstrap).id, knobs, options
 
     def get_extra_state(self) -> Tensor:
         return packed(self.schedule.state_dict().values())
@@ -217,6 +217,11 @@ class DynamicsAwareLoss(ListeningLoss):
         """The class weights beside the input."""
         weight = self._buffers["weight"]  # sooner found than self.weight
         return weight.to(self._device) if weight is not None and self._device.type == "meta" else weight
+
+    def _shift_for(self, classes: int) -> float | Tensor | None:
+        """The target shift at the schedule's position."""
+        shift = self.target_shift
+        return fading_shift(classes, self.q, self.schedule.q_start) if isinstance(shift, str) else shift
 
     def _options(self) -> dict[str, Any]:
         """What every form of the loss takes by the same names."""

@@ -15,8 +15,9 @@ from dal_kernels.exchange import Group, Slice, exchange, slice_of
 from dal_kernels.fields import Reduction
 from dal_kernels.knobs import KnobValue
 from dal_kernels.layer import Layer, layer_of
-from dal_kernels.linear import anchors_of
-from dal_kernels.linear_ops import LayerInChunks, finished, linear_gradient
+from dal_kernels.linear_chunks import LayerInChunks
+from dal_kernels.linear_fused import anchors_of, wanted_of
+from dal_kernels.linear_ops import finished, linear_gradient
 from dal_kernels.objectives import OBJECTIVES, row_statistics_of
 from dal_kernels.once import DifferentiableOnce
 from dal_kernels.quantities import RowStatistics, as_statistics, differentiable_rows
@@ -102,7 +103,7 @@ def class_parallel_linear_loss_of(
     )
     raise_for_labels(call)
     name = choose(backend, input)
-    wanted = [torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in layer[:3]]
+    wanted = wanted_of(layer[:3])
 
     def run(call: Call) -> tuple[Tensor, RowStats | None]:
         with torch.no_grad(), torch.autocast(input.device.type, enabled=False):
@@ -256,7 +257,7 @@ class _SliceLinearLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         backend, chunk, dtype, wanted, group = ctx.plan
-        gradients = linear_gradient(*ctx.saved_tensors, upstream, IGNORED, backend, chunk, dtype, wanted)
+        gradients = linear_gradient(*ctx.saved_tensors, upstream, IGNORED, backend, chunk, dtype, wanted)[:3]
         if wanted[0]:
             dist.all_reduce(gradients[0], group=group)
         return (*finished(gradients, ctx.dtypes, ctx.anchors, wanted), *(None,) * 9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -13,7 +14,6 @@ from torch.nn import functional as F
 from dal_kernels.arguments import (
     BACKENDS,
     Backend,
-    Call,
     RowStats,
     check,
     check_options,
@@ -24,12 +24,10 @@ from dal_kernels.backends.choose import choose
 from dal_kernels.fields import Reduction, loss_dtype
 from dal_kernels.functional import Hearer, loss_of
 from dal_kernels.knobs import KnobValue, knob_tensor
+from dal_kernels.mixtures import Mix, mixed_loss, other_of, reduced
 from dal_kernels.objective import Objective, RowQuantities
 from dal_kernels.quantities import quantities_of_call
-from dal_kernels.reference import row_factors
-from dal_kernels.tensors import LOGITS, check_choice, of_rows, shape_of
-
-Mix = tuple[Tensor, float | Tensor]
+from dal_kernels.tensors import LOGITS, check_choice, shape_of
 
 
 def varied_loss(
@@ -97,12 +95,18 @@ def keep_variations(module: nn.Module, **values: float | Tensor | str | None) ->
             setattr(module, name, value)
 
 
-def check_form(module: nn.Module, names: tuple[str, ...]) -> None:
-    """Raise ValueError for an option that the forms of a loss (linear, class-parallel) do not have."""
-    for name in names:
-        value, nothing = getattr(module, name), 0.0 if name == "label_smoothing" else None
-        if isinstance(value, Tensor) or value != nothing:
-            raise ValueError(f"{name} must be {nothing} in this form of a loss, got {value!r:.60}")
+def without_variations(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a loss for a form that has no smoothed, shifted or scaled logits.
+
+    Raises:
+        ValueError: there is one of these.
+    """
+    nothing = {"label_smoothing": 0.0, "target_shift": None, "scale": None}
+    for name, default in nothing.items():
+        value = options.get(name, default)
+        if isinstance(value, Tensor) or value != default:
+            raise ValueError(f"{name} must be {default} in this form of a loss, got {value!r:.60}")
+    return {name: value for name, value in options.items() if name not in nothing}
 
 
 def check_smoothing(objective: Objective, label_smoothing: float) -> None:
@@ -129,27 +133,35 @@ def checked_scale(scale: float | Tensor) -> float | Tensor:
 def shifted(input: Tensor, target: Tensor, shift: float | Tensor) -> Tensor:
     """The logits with the shift added to that of each row's target class; in a copy."""
     place = int(input.dim() > 1)
-    classes = input.shape[place]
     labels = target.long()
+    values = shift_of_rows(shift, labels, input.shape[place], target.shape, input.dtype)
+    labels = torch.where((labels >= 0) & (labels < input.shape[place]), labels, 0)
+    return input.scatter_add(place, labels.unsqueeze(place), values.unsqueeze(place))
+
+
+def shift_of_rows(shift: float | Tensor, labels: Tensor, classes: int, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """The shift of each row, shaped like its labels (int64); 0 where the label is no class.
+
+    Args:
+        shift: a number, a 0-d tensor, one a class or one a row, of which ``shape`` is the shape.
+    """
     valid = (labels >= 0) & (labels < classes)
-    labels = torch.where(valid, labels, 0)
     if not isinstance(shift, Tensor):
         if not isinstance(shift, Real) or not abs(shift) < float("inf"):
             raise ValueError(f"target_shift must be finite, got {shift!r}")
-        values = torch.full_like(labels, float(shift), dtype=input.dtype)
+        values = torch.full_like(labels, float(shift), dtype=dtype)
     elif shift.dim() == 0:
         values = shift.expand(labels.shape)
     elif shift.shape == (classes,):
-        values = shift[labels]
-    elif shift.shape in (target.shape, (*target.shape, 1)):
-        values = shift.reshape(target.shape)
+        values = shift[torch.where(valid, labels, 0)]
+    elif shift.shape in (shape, (*shape, 1)):
+        values = shift.reshape(labels.shape)
     else:
         raise ValueError(
-            f"target_shift must be a number, one a class ({classes},) or one a row {tuple(target.shape)}, "
+            f"target_shift must be a number, one a class ({classes},) or one a row {tuple(shape)}, "
             f"got shape {shape_of(shift)}"
         )
-    values = torch.where(valid, values, 0).to(input.dtype)
-    return input.scatter_add(place, labels.unsqueeze(place), values.unsqueeze(place))
+    return torch.where(valid, values, 0).to(dtype)
 
 
 def fading_shift(classes: int, q: Tensor, q_start: float) -> Tensor:
@@ -162,30 +174,6 @@ def fading_shift(classes: int, q: Tensor, q_start: float) -> Tensor:
     return math.log(max(1.0, (classes - 1) / 9)) * ((1.0 - q) / (1.0 - q_start)).clamp(0.0, 1.0)
 
 
-class SmoothedQuantities(RowQuantities):
-    """Quantities whose l and p_y are mixed with their means over the classes: G / C and 1 / C."""
-
-    smoothing = 0.0
-
-    @classmethod
-    def of(cls, row: RowQuantities, smoothing: float) -> SmoothedQuantities:
-        own = 1 - smoothing
-        smoothed = cls(own * row.log_prob + smoothing / row.classes * row.sum_log_prob, *row[1:])
-        smoothed.smoothing = smoothing
-        smoothed.plain = row
-        return smoothed
-
-    plain: RowQuantities
-
-    @property
-    def prob(self) -> Tensor:
-        return (1 - self.smoothing) * self.plain.prob + self.smoothing / self.classes
-
-    @property
-    def miss(self) -> Tensor:
-        return (1 - self.smoothing) * self.plain.miss + self.smoothing * (self.classes - 1) / self.classes
-
-
 def _mixed_loss(
     objective: Objective,
     knobs: tuple[KnobValue, ...] | Tensor,
@@ -195,58 +183,13 @@ def _mixed_loss(
     mix: Mix | None,
     options: dict[str, Any],
 ) -> Any:
-    """By the fused statistics of the rows, of which the loss is made in plain vectors of N values."""
+    """Of logits, by the fused statistics of their rows."""
     backend = options.pop("backend")
     options["want_stats"] = options.pop("return_stats")
     call = check(input, target, objective, knobs, **options)
-    targets, shares = [call.target], [1.0]
-    if mix is not None:
-        other, share = _other_of(call, input, target, mix)
-        targets, shares = [call.target, other], [share, 1.0 - share]
-    counted = [of != call.ignore_index for of in targets]
-    # A row of which one target is ignored is a row of the other.
-    first = torch.where(counted[0], targets[0], targets[-1])
-    others = [torch.where(has, of, first) for has, of in zip(counted[1:], targets[1:], strict=True)]
-    rows, prediction = quantities_of_call(call._replace(target=first), (first, *others), choose(backend, input))
-    values = call.knobs.to(rows[0].log_prob.dtype).unbind(-1)
-    classes = call.logits.shape[1]
-    total = weights = torch.zeros_like(rows[0].log_prob)
-    for row, of, has, share in zip(rows, targets, counted, shares, strict=True):
-        if label_smoothing > 0:
-            row = SmoothedQuantities.of(row, label_smoothing)
-        factor = share * row_factors(of, classes, call.weight, call.ignore_index, row.log_prob.dtype)
-        if call.sample_weight is not None:
-            factor = factor * call.sample_weight
-        total = total + torch.where(has, objective.formula(row, *values) * factor, 0.0)
-        weights = weights + torch.where(has, factor, 0.0)
-    loss = reduced(total, weights, call.reduction)
-    stats = None
-    if call.want_stats:
-        prob = torch.where(counted[0], rows[0].prob, float("nan"))
-        stats = RowStats(prob.detach(), rows[0].entropy.detach(), prediction, rows[0].max_log_prob.detach().exp())
-    return call.shaped(loss, stats)
-
-
-def reduced(rows: Tensor, weights: Tensor, reduction: str) -> Tensor:
-    """Weighted losses of rows as the caller wants them; "mean" divides by the sum of what the rows count."""
-    loss = rows if reduction == "none" else rows.sum()
-    return loss / weights.sum() if reduction == "mean" else loss
-
-
-def _other_of(call: Call, input: Tensor, target: Tensor, mix: Mix) -> tuple[Tensor, Any]:
-    """The other target and the share of the first, as flat rows."""
-    if not (isinstance(mix, tuple) and len(mix) == 2):
-        raise TypeError(f"mix must be a pair (other_target, weight), got {type(mix).__name__}")
-    other, share = mix
-    if not isinstance(other, Tensor) or other.shape != target.shape or other.is_floating_point():
-        got = shape_of(other) if isinstance(other, Tensor) else type(other).__name__
-        raise ValueError(f"mix[0] must be class indices shaped like target, {tuple(target.shape)}, got {got}")
-    if isinstance(share, Tensor):
-        share = share.to(loss_dtype(input))
-        share = share if share.dim() == 0 else of_rows("mix[1]", share, input, call.shape, "one weight or one a row")
-    elif not isinstance(share, Real) or not 0 <= share <= 1:
-        raise ValueError(f"mix[1] must be a weight from 0 to 1, got {share!r}")
-    return other.reshape(-1).long(), share
+    other = None if mix is None else other_of(call, input, target, mix)
+    quantities = partial(quantities_of_call, backend=choose(backend, input))
+    return call.shaped(*mixed_loss(call, label_smoothing, other, quantities))
 
 
 def _soft_loss(

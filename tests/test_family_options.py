@@ -159,8 +159,11 @@ def test_dal_takes_what_the_family_takes() -> None:
     close(module(logits, shares), varied_loss(OBJECTIVES[0], (q, weight), logits, shares), logits)
     scaled = dynamics_aware_loss(2 * (logits + F.one_hot(target, 6)), target, q, weight)
     close(DynamicsAwareLoss(**schedule, target_shift=1.0, scale=2.0)(logits, target), scaled, logits)
-    with pytest.raises(ValueError, match="scale must be None in this form of a loss"):
-        LinearLoss(DynamicsAwareLoss(**schedule, scale=2.0), 3, 4)(torch.randn(2, 3), torch.tensor([0, 1]))
+    form = LinearLoss(DynamicsAwareLoss(**schedule, target_shift=1.0, scale=2.0), 3, 6).double()
+    features = torch.randn(8, 3, dtype=torch.float64, requires_grad=True)
+    logits = form.classifier(features)
+    scaled = dynamics_aware_loss(2 * (logits + F.one_hot(target, 6)), target, q, weight)
+    close(form(features, target), scaled, features)
 
 
 @pytest.mark.parametrize(
@@ -349,8 +352,9 @@ def test_the_linear_form_takes_every_loss(fused: str, loss: RobustLoss | Dynamic
 
 
 def test_the_forms_refuse_what_they_do_not_have() -> None:
-    with pytest.raises(ValueError, match=r"scale must be None in this form of a loss, got 2\.0"):
-        LinearLoss(SymmetricCrossEntropyLoss(scale=2.0), 3, 4)(torch.randn(2, 3), torch.tensor([0, 1]))
+    smoothed = CrossEntropyLoss(label_smoothing=0.1, weight=torch.ones(4))
+    with pytest.raises(ValueError, match="weight must be None with label_smoothing in the linear and class-parallel"):
+        LinearLoss(smoothed, 3, 4)(torch.randn(2, 3), torch.tensor([0, 1]))
     with pytest.raises(TypeError, match="loss must be a module of dal_kernels"):
         LinearLoss(torch.nn.CrossEntropyLoss(), 3, 4)
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from truth import HALVES, SLACK, relative_error
 
-from dal_kernels import linear_ops
+from dal_kernels import linear_chunks
 from dal_kernels.layer import chunk_row_bytes
 from dal_kernels.linear_ops import _linear_gradient, _linear_loss, linear_gradient, linear_loss
 
@@ -25,7 +25,7 @@ def set_instructions(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
     """As on a CPU that has those for half types, or as on one without; several parts of the classifier a chunk."""
     for name in ("_is_mkldnn_bf16_supported", "_is_mkldnn_fp16_supported"):
         monkeypatch.setattr(torch.ops.mkldnn, name, lambda: there, raising=False)
-    monkeypatch.setattr(linear_ops, "_WIDENED_BYTES", 4 * D * 16)
+    monkeypatch.setattr(linear_chunks, "_WIDENED_BYTES", 4 * D * 16)
 
 
 @halves
@@ -104,10 +104,10 @@ def test_without_instructions_nothing_is_multiplied_in_halves(
 def test_a_torch_without_onednn_has_no_instructions(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     set_instructions(monkeypatch, True)
-    assert linear_ops.multiplies_halves(dtype, cpu)
+    assert linear_chunks.multiplies_halves(dtype, cpu)
     with monkeypatch.context() as switched_off:
         switched_off.setattr(torch.backends.mkldnn, "enabled", False)
-        assert not linear_ops.multiplies_halves(dtype, cpu)
+        assert not linear_chunks.multiplies_halves(dtype, cpu)
     monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
-    assert not linear_ops.multiplies_halves(dtype, cpu)
-    assert linear_ops.multiplies_halves(dtype, torch.device("cuda"))
+    assert not linear_chunks.multiplies_halves(dtype, cpu)
+    assert linear_chunks.multiplies_halves(dtype, torch.device("cuda"))

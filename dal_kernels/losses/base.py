@@ -14,9 +14,10 @@ from dal_kernels.knobs import check_numbers
 from dal_kernels.listening import ListeningLoss
 from dal_kernels.live import LiveNumbers, packed, unpacked
 from dal_kernels.losses.ramp import Schedule
+from dal_kernels.mixtures import Mix
 from dal_kernels.objective import Objective
 from dal_kernels.tensors import check_choice, classes_of
-from dal_kernels.variations import Mix, check_form, keep_variations, varied_loss
+from dal_kernels.variations import keep_variations, varied_loss
 
 # What a public loss comes to: a loss of the table and its knobs.
 Bound = tuple[Objective, tuple[Any, ...]]
@@ -117,17 +118,17 @@ class RobustLoss(ListeningLoss):
         )  # fmt: skip
         return self.told(result, target, return_stats, classes_of(input)) if learns else result
 
-    def for_form(self, input: Tensor) -> tuple[int, tuple[float, ...] | Tensor, dict[str, Any]]:
+    def for_form(self, input: Tensor, classes: int) -> tuple[int, tuple[float, ...] | Tensor, dict[str, Any]]:
         """What the forms of a loss (linear, class-parallel) take: its id in the table, its knobs and its options.
 
+        Args:
+            input: of the form.
+            classes: C.
+
         Raises:
-            ValueError: an option that the forms do not have.
+            ValueError: an option that no form has.
         """
-        check_form(self, ("label_smoothing", "target_shift", "scale"))
-        options = self._options(None)
-        for name in ("label_smoothing", "target_shift", "scale"):
-            del options[name]
-        return self._objective.id, self._knobs_for(input), options
+        return self._objective.id, self._knobs_for(input), self._options(None)
 
     def follow(self, values: Mapping[str, float]) -> None:
         """Take these values of the knobs: the schedule says so."""

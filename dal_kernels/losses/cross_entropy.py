@@ -12,11 +12,12 @@ from dal_kernels import objectives
 from dal_kernels.arguments import BACKENDS, Backend, RowStats, check, raise_for_labels
 from dal_kernels.fields import Reduction, loss_dtype
 from dal_kernels.losses.base import Bound, RobustLoss
+from dal_kernels.mixtures import Mix, reduced
 from dal_kernels.objective import Objective
 from dal_kernels.quantities import places_of
 from dal_kernels.reference import row_factors, row_quantities
 from dal_kernels.tensors import check_choice
-from dal_kernels.variations import Mix, check_smoothing, checked_scale, is_soft, reduced, shifted, varied_loss
+from dal_kernels.variations import check_smoothing, checked_scale, is_soft, shifted, varied_loss
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -112,15 +113,17 @@ class CrossEntropyLoss(RobustLoss):
     def bind(self) -> Bound:
         return objectives.symmetric_cross_entropy, (1.0, 0.0)
 
-    def for_form(self, input: Tensor) -> tuple[int, tuple[float, ...] | Tensor, dict[str, Any]]:
-        if self.label_smoothing == 0 or self.weight is not None:
-            return super().for_form(input)
-        smoothing, self.label_smoothing = self.label_smoothing, 0.0
-        try:
-            _, _, options = super().for_form(input)
-        finally:
-            self.label_smoothing = smoothing
-        return objectives.smoothed_cross_entropy.id, (smoothing,), options
+    def for_form(self, input: Tensor, classes: int) -> tuple[int, tuple[float, ...] | Tensor, dict[str, Any]]:
+        objective, knobs, options = super().for_form(input, classes)
+        smoothing = options["label_smoothing"]
+        if smoothing == 0:
+            return objective, knobs, options
+        if self.weight is not None:
+            raise ValueError(
+                "weight must be None with label_smoothing in the linear and class-parallel forms of CrossEntropyLoss, "
+                "in which a row has one class weight and not a sum over those of all classes, got both"
+            )
+        return objectives.smoothed_cross_entropy.id, (smoothing,), {**options, "label_smoothing": 0.0}
 
     def forward(
         self,

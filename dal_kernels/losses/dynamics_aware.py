@@ -8,9 +8,10 @@ from torch import Tensor
 
 from dal_kernels.arguments import BOOTSTRAPS, Backend, Bootstrap, OptionsOfKernels, RowStats
 from dal_kernels.fields import Reduction
+from dal_kernels.mixtures import Mix
 from dal_kernels.objectives import dynamics_aware_of
 from dal_kernels.tensors import check_choice
-from dal_kernels.variations import Mix, varied_loss
+from dal_kernels.variations import varied_loss
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

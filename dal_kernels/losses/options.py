@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dal_kernels.arguments import Backend
 from dal_kernels.fields import Reduction
-from dal_kernels.variations import Mix
+from dal_kernels.mixtures import Mix
 
 
 class PlainOptions(TypedDict, total=False):
