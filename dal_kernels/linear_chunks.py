@@ -39,6 +39,10 @@ class Changes(NamedTuple):
         """Whether the derivative needs something of a chunk's logits once their gradient has taken their place."""
         return self.softcap != 0
 
+    def of(self, rows: slice) -> Changes:
+        """Those of some rows."""
+        return self if self.target_shift is None else self._replace(target_shift=self.target_shift[rows])
+
 
 UNCHANGED = Changes()
 
@@ -57,18 +61,125 @@ class Gradients(NamedTuple):
 
 
 def empty_gradients(
-    features: Tensor, classifier: Tensor, wanted: Sequence[bool | int], dtype: torch.dtype
+    features: Tensor,
+    classifier: Tensor,
+    wanted: Sequence[bool | int],
+    dtype: torch.dtype,
+    of_classifier: torch.dtype | None = None,
 ) -> Gradients:
-    """Room for those gradients that are wanted; what ``wanted`` does not reach is not."""
+    """Room for those gradients that are wanted; what ``wanted`` does not reach is not.
+
+    Args:
+        of_classifier: dtype of the classifier's gradient, if it is another one.
+    """
     shapes = (tuple(features.shape), tuple(classifier.shape), (classifier.shape[0],), (), (features.shape[0],))
+    dtypes = (dtype, of_classifier or dtype, dtype, dtype, dtype)
     every = [*wanted, *[False] * (len(shapes) - len(wanted))]
-    return Gradients(
-        *(features.new_empty(s if want else (0,), dtype=dtype) for s, want in zip(shapes, every, strict=True))
-    )
+    made = zip(shapes, dtypes, every, strict=True)
+    return Gradients(*(features.new_empty(s if want else (0,), dtype=of) for s, of, want in made))
 
 
-class LayerInChunks:
-    """The classifier in the dtype of the logits, and its gradients as they add up."""
+def change(logits: Tensor, target: Tensor, changes: Changes, tanh: Tensor) -> None:
+    """Logits (n, C) of rows as the softmax takes them, in their place, but for an outer scale: see LayerGradients.
+
+    Args:
+        target: (n,), of which any that is no class of these logits has no shift.
+        changes: of these rows.
+        tanh: room (n, C) for what :func:`change_back` needs of a capped logit.
+    """
+    softcap, shift, scale = changes
+    if softcap:
+        torch.div(logits, softcap, out=tanh).tanh_()
+        torch.mul(tanh, softcap if scale is None else softcap * scale, out=logits)
+    if shift is not None:
+        place, known = _places(logits, target)
+        value = torch.where(known, shift if scale is None else shift * scale, 0).to(logits.dtype)
+        logits.scatter_add_(1, place.unsqueeze(1), value.unsqueeze(1))
+
+
+def _places(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """(a class to look at, whether it is the target) of each row."""
+    known = (target >= 0) & (target < logits.shape[1])
+    return torch.where(known, target, 0), known
+
+
+class LayerGradients:
+    """The gradients of a layer, as parts of its logits add to them.
+
+    A scale is that of the features and of the bias where no cap comes in between: an outer one.
+    """
+
+    def __init__(
+        self,
+        features: Tensor,
+        classifier: Tensor,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        wanted: Sequence[bool | int],
+        changes: Changes,
+        of_classifier: torch.dtype | None = None,
+    ) -> None:
+        self.features, self.changes, self.dtype = features, changes, dtype
+        self.sums = loss_dtype_of(dtype)
+        self.outer_scale = None if changes.softcap else changes.scale
+        self.bias = None if bias is None else self.scaled(bias)
+        self.wanted = [bool(want) for want in wanted] + [False] * (5 - len(wanted))
+        self.makes = list(self.wanted)
+        if self.wanted[3] and self.outer_scale is not None:  # whose gradient is made of those of features and bias
+            self.makes[0], self.makes[2] = True, bias is not None
+        self.gradients = empty_gradients(features, classifier, self.makes, self.sums, of_classifier)
+        self.gradients.target_shift.zero_()
+        if len(features) == 0:
+            for made in self.gradients:
+                made.zero_()
+        self.of_scale = features.new_zeros((), dtype=self.sums)
+
+    def scaled(self, values: Tensor) -> Tensor:
+        """Features or the bias in the dtype of the logits, times an outer scale."""
+        if self.outer_scale is None:
+            return values.to(self.dtype)
+        return (values.to(self.sums) * self.outer_scale).to(self.dtype)
+
+    def change_back(self, rows: slice, gradient: Tensor, target: Tensor, tanh: Tensor) -> None:
+        """The gradient of changed logits of rows -> that of logits before their change, in its place."""
+        softcap, shift, scale = self.changes.of(rows)
+        *_, of_scale, of_shift = self.makes
+        if shift is not None and (of_scale or of_shift):
+            place, known = _places(gradient, target)
+            at_target = torch.where(known, gradient.gather(1, place.unsqueeze(1)).squeeze(1), 0).to(self.sums)
+            if of_shift:
+                self.gradients.target_shift[rows] += at_target if scale is None else at_target * scale
+            if of_scale:
+                self.of_scale += (at_target * shift).sum()
+        if softcap:
+            if of_scale:
+                self.of_scale += softcap * torch.linalg.vecdot(gradient, tanh).sum(dtype=self.sums)
+            gradient.addcmul_(gradient, tanh.square_(), value=-1)
+            if scale is not None:
+                gradient.mul_(scale)
+
+    def finish(self, factor: Tensor | None = None) -> Gradients:
+        """The gradients that are wanted, times ``factor``."""
+        made, scale = self.gradients, self.outer_scale
+        if self.makes[3]:
+            # z is linear in what makes it, so that sum g z is what the gradients of features and bias say of them.
+            if scale is not None:
+                self.of_scale += (made.features * self.features).sum()
+                if self.bias is not None:
+                    self.of_scale += (made.bias * self.bias).sum() / scale
+            made.scale.copy_(self.of_scale)
+        if scale is not None:  # in that of the classifier it is already: it stands in the features
+            made.features.mul_(scale)
+            made.bias.mul_(scale)
+        if factor is not None:
+            for inner in made:
+                inner.mul_(factor)
+        every = zip(made, self.wanted, strict=True)
+        return Gradients(*(inner if want else inner.new_empty(0) for inner, want in every))
+
+
+class LayerInChunks(LayerGradients):
+    """All classes of some rows at a time."""
 
     def __init__(
         self,
@@ -81,34 +192,16 @@ class LayerInChunks:
         target: Tensor | None = None,
         changes: Changes = UNCHANGED,
     ) -> None:
-        self.features, self.target, self.changes = features, target, changes
-        self.dtype, self.chunk, self.wanted = dtype, min(chunk, len(features)), wanted
-        self.sums = loss_dtype_of(dtype)
-        self.classifier, self.bias = classifier.to(dtype), None if bias is None else bias.to(dtype)
-        # A scale is that of the features and the bias where nothing else comes in between.
-        self.outer_scale = None if changes.softcap else changes.scale
-        if self.outer_scale is not None and self.bias is not None:
-            self.bias = (self.bias.to(self.sums) * self.outer_scale).to(dtype)
+        super().__init__(features, classifier, bias, dtype, wanted, changes)
+        self.target = features.new_empty(len(features), dtype=torch.int64) if target is None else target
+        self.chunk = min(chunk, len(features))
+        self.classifier = classifier.to(dtype)
         self.widened = dtype in HALVES and not multiplies_halves(dtype, features.device)
         # In which matmuls are made that do not add to anything.
         self.factors = self.sums if self.widened else dtype
         # The logits of a chunk, then their gradient, in float32 where that is not their own dtype.
         self.wide = features.new_empty((self.chunk if self.widened else 0, len(classifier)), dtype=self.sums)
-        kept = self.chunk if changes.keeps_logits else 0
-        self.tanh = features.new_empty((kept, len(classifier)), dtype=dtype)
-        self.makes = self._made(wanted, bias)
-        self.gradients = empty_gradients(features, classifier, self.makes, self.sums)
-        if len(features) == 0:
-            for made in self.gradients:
-                made.zero_()
-        self.of_scale = features.new_zeros((), dtype=self.sums)
-
-    def _made(self, wanted: Sequence[bool | int], bias: Tensor | None) -> list[bool]:
-        """Which gradients to make: those that are wanted, and those that the gradient of the scale is made of."""
-        makes = [bool(want) for want in wanted] + [False] * (5 - len(wanted))
-        if makes[3] and self.outer_scale is not None:
-            makes[0], makes[2] = True, bias is not None
-        return makes
+        self.tanh = features.new_empty((self.chunk if changes.keeps_logits else 0, len(classifier)), dtype=dtype)
 
     def chunks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """(rows, their features, their logits) by turns; all logits are in the same memory."""
@@ -117,9 +210,7 @@ class LayerInChunks:
         bias = None if self.bias is None else self.bias.to(self.factors)
         for begin in range(0, count, max(1, self.chunk)):
             rows = slice(begin, min(begin + self.chunk, count))
-            features = self.features[rows].to(self.dtype)
-            if self.outer_scale is not None:
-                features = (features.to(self.sums) * self.outer_scale).to(self.dtype)
+            features = self.scaled(self.features[rows])
             logits = room[: len(features)]
             products = self.wide[: len(features)] if self.widened else logits
             for classes, part in self._parts():
@@ -129,13 +220,13 @@ class LayerInChunks:
                     torch.addmm(bias[classes], features.to(self.factors), part.t(), out=products[:, classes])
             if self.widened:
                 logits.copy_(products)
-            self._change(rows, logits)
+            change(logits, self.target[rows], self.changes.of(rows), self.tanh[: len(logits)])
             yield rows, features, logits
 
     def add(self, rows: slice, features: Tensor, gradient: Tensor) -> None:
         """What the gradient (n, C) of the logits of some rows adds."""
         of_features, of_classifier, of_bias, *_ = self.gradients
-        self._change_back(rows, gradient)
+        self.change_back(rows, gradient, self.target[rows], self.tanh[: len(gradient)])
         halves = self.factors != self.sums
         direct = halves and adds_up_halves(gradient.device)
         factors = self.wide[: len(gradient)].copy_(gradient) if self.widened else gradient
@@ -156,65 +247,6 @@ class LayerInChunks:
         if self.makes[2]:
             column_sums = gradient.sum(0, dtype=self.sums)
             of_bias.copy_(column_sums) if rows.start == 0 else of_bias.add_(column_sums)
-
-    def finish(self, factor: Tensor | None = None) -> Gradients:
-        """The gradients of all rows, times ``factor``."""
-        made, scale = self.gradients, self.outer_scale
-        if self.makes[3]:
-            # z is linear in what makes it, so that sum g z is what the gradients of features and bias say of them.
-            if scale is not None:
-                self.of_scale += (made.features * self.features).sum()
-                if self.bias is not None:
-                    self.of_scale += (made.bias * self.bias).sum() / scale
-            made.scale.copy_(self.of_scale)
-        if scale is not None:
-            # Of the classifier it stands in the features.
-            for inner in (made.features, made.bias):
-                inner.mul_(scale)
-        if factor is not None:
-            for inner in made:
-                inner.mul_(factor)
-        wanted = [*self.wanted, *[False] * (5 - len(self.wanted))]
-        return Gradients(*(inner if want else inner.new_empty(0) for inner, want in zip(made, wanted, strict=True)))
-
-    def _change(self, rows: slice, logits: Tensor) -> None:
-        """Logits as the softmax takes them, in their place."""
-        softcap, shift, scale = self.changes
-        if softcap:
-            tanh = self.tanh[: len(logits)]
-            torch.div(logits, softcap, out=tanh).tanh_()
-            torch.mul(tanh, softcap if scale is None else softcap * scale, out=logits)
-        if shift is not None:
-            place, known = self._places(rows)
-            value = shift[rows] if scale is None else shift[rows] * scale
-            value = torch.where(known, value, 0).to(logits.dtype)
-            logits.scatter_add_(1, place.unsqueeze(1), value.unsqueeze(1))
-
-    def _change_back(self, rows: slice, gradient: Tensor) -> None:
-        """The gradient of changed logits -> that of what the layer gives (without an outer scale), in its place."""
-        softcap, shift, scale = self.changes
-        of_scale, of_shift = self.makes[3:]
-        if shift is not None and (of_scale or of_shift):
-            place, known = self._places(rows)
-            at_target = torch.where(known, gradient.gather(1, place.unsqueeze(1)).squeeze(1), 0).to(self.sums)
-            if of_shift:
-                self.gradients.target_shift[rows] = at_target if scale is None else at_target * scale
-            if of_scale:
-                self.of_scale += (at_target * shift[rows]).sum()
-        if softcap:
-            tanh = self.tanh[: len(gradient)]
-            if of_scale:
-                self.of_scale += softcap * torch.linalg.vecdot(gradient, tanh).sum(dtype=self.sums)
-            gradient.addcmul_(gradient, tanh.square_(), value=-1)
-            if scale is not None:
-                gradient.mul_(scale)
-
-    def _places(self, rows: slice) -> tuple[Tensor, Tensor]:
-        """(a class to look at, whether it is the target) of each row."""
-        assert self.target is not None
-        target = self.target[rows]
-        known = (target >= 0) & (target < len(self.classifier))
-        return torch.where(known, target, 0), known
 
     def _parts(self) -> Iterator[tuple[slice, Tensor]]:
         """(classes, their rows of the classifier) as matmuls take them: all at once, or widened a few at a time."""

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from dal_kernels.arguments import Call, raise_for_labels
 from dal_kernels.fields import GRADIENT_FIELDS, NARROW_FIELDS, REDUCTIONS, loss_dtype_of
-from dal_kernels.linear_chunks import Changes, LayerInChunks, empty_gradients
+from dal_kernels.linear_blocks import LayerInBlocks, blocks_of, finished_rows, in_dtype_of_classifier
+from dal_kernels.linear_chunks import Changes, Gradients, LayerInChunks, empty_gradients
 from dal_kernels.objectives import OBJECTIVES
 from dal_kernels.once import DifferentiableOnce
 from dal_kernels.ops import KERNELS, kept_fields
@@ -64,15 +65,38 @@ def _linear_loss(
         want_prediction, [False] * 5
     )  # fmt: skip
     logits = features.new_empty((), dtype=dtype).expand(len(features), len(classifier))
+    call = Call(logits, target, knobs, weight, OBJECTIVES[objective], ignore_index, "none", False, target.shape)
     # Here, because a kernel would name a bad label by its row in the chunk.
-    raise_for_labels(
-        Call(logits, target, knobs, weight, OBJECTIVES[objective], ignore_index, "none", False, target.shape)
-    )
+    raise_for_labels(call)
+    changes = Changes(softcap, target_shift, scale)
+    divisor = None
+    if reduction == _MEAN:
+        divisor = _divisor(target, len(classifier), weight, ignore_index, losses.dtype)
+    blocks = blocks_of(features, classifier, dtype, chunk, wanted, backend)
+    if blocks is not None:
+        with torch.autocast(features.device.type, enabled=False):
+            in_blocks = LayerInBlocks(features, classifier, bias, dtype, blocks, wanted, target, changes)
+            wide = call.objective.is_wide
+            losses, of_rows, argmax = finished_rows(call, *in_blocks.statistics(wide))
+            fields = of_rows if wide else of_rows[:NARROW_FIELDS]
+            prediction = argmax if want_prediction else prediction
+            upstream = torch.ones((), dtype=losses.dtype) if row_weight is None else row_weight
+            if divisor is not None:
+                upstream = torch.where(divisor == 0, torch.nan, 1 / divisor).to(losses.dtype)
+            terms = of_rows if wide else of_rows[: GRADIENT_FIELDS + 1]
+            at_argmax = argmax if call.objective.needs_argmax else argmax[:0]
+            gradients = in_blocks.differentiate(terms, at_argmax, upstream, target == ignore_index)
+        return (
+            _reduced(losses, divisor, reduction, row_weight),
+            fields,
+            prediction,
+            *gradients,
+            _given(losses, row_weight),
+        )
     # Gradients are divided once they are summed, for a half type would lose them before. Where the divisor is 0 they
     # are 0 / 0, but for those of ignored rows: 0.
     upstream, factor = torch.ones((), dtype=losses.dtype, device=losses.device), None
-    if reduction == _MEAN:
-        divisor = _divisor(target, len(classifier), weight, ignore_index, losses.dtype)
+    if divisor is not None:
         upstream = torch.where(divisor == 0, torch.nan, upstream)
         factor = torch.where(divisor == 0, 1.0, 1 / divisor).to(losses.dtype)
     if row_weight is not None:
@@ -82,7 +106,6 @@ def _linear_loss(
             factor = torch.where(largest > 0, largest, 1.0)
             upstream = row_weight / factor
     with torch.autocast(features.device.type, enabled=False):
-        changes = Changes(softcap, target_shift, scale)
         layer = LayerInChunks(features, classifier, bias, dtype, chunk, wanted, target, changes)
         for rows, inputs, logits in layer.chunks():
             of_knobs = knobs if knobs.dim() == 1 else knobs[rows]
@@ -95,12 +118,28 @@ def _linear_loss(
                 part = upstream if upstream.dim() == 0 else upstream[rows]
                 arguments = (target[rows], of_rows, argmax, part, ignore_index, *correction)
                 layer.add(rows, inputs, kernels.overwrite(logits, *arguments))
-        gradients = layer.finish(factor)
-    loss = losses
-    if reduction:
-        total = (losses if row_weight is None else losses * row_weight).sum(dtype=torch.float64)
-        loss = (total / divisor if reduction == _MEAN else total).to(losses.dtype)
-    return loss, fields, prediction, *gradients, losses.new_empty(0) if row_weight is None else losses
+        gradients = _in_dtypes(layer.finish(factor), classifier, dtype, backend)
+    loss = _reduced(losses, divisor, reduction, row_weight)
+    return loss, fields, prediction, *gradients, _given(losses, row_weight)
+
+
+def _reduced(losses: Tensor, divisor: Tensor | None, reduction: int, row_weight: Tensor | None) -> Tensor:
+    if reduction == 0:
+        return losses
+    total = (losses if row_weight is None else losses * row_weight).sum(dtype=torch.float64)
+    return (total if divisor is None else total / divisor).to(losses.dtype)
+
+
+def _given(losses: Tensor, row_weight: Tensor | None) -> Tensor:
+    """The losses of rows where there are weights to differentiate by."""
+    return losses.new_empty(0) if row_weight is None else losses
+
+
+def _in_dtypes(gradients: Gradients, classifier: Tensor, dtype: torch.dtype, backend: str) -> Gradients:
+    """As fake ones are made."""
+    if not in_dtype_of_classifier(dtype, len(classifier), backend):
+        return gradients
+    return gradients._replace(classifier=gradients.classifier.to(classifier.dtype))
 
 
 def _linear_gradient(
@@ -126,19 +165,22 @@ def _linear_gradient(
     target = torch.where(target == ignore_index, IGNORED, torch.where(target < 0, len(classifier), target))
     with torch.autocast(features.device.type, enabled=False):
         changes = Changes(softcap, target_shift, scale)
+        # Those of a narrow objective end before what a gradient needs no more.
+        fields = fields[: None if len(fields) > NARROW_FIELDS else GRADIENT_FIELDS + 1]
+        blocks = blocks_of(features, classifier, dtype, chunk, wanted, backend)
+        if blocks is not None:
+            in_blocks = LayerInBlocks(features, classifier, bias, dtype, blocks, wanted, target, changes)
+            return in_blocks.differentiate(fields, prediction, upstream, target == IGNORED, others, other_terms)
         layer = LayerInChunks(features, classifier, bias, dtype, chunk, wanted, target, changes)
         for rows, inputs, logits in layer.chunks():
-            # Those of a narrow objective end before what a gradient needs no more.
-            wide = len(fields) > NARROW_FIELDS
-            of_rows = fields[: None if wide else GRADIENT_FIELDS + 1, rows].contiguous()
+            of_rows = fields[:, rows].contiguous()
             argmax = prediction[rows] if prediction.numel() else prediction
             part = upstream if upstream.dim() == 0 else upstream[rows]
             made = gradient(logits, target[rows], of_rows, argmax, part, backend, in_place=True)
             if others is not None and other_terms is not None:
                 made.scatter_add_(1, others[:, rows].t(), other_terms[:, rows].t().to(made.dtype))
             layer.add(rows, inputs, made)
-        gradients: tuple[Tensor, ...] = layer.finish()
-    return gradients
+        return _in_dtypes(layer.finish(), classifier, dtype, backend)
 
 
 def _fake_loss(features: Tensor, classifier: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
@@ -149,12 +191,19 @@ def _fake_loss(features: Tensor, classifier: Tensor, *arguments: Any) -> tuple[T
     prediction = features.new_empty((rows,) if want_prediction else (0,), dtype=torch.int64)
     weighted = len(rest) == 4 and rest[3] is not None
     losses = features.new_empty((rows,) if weighted else (0,), dtype=sums)
-    return loss, fields, prediction, *empty_gradients(features, classifier, wanted, sums), losses
+    return loss, fields, prediction, *_fake_gradients(features, classifier, dtype, wanted, backend), losses
 
 
 def _fake_gradient(features: Tensor, classifier: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    dtype, wanted = arguments[8:10]
-    return empty_gradients(features, classifier, wanted, loss_dtype_of(dtype))
+    backend, _, dtype, wanted = arguments[6:10]
+    return _fake_gradients(features, classifier, dtype, wanted, backend)
+
+
+def _fake_gradients(
+    features: Tensor, classifier: Tensor, dtype: torch.dtype, wanted: list[bool], backend: str
+) -> Gradients:
+    of_classifier = classifier.dtype if in_dtype_of_classifier(dtype, classifier.shape[0], backend) else None
+    return empty_gradients(features, classifier, wanted, loss_dtype_of(dtype), of_classifier)
 
 
 _LAYER = "Tensor features, Tensor classifier, Tensor? bias, Tensor target, "

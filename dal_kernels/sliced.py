@@ -22,7 +22,7 @@ from dal_kernels.objectives import OBJECTIVES, row_statistics_of
 from dal_kernels.once import DifferentiableOnce
 from dal_kernels.quantities import RowStatistics, as_statistics, differentiable_rows
 from dal_kernels.reference import run_weighted
-from dal_kernels.slices import IGNORED, Statistics, fields_of, finish, gradient, joined, statistics
+from dal_kernels.slices import IGNORED, Statistics, fields_of, finish, gradient, joined, statistics, within
 from dal_kernels.tensors import refuse_dtensor
 
 # torch.compile gives it as the reason of an error where fullgraph=True.
@@ -156,7 +156,7 @@ def class_parallel_row_statistics(
     with torch.no_grad():
         target_logit = _target_logit(logits, call.target, own)
         whole, target_logit = exchange(call, statistics(logits, name, wide=True), target_logit, own)
-        local, prediction = _within(call, whole.argmax, own)
+        local, prediction = within(call.target, call.target == call.ignore_index, whole.argmax, own.offset, own.size)
     (row,) = differentiable_rows(
         logits, local.unsqueeze(0), target_logit.unsqueeze(0), prediction, whole, own.classes, name
     )
@@ -197,19 +197,8 @@ def _finish(
         return done.loss, done.stats, None
     fields = fields_of(whole.peak, done.coefficients, done.loss.dtype, call.objective.is_wide)
 
-    target, prediction = _within(call, whole.argmax, own)
+    target, prediction = within(call.target, call.target == call.ignore_index, whole.argmax, own.offset, own.size)
     return done.loss, done.stats, (target, fields, prediction if call.objective.needs_argmax else prediction[:0])
-
-
-def _within(call: Call, argmax: Tensor, own: Slice) -> tuple[Tensor, Tensor]:
-    """Target and predicted class as classes of this slice, or as what :func:`dal_kernels.slices.gradient` takes."""
-
-    def within(classes: Tensor, elsewhere: int) -> Tensor:
-        at = classes - own.offset
-        return torch.where((at >= 0) & (at < own.size), at, elsewhere)
-
-    ignored = call.target == call.ignore_index
-    return torch.where(ignored, IGNORED, within(call.target, own.size)), within(argmax, -1)
 
 
 class _SliceLoss(torch.autograd.Function):

@@ -218,6 +218,16 @@ def fields_of(peak: Tensor, of_rows: Coefficients, dtype: torch.dtype, wide: boo
     return torch.stack(fields).to(dtype)
 
 
+def within(classes: Tensor, ignored: Tensor, argmax: Tensor, offset: int, size: int) -> tuple[Tensor, Tensor]:
+    """Target and predicted class of rows as classes of a slice, or as what :func:`gradient` takes for others."""
+
+    def placed(of: Tensor, elsewhere: int) -> Tensor:
+        at = of - offset
+        return torch.where((at >= 0) & (at < size), at, elsewhere)
+
+    return torch.where(ignored, IGNORED, placed(classes, size)), placed(argmax, -1)
+
+
 def gradient(
     logits: Tensor, target: Tensor, fields: Tensor, prediction: Tensor, upstream: Tensor, backend: str, in_place: bool
 ) -> Tensor:

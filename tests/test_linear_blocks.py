@@ -1,0 +1,112 @@
+"""Many classes on a CPU: blocks of them in the place of chunks of rows give the same, in less memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_many_classes import AFFINE, LOSSES, hold, layer
+from torch import Tensor
+from torch.nn import functional as F
+from truth import SLACK, relative_error
+
+from benchmarks.machine import peak_memory
+from dal_kernels import CrossEntropyLoss, linear_blocks, linear_loss
+from dal_kernels.linear_blocks import Blocks, blocks_of
+
+
+@pytest.fixture(params=[1, 8, 512], ids=lambda least: f"blocks of {least} and more")
+def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[Blocks]:
+    """All calls go in blocks: of a row, of some, of all rows; those that were taken."""
+    monkeypatch.setattr(linear_blocks, "MANY_CLASSES", 8)
+    monkeypatch.setattr(linear_blocks, "_LEAST_BLOCK", request.param)
+    taken: list[Blocks] = []
+
+    def noted(*arguments: Any) -> Blocks | None:
+        found = blocks_of(*arguments)
+        if found is not None:
+            taken.append(found)
+        return found
+
+    monkeypatch.setattr("dal_kernels.linear_ops.blocks_of", noted)
+    return taken
+
+
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: str(loss)[:60])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("softcap", [None, 2.5])
+def test_every_loss_in_blocks(blocks: list[Blocks], loss: Any, reduction: str, softcap: float | None) -> None:
+    given = layer((3, 7)) | {"shift": 1, "reduction": reduction, "softcap": softcap}
+    given["scale"] = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+    given["sample_weight"] = torch.rand(3, 7, dtype=torch.float64).requires_grad_()
+    hold(loss, given, "cpu")
+    assert blocks
+
+
+@pytest.mark.parametrize("loss", AFFINE, ids=lambda loss: str(loss)[:60])
+def test_two_labels_in_blocks(blocks: list[Blocks], loss: Any) -> None:
+    hold(loss, layer((3, 7)) | {"mix": (layer((3, 7), seed=1)["target"], 0.3)}, "cpu")
+    assert blocks
+
+
+@pytest.mark.parametrize("rows", [1, 40, 700])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("reduction", "factor"), [("mean", 1.0), ("mean", 0.7), ("none", 0.7)])
+def test_no_further_from_truth_than_the_plain_pair(
+    rows: int, dtype: torch.dtype, reduction: str, factor: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fewer rows than D, whose logits wait, and more; in one product a block and in several."""
+    monkeypatch.setattr("dal_kernels.linear_blocks.multiplies_halves", lambda *_: True)
+    monkeypatch.setattr(linear_blocks, "_LEAST_ROWS", 10_000)
+    generator = torch.Generator().manual_seed(0)
+    width, classes = 48, 5000
+    exact = [torch.randn(rows, width, generator=generator), torch.randn(classes, width, generator=generator) / 7]
+    leaves = [leaf.to(dtype).requires_grad_() for leaf in (*exact, torch.randn(classes, generator=generator))]
+    truths = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    target = torch.randint(classes, (rows,), generator=generator)
+    upstream = torch.linspace(0.3, 2.0, rows) if reduction == "none" else torch.tensor(factor)
+    halves = dtype == torch.bfloat16
+    # A gradient that is ready in bfloat16 is rounded once more by a factor that is no power of 2.
+    again = int(halves and reduction == "mean" and factor != 1)
+    losses = [F.cross_entropy(F.linear(x, w, b).to(s), target, reduction=reduction) for (x, w, b), s in (
+        (truths, torch.float64), (leaves, torch.float32))]  # fmt: skip
+    input, linear_weight, linear_bias = leaves
+    for chunk_bytes in (None, 40_000):
+        got = linear_loss(
+            CrossEntropyLoss(backend="cpu"), input, linear_weight, target, linear_bias=linear_bias,
+            reduction=reduction, chunk_bytes=chunk_bytes,
+        )  # fmt: skip
+        torch.testing.assert_close(got.double(), losses[0], rtol=2e-3, atol=2e-3)
+        truth, plain, made = (
+            torch.autograd.grad(loss, of, upstream.to(loss.dtype), retain_graph=True)
+            for loss, of in zip((*losses, got), (truths, leaves, leaves), strict=True)
+        )
+        for one, other, true in zip(made, plain, truth, strict=True):
+            assert one.dtype == dtype
+            # Products of a few rows are rounded before they are added up. Roundings add as squares do.
+            roundings = 1 + again + int(halves and chunk_bytes is not None)
+            assert relative_error(one, true) <= 1.3 * roundings**0.5 * relative_error(other, true) + SLACK[dtype]
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc/self/clear_refs")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_step_takes_little_more_than_its_gradients(dtype: torch.dtype) -> None:
+    """The logits would take 256 MiB in float32."""
+    rows, width, classes = 1024, 256, 65536
+    features, weight = torch.randn(rows, width).to(dtype), torch.randn(classes, width).to(dtype)
+    target = torch.randint(classes, (rows,))
+
+    def step(features: Tensor, weight: Tensor, target: Tensor) -> None:
+        linear_loss(CrossEntropyLoss(backend="cpu"), features, weight, target).backward()
+
+    step(features[:8].clone().requires_grad_(), weight[:4096].clone().requires_grad_(), target[:8] % 4096)
+    before = peak_memory(reset=True)
+    step(features.requires_grad_(), weight.requires_grad_(), target)
+    taken = peak_memory() - before
+    halves = dtype == torch.bfloat16 and linear_blocks.multiplies_halves(dtype, features.device)
+    # A CPU without instructions for bfloat16 multiplies copies in float32.
+    gradient = weight.nbytes if dtype == torch.float32 or halves else 4 * weight.nbytes
+    assert taken <= gradient + (24 << 20)
