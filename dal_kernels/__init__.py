@@ -12,6 +12,7 @@ from dal_kernels import reference
 from dal_kernels._version import __version__
 from dal_kernels.arguments import RowStats
 from dal_kernels.backends.choose import available_backends
+from dal_kernels.class_parallel_linear import ClassParallelLinear
 from dal_kernels.forms import LinearLoss, linear_loss
 from dal_kernels.linear import linear_dynamics_aware_loss
 from dal_kernels.linear_dynamics_aware import LinearDynamicsAwareLoss
@@ -70,6 +71,7 @@ __all__ = [
     "AsymmetricGeneralizedCrossEntropyLoss",
     "AsymmetricUnhingedLoss",
     "BrierLoss",
+    "ClassParallelLinear",
     "CrossEntropyLoss",
     "DynamicsAwareLoss",
     "DynamicsAwareSchedule",

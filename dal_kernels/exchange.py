@@ -16,6 +16,7 @@ Group = Any  # torch.distributed's ProcessGroup, or None for the default one
 
 # Called all_gather_into_tensor before torch 2.13.
 _all_gather: Any = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
+_reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or getattr(dist, "reduce_scatter_tensor", None)
 
 
 class Slice(NamedTuple):
@@ -62,12 +63,38 @@ def slice_of(
     return Slice(sum(sizes[: dist.get_rank(group)]), size, classes, group)
 
 
-def exchange(call: Call, local: Statistics, target_logit: Tensor, own: Slice) -> tuple[Statistics, Tensor]:
-    """Statistics of whole rows and z_y, by one all-gather of floats (1 + N, 4 to 7) a rank.
+def gathered_rows(values: Tensor, group: Group) -> Tensor:
+    """(R N, ...) of the (N, ...) of each rank, in their order. Every rank must have as many."""
+    world = dist.get_world_size(group)
+    found = values.new_empty((world * values.shape[0], *values.shape[1:]))
+    _all_gather(found, values.contiguous(), group=group)
+    return found
+
+
+def scattered_sum(values: Tensor, group: Group) -> Tensor:
+    """(N, ...) of the sum over the ranks of their (R N, ...): this rank's part of it."""
+    world = dist.get_world_size(group)
+    own = values.new_empty((values.shape[0] // world, *values.shape[1:]))
+    _reduce_scatter(own, values, group=group)
+    return own
+
+
+def _checksum(features: Tensor) -> Tensor:
+    """Of the bits of features (N, D) and the order of rows: int64, the same whatever the number of threads."""
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[features.itemsize]
+    of_rows = features.contiguous().view(integers).sum(1, dtype=torch.int64) % 2147483629
+    place = torch.arange(1, 1 + len(features), device=features.device)
+    return (of_rows * (2654435761 * place % 2147483629) % 2147483629).sum() % 2147483629
+
+
+def exchange(
+    call: Call, local: Statistics, target_logit: Tensor, own: Slice, features: Tensor | None = None
+) -> tuple[Statistics, Tensor]:
+    """Statistics of whole rows and z_y, by one all-gather of floats (1 + N, 4 to 7) a rank; with features (2 + N, ...).
 
     m, S, z_y, then W where the objective or the statistics need it, then D and P of a wide objective, then the argmax
     (an integer's bits) where it is asked for. The first row is integers: offset, size and classes of the slice, and a
-    sum over the labels.
+    sum over the labels; the second, with features, a sum over their bits.
     """
     count, dtype = len(call.target), loss_dtype(call.logits)
     integer = torch.int64 if dtype == torch.float64 else torch.int32
@@ -78,36 +105,44 @@ def exchange(call: Call, local: Statistics, target_logit: Tensor, own: Slice) ->
     if local.differences is not None and local.squares is not None:
         sent |= {"differences": local.differences, "squares": local.squares}
     width = len(sent) + call.want_prediction
-    payload = local.peak.new_zeros((1 + count, width), dtype=dtype)
-    payload[1:, : len(sent)] = torch.stack([column.to(dtype) for column in sent.values()], 1)
+    head = 1 if features is None else 2
+    payload = local.peak.new_zeros((head + count, width), dtype=dtype)
+    payload[head:, : len(sent)] = torch.stack([column.to(dtype) for column in sent.values()], 1)
     integers = payload.view(integer)
     if call.want_prediction:
-        integers[1:, -1] = (local.argmax + own.offset).to(integer)
+        integers[head:, -1] = (local.argmax + own.offset).to(integer)
     place = torch.arange(1, 1 + count, device=call.target.device)
     labels = ((call.target + 1) * (2654435761 * place)).sum() % 2147483629
     for column, value in enumerate((own.offset, own.size, own.classes)):
         integers[0, column] = value  # a fill each: a copy from the host would wait for the device
     integers[0, 3] = labels.to(integer)
+    if features is not None:
+        integers[1, 0] = _checksum(features).to(integer)
     world = dist.get_world_size(own.group)
-    gathered = payload.new_full((world, 1 + count, width), torch.nan)  # what never arrives is no statistic
-    _all_gather(gathered.view(world * (1 + count), width), payload, group=own.group)
-    header, of_slices = gathered.view(integer)[:, 0].long(), gathered[:, 1:]
-    agree = agreement(header, call.logits.is_cpu)
+    gathered = payload.new_full((world, head + count, width), torch.nan)  # what never arrives is no statistic
+    _all_gather(gathered.view(world * (head + count), width), payload, group=own.group)
+    header, of_slices = gathered.view(integer)[:, :head].long(), gathered[:, head:]
+    of_features = torch.zeros_like(header[:, 0, 0]) if features is None else header[:, 1, 0]
+    agree = agreement(torch.cat([header[:, 0, :4], of_features.unsqueeze(1)], 1), call.logits.is_cpu)
     found = {name: of_slices[..., place].double() for place, name in enumerate(sent)}
     z = found.pop("target_logit")
     nothing = torch.zeros_like(z)
-    argmax = gathered.view(integer)[:, 1:, -1].long() if call.want_prediction else nothing.long()
-    slices = Statistics(**{"weighted": nothing} | found, argmax=argmax, classes=header[:, 1:2].double())
-    owner = (call.target.unsqueeze(0) >= header[:, :1] + header[:, 1:2]).sum(0).clamp_max(world - 1)
+    argmax = gathered.view(integer)[:, head:, -1].long() if call.want_prediction else nothing.long()
+    slices = Statistics(**{"weighted": nothing} | found, argmax=argmax, classes=header[:, 0, 1:2].double())
+    owner = (call.target.unsqueeze(0) >= header[:, 0, :1] + header[:, 0, 1:2]).sum(0).clamp_max(world - 1)
     whole = merge(slices)
     return whole._replace(total=torch.where(agree, whole.total, torch.nan)), z.gather(0, owner.unsqueeze(0)).squeeze(0)
 
 
 def agreement(header: Tensor, look: bool) -> Tensor:
-    """Whether the slices (R, 4) follow each other and the labels are the same; where looking is free, raises if not."""
-    offset, size, classes, labels = header.t()[:4]
+    """Whether the slices follow each other, and labels and features are the same; where looking is free, raises if not.
+
+    Args:
+        header: (R, 5), of a slice its offset, its size, the number of all classes, and sums over labels and features.
+    """
+    offset, size, classes, labels, features = header.t()
     follows = (offset == size.cumsum(0) - size).all() & (size.sum() == classes).all()
-    same = (labels == labels[0]).all()
+    same, alike = (labels == labels[0]).all(), (features == features[0]).all()
     if look and not bool(follows):
         raise ValueError(
             "class_offset and num_classes must be those of slices that follow each other in the order of the ranks and "
@@ -115,4 +150,6 @@ def agreement(header: Tensor, look: bool) -> Tensor:
         )
     if look and not bool(same):
         raise ValueError("target must be the same on every rank of the group, got labels that differ")
-    return follows & same
+    if look and not bool(alike):
+        raise ValueError("input must be the same on every rank of the group, got features that differ")
+    return follows & same & alike

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dal_kernels.arguments import Backend, Call, RowStats, check, raise_for_labels
 from dal_kernels.backends.choose import choose
-from dal_kernels.exchange import Group, Slice, exchange, slice_of
+from dal_kernels.exchange import Group, Slice, exchange, scattered_sum, slice_of
 from dal_kernels.fields import Reduction
 from dal_kernels.knobs import KnobValue
 from dal_kernels.layer import Layer, layer_of
@@ -92,8 +92,13 @@ def class_parallel_linear_loss_of(
     sample_weight: Tensor | None = None,
     backend: Backend = "auto",
     chunk_bytes: int | None = None,
+    own_rows: Tensor | None = None,
 ) -> Any:
-    """A loss of the table behind a classifier whose rows are split over ranks."""
+    """A loss of the table behind a classifier whose rows are split over ranks.
+
+    Args:
+        own_rows: this rank's rows of ``input``, which is those of all ranks in their order: the gradient is for these.
+    """
     layer, local = layer_of(input, local_classifier_weight, bias, chunk_bytes, least_classes=0)
     place = int(input.dim() > 1)
     own = slice_of(local.shape[place], target, input.device, class_offset, num_classes, group)
@@ -103,7 +108,8 @@ def class_parallel_linear_loss_of(
     )
     raise_for_labels(call)
     name = choose(backend, input)
-    wanted = wanted_of(layer[:3])
+    leaves = (layer.features if own_rows is None else own_rows, layer.classifier, layer.bias)
+    wanted = wanted_of(leaves)
 
     def run(call: Call) -> tuple[Tensor, RowStats | None]:
         with torch.no_grad(), torch.autocast(input.device.type, enabled=False):
@@ -116,11 +122,9 @@ def class_parallel_linear_loss_of(
                 empty = local[:0].reshape(0, own.size)
                 found, target_logits = [statistics(empty, name, call.objective.is_wide)], [local.new_empty(0)]
             of_rows = joined(found)
-            loss, stats, kept = _finish(call, of_rows, torch.cat(target_logits), own, name, any(wanted))
+            loss, stats, kept = _finish(call, of_rows, torch.cat(target_logits), own, name, any(wanted), layer.features)
         if kept is not None:
-            loss = _SliceLinearLoss.apply(
-                *layer[:3], loss, *kept, layer, name, wanted, group, anchors_of(layer[:3], wanted)
-            )
+            loss = _SliceLinearLoss.apply(*leaves, loss, *kept, layer, name, wanted, group, anchors_of(leaves, wanted))
         return loss, stats
 
     return call.shaped(*run_weighted(run, call))
@@ -188,10 +192,16 @@ def _target_logit(logits: Tensor, target: Tensor, own: Slice) -> Tensor:
 
 
 def _finish(
-    call: Call, local: Statistics, target_logit: Tensor, own: Slice, backend: str, wanted: bool
+    call: Call,
+    local: Statistics,
+    target_logit: Tensor,
+    own: Slice,
+    backend: str,
+    wanted: bool,
+    features: Tensor | None = None,
 ) -> tuple[Tensor, RowStats | None, tuple[Tensor, ...] | None]:
     """Reduced loss and statistics, and with ``wanted`` (target, fields, prediction) for the gradient of the slice."""
-    whole, target_logit = exchange(call, local, target_logit, own)
+    whole, target_logit = exchange(call, local, target_logit, own, features)
     done = finish(call, whole, target_logit, wanted)
     if done.coefficients is None:
         return done.loss, done.stats, None
@@ -237,16 +247,18 @@ class _SliceLinearLoss(torch.autograd.Function):
         anchors: list[Tensor],
     ) -> Tensor:
         tensors = (features, classifier, bias)
-        ctx.save_for_backward(*tensors, target, fields, prediction)
-        ctx.plan = (backend, layer.chunk, layer.dtype, wanted, group)
+        ctx.save_for_backward(layer.features, classifier, bias, target, fields, prediction)
+        ctx.plan = (backend, layer.chunk, layer.dtype, wanted, group, len(features) != len(layer.features))
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in tensors]
         ctx.anchors = anchors
         return loss.clone()
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        backend, chunk, dtype, wanted, group = ctx.plan
+        backend, chunk, dtype, wanted, group, gathered = ctx.plan
         gradients = linear_gradient(*ctx.saved_tensors, upstream, IGNORED, backend, chunk, dtype, wanted)[:3]
-        if wanted[0]:
+        if wanted[0] and gathered:
+            gradients = (scattered_sum(gradients[0], group), *gradients[1:])
+        elif wanted[0]:
             dist.all_reduce(gradients[0], group=group)
         return (*finished(gradients, ctx.dtypes, ctx.anchors, wanted), *(None,) * 9)

@@ -1,0 +1,200 @@
+"""A classifier whose classes are split over ranks, and a loss of the family behind it, as one module."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from dal_kernels.arguments import RowStats
+from dal_kernels.exchange import gathered_rows
+from dal_kernels.fields import Reduction
+from dal_kernels.forms import plain_form
+from dal_kernels.layer import check_budget
+from dal_kernels.sliced import breaks_graph, class_parallel_linear_loss_of
+from dal_kernels.tensors import shape_of
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+__all__ = ["ClassParallelLinear"]
+
+
+class ClassParallelLinear(nn.Module):
+    """:class:`dal_kernels.LinearLoss` with the classes of its classifier split over the ranks of a mesh.
+
+    Each rank gives rows of its own, as trainers of face recognition do: features and labels are gathered, each rank
+    makes the logits of its classes, and one all-gather of 4 to 7 floats a row makes the loss of all rows, which is the
+    same on every rank. In the backward one reduce-scatter brings each rank the gradient of its features. With
+    ``gather=False`` all ranks give the same rows, as tensor-parallel models do; features that differ are found out.
+
+    The parameters are DTensors of all classes: optimisers take them, and torch.distributed.checkpoint saves them whole
+    and loads them on another number of ranks.
+
+    Args:
+        loss: a module of the family, equal on every rank, without label_smoothing (but for CrossEntropyLoss without
+            class weights), target_shift and scale; class weights are (num_classes,).
+        in_features, num_classes: D and C of the whole classifier.
+        bias: whether it has one.
+        mesh: one-dimensional; by default of all ranks, on the device type of ``device``.
+        gather: whether ranks give rows of their own, as many on each, or the same rows.
+        averaged: whether what makes the features averages its gradients over the ranks, as DistributedDataParallel
+            does: they are multiplied by the number of ranks before.
+        chunk_bytes: as in :func:`dal_kernels.linear_loss`.
+        device, dtype: of the parameters.
+
+    Attributes:
+        loss: as given.
+        weight, bias: DTensors (C, D) and (C,) that are split by classes.
+
+    Raises:
+        TypeError, ValueError: naming the argument, and where torch.distributed is not initialised.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        loss: Any,
+        in_features: int,
+        num_classes: int,
+        *,
+        bias: bool = True,
+        mesh: DeviceMesh | None = None,
+        gather: bool = True,
+        averaged: bool = False,
+        chunk_bytes: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        # Imported late: torch.distributed.tensor is not everyone's.
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.tensor import DTensor, Shard
+
+        plain_form(loss, torch.empty(0), num_classes)
+        check_budget(chunk_bytes)
+        if not dist.is_initialized():
+            raise ValueError(
+                "mesh must be of an initialised torch.distributed, got none: call init_process_group first"
+            )
+        device = torch.device(device or torch.get_default_device())
+        if mesh is None:
+            mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+        if mesh.ndim != 1:
+            raise ValueError(f"mesh must have one dimension, got {mesh.ndim}: pass the one of the classes, mesh[name]")
+        self.loss: Any = loss
+        self.in_features, self.num_classes = in_features, num_classes
+        self.mesh, self.gather, self.averaged, self.chunk_bytes = mesh, gather, averaged, chunk_bytes
+        world, rank = mesh.size(), mesh.get_local_rank()
+        # As DTensor splits them.
+        most = -(-num_classes // world)
+        self.class_offset = min(rank * most, num_classes)
+        size = min(most, num_classes - self.class_offset)
+        # Ranks have the same seed as a rule, and must not have the same classes.
+        seed = int(torch.randint(2**62, (), device="cpu"))
+        generator = torch.Generator(device).manual_seed(seed + rank)
+        bound = 1 / math.sqrt(in_features) if in_features else 0.0
+
+        def split(*shape: int) -> nn.Parameter:
+            local = torch.empty((size, *shape[1:]), device=device, dtype=dtype)
+            local.uniform_(-bound, bound, generator=generator)
+            stride = (shape[1], 1) if len(shape) == 2 else (1,)
+            whole = DTensor.from_local(local, mesh, [Shard(0)], shape=torch.Size(shape), stride=stride)
+            return nn.Parameter(whole)
+
+        self.weight = split(num_classes, in_features)
+        self.register_parameter("bias", split(num_classes) if bias else None)
+
+    @breaks_graph
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        *,
+        return_stats: bool = False,
+        sample_weight: Tensor | None = None,
+        reduction: Reduction | None = None,
+    ) -> Tensor | tuple[Tensor, RowStats]:
+        """The loss of all rows of all ranks, the same on each.
+
+        Args:
+            input: features (..., D) of this rank's rows; with ``gather=False`` of all.
+            target: class indices (...), of all C classes.
+            return_stats: also return a :class:`dal_kernels.RowStats` of this rank's rows, shaped like ``target``.
+            sample_weight: shaped like ``target``. Must not require grad with ``gather``.
+            reduction: in the place of the loss's own; "none" not with ``gather``, because a rank has no upstream
+                gradient of the rows of others.
+
+        Raises:
+            TypeError, ValueError: as :func:`dal_kernels.linear_loss`, on all ranks where it is about a label.
+        """
+        objective, knobs, options = plain_form(self.loss, input, self.num_classes)
+        options["reduction"] = options["reduction"] if reduction is None else reduction
+        self._check(input, target, sample_weight, options["reduction"])
+        group = self.mesh.get_group()
+        own, labels = input.reshape(-1, self.in_features), target.reshape(-1)
+        weights = None if sample_weight is None else sample_weight.reshape(-1)
+        features = own
+        if self.gather:
+            with torch.no_grad():
+                features, labels = gathered_rows(own, group), gathered_rows(labels.long(), group)
+                weights = None if weights is None else gathered_rows(weights, group)
+            if self.averaged and own.requires_grad:
+                own = own.view_as(own)  # not to leave hooks on what the caller has
+                own.register_hook(lambda gradient: gradient * self.mesh.size())
+        weight, bias = _local(self.weight), None if self.bias is None else _local(self.bias)
+        learns = self.loss.learns(input, weight, bias)
+        result = class_parallel_linear_loss_of(
+            objective, knobs, features, weight, labels, bias=bias, class_offset=self.class_offset,
+            num_classes=self.num_classes, group=group, return_stats=return_stats or learns, sample_weight=weights,
+            chunk_bytes=self.chunk_bytes, own_rows=own if self.gather else None, **options,
+        )  # fmt: skip
+        if learns:
+            result = self.loss.told(result, labels, return_stats, self.num_classes)
+        loss, stats = result if return_stats else (result, None)
+        loss = loss.reshape(target.shape) if options["reduction"] == "none" else loss
+        if stats is None:
+            return loss
+        if self.gather:
+            begin = self.mesh.get_local_rank() * len(own)
+            stats = RowStats(*(field[begin : begin + len(own)] for field in stats))
+        return loss, RowStats(*(field.reshape(target.shape) for field in stats))
+
+    def step(self, t: float | None = None) -> None:
+        """Advance the loss's schedule by one, or to position ``t``."""
+        self.loss.step(t)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, num_classes={self.num_classes}, ranks={self.mesh.size()}, "
+            f"bias={self.bias is not None}, gather={self.gather}"
+        )
+
+    def _check(self, input: Tensor, target: Tensor, sample_weight: Tensor | None, reduction: str) -> None:
+        for name, value in (("input", input), ("target", target)):
+            if not isinstance(value, Tensor):
+                raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+        if input.dim() == 0 or input.shape[-1] != self.in_features:
+            raise ValueError(f"input must have shape (..., {self.in_features}), got shape {shape_of(input)}")
+        if target.shape != input.shape[:-1] or target.is_floating_point():
+            raise ValueError(
+                f"target must be class indices of shape {tuple(input.shape[:-1])} for input of shape "
+                f"{shape_of(input)}, got {target.dtype} of shape {shape_of(target)}"
+            )
+        if sample_weight is not None and (not isinstance(sample_weight, Tensor) or sample_weight.shape != target.shape):
+            got = shape_of(sample_weight) if isinstance(sample_weight, Tensor) else type(sample_weight).__name__
+            raise ValueError(f"sample_weight must have the shape of target, {shape_of(target)}, got {got}")
+        if self.gather and reduction == "none":
+            raise ValueError("reduction must be 'mean' or 'sum' where rows are gathered, got 'none'")
+        if self.gather and sample_weight is not None and sample_weight.requires_grad:
+            raise ValueError("sample_weight must not require grad where rows are gathered, got one that does")
+
+
+def _local(parameter: Any) -> Tensor:
+    """This rank's classes of a DTensor, as a part of its graph."""
+    local: Tensor = parameter.to_local()
+    return local
