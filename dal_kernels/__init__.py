@@ -14,6 +14,7 @@ from dal_kernels.arguments import RowStats
 from dal_kernels.backends.choose import available_backends
 from dal_kernels.class_parallel_linear import ClassParallelLinear
 from dal_kernels.forms import LinearLoss, linear_loss
+from dal_kernels.language_models import apply_to
 from dal_kernels.linear import linear_dynamics_aware_loss
 from dal_kernels.linear_dynamics_aware import LinearDynamicsAwareLoss
 from dal_kernels.linear_quantities import linear_row_statistics
@@ -97,6 +98,7 @@ __all__ = [
     "TaylorCrossEntropyLoss",
     "__version__",
     "active_passive_loss",
+    "apply_to",
     "asymmetric_exponential_loss",
     "asymmetric_generalized_cross_entropy_loss",
     "asymmetric_unhinged_loss",

@@ -1,0 +1,130 @@
+"""Causal language models of Hugging Face, with random weights, train with losses of the family and make no logits."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dal_kernels import CrossEntropyLoss, DynamicsAwareLoss, GeneralizedCrossEntropyLoss, apply_to
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+
+VOCABULARY = 97
+SMALL: dict[str, Any] = {
+    "vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "pad_token_id": 0, "bos_token_id": 1,
+    "eos_token_id": 2,
+}  # fmt: skip
+KINDS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {"tie_word_embeddings": True},
+    "gemma2": {"final_logit_softcapping": 3.0},
+    "granite": {"logits_scaling": 4.0},
+    "cohere": {"logit_scale": 0.25},
+}
+
+
+def model(kind: str) -> Any:
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(kind, **SMALL, **KINDS[kind])
+    return transformers.AutoModelForCausalLM.from_config(config).train()
+
+
+def batch(seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(3, VOCABULARY, (3, 11), generator=generator)
+    labels = tokens.clone()
+    labels[0, 7:] = -100
+    return {"input_ids": tokens, "labels": labels}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_few_steps_are_those_of_the_plain_model(kind: str) -> None:
+    """With cross-entropy, whose loss the model has itself."""
+    plain, fused = model(kind), apply_to(model(kind), CrossEntropyLoss())
+    losses: list[list[float]] = []
+    for net in (plain, fused):
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.3)
+        losses.append([])
+        for step in range(4):
+            output = net(**batch(step % 2))
+            optimizer.zero_grad()
+            output.loss.backward()
+            optimizer.step()
+            losses[-1].append(output.loss.item())
+    torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
+    assert losses[0][2] < losses[0][0]
+    assert output.logits.shape == (3, 0, VOCABULARY)
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(fused.get_parameter(name), parameter, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+@pytest.mark.parametrize(
+    "loss", [GeneralizedCrossEntropyLoss(0.7), DynamicsAwareLoss(total_steps=3, pace="fixed")], ids=str
+)
+def test_the_loss_is_the_unfused_one(kind: str, loss: Any) -> None:
+    net, data = apply_to(model(kind), loss), batch()
+    logits = model(kind)(data["input_ids"]).logits[:, :-1].flatten(0, 1)
+    expected = copy.deepcopy(loss)(logits, data["labels"][:, 1:].flatten())
+    torch.testing.assert_close(net(**data).loss, expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(net(**data, return_dict=False)[0], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_counts_and_shifted_labels_of_a_trainer() -> None:
+    plain, fused, data = model("llama"), apply_to(model("llama"), CrossEntropyLoss()), batch()
+    for items in (40, torch.tensor(50)):
+        calls = [net(**data, num_items_in_batch=items).loss for net in (plain, fused)]
+        torch.testing.assert_close(*calls, rtol=1e-4, atol=1e-6)
+    shifted = F.pad(data["labels"], (0, 1), value=-100)[:, 1:]
+    got = fused(data["input_ids"], shift_labels=shifted).loss
+    torch.testing.assert_close(got, plain(**data).loss, rtol=1e-4, atol=1e-6)
+
+
+def test_a_model_stays_what_it_was(tmp_path: Path) -> None:
+    fused, data = apply_to(apply_to(model("qwen2"), CrossEntropyLoss()), GeneralizedCrossEntropyLoss(0.7)), batch()
+    plain = model("qwen2")
+    assert set(fused.state_dict()) == set(plain.state_dict())
+    assert inspect.signature(fused.forward) == inspect.signature(plain.forward)
+    torch.testing.assert_close(fused(data["input_ids"]).logits, plain(data["input_ids"]).logits)
+    evaluated = fused.eval()(**data)
+    assert evaluated.logits.shape == (3, 11, VOCABULARY)
+    torch.testing.assert_close(evaluated.loss, fused.train()(**data).loss, rtol=1e-5, atol=1e-6)
+    copied = copy.deepcopy(fused)
+    with torch.no_grad():
+        fused.get_output_embeddings().weight.zero_()
+    torch.testing.assert_close(copied(**data).loss, evaluated.loss, rtol=1e-5, atol=1e-6)
+    copied.save_pretrained(tmp_path)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert type(loaded) is type(plain)
+    torch.testing.assert_close(loaded(data["input_ids"]).logits, plain(data["input_ids"]).logits)
+    fused.gradient_checkpointing_enable()
+    fused(**data).loss.backward()
+
+
+def test_logits_of_another_kind_are_found_out() -> None:
+    net = model("llama")
+
+    class Louder(type(net)):  # type: ignore[misc]
+        def forward(self, labels: Any = None, logits_to_keep: Any = 0, **named: Any) -> Any:
+            output = super().forward(labels=labels, logits_to_keep=logits_to_keep, **named)
+            output.logits = 2 * output.logits
+            return output
+
+    net.__class__ = Louder
+    with pytest.raises(ValueError, match=r"model must make its logits by its head, .* got logits that differ"):
+        apply_to(net, CrossEntropyLoss())(**batch())
+
+
+def test_what_is_no_language_model_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"model must be a causal language model of Hugging Face .* got Linear"):
+        apply_to(nn.Linear(3, 4), CrossEntropyLoss())
+    with pytest.raises(TypeError, match="loss must be a module of dal_kernels"):
+        apply_to(model("llama"), nn.CrossEntropyLoss())
