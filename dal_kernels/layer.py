@@ -12,10 +12,10 @@ from dal_kernels.tensors import HALVES, LOGITS, OF_LAYER, refuse_dtensor, shape_
 
 # The smallest default budget of a chunk: matmuls of fewer bytes leave a device idle.
 _LEAST_BYTES = 64 << 20
-# From so many classes on, a CPU takes chunks that stay in a cache, and rather all rows of some classes than all classes
-# of a few rows: see dal_kernels.linear_blocks.
+# From so many classes on, a CPU takes chunks of fewer rows than FEW_ROWS if it is not told otherwise. Where it makes
+# the gradient of the classifier it takes all rows of some classes in their place: see dal_kernels.linear_blocks.
 MANY_CLASSES = 4096
-_CACHED_BYTES = 4 << 20
+FEW_ROWS = 128
 
 
 def check_budget(chunk_bytes: int | None) -> None:
@@ -114,12 +114,9 @@ def layer_of(
             features = input.unsqueeze(0) if input.dim() == 1 else input.movedim(1, -1).reshape(-1, input.shape[1])
     logits = input.new_empty((), dtype=dtype).expand(shape)
     row_bytes = chunk_row_bytes(int(classes), dtype, input.device) * (1 + keeps_logits)
-    if chunk_bytes is not None:
-        budget = chunk_bytes
-    elif input.is_cpu and classes >= MANY_CLASSES:
-        budget = _CACHED_BYTES * row_bytes // (int(classes) * dtype.itemsize)
-    else:
-        budget = max(_LEAST_BYTES, classifier_weight.numel() * dtype.itemsize // 2)
+    budget = chunk_bytes or max(_LEAST_BYTES, classifier_weight.numel() * dtype.itemsize // 2)
+    if chunk_bytes is None and input.is_cpu and classes >= MANY_CLASSES:
+        budget = min(budget, (FEW_ROWS - 1) * row_bytes)
     chunk = max(1, budget // max(1, row_bytes))
     if not is_recording(input):  # what is recorded takes any number of rows
         # As many chunks as it takes, of equal size.

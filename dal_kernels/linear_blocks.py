@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dal_kernels.arguments import Call
-from dal_kernels.layer import MANY_CLASSES, multiplies_halves
+from dal_kernels.layer import FEW_ROWS, MANY_CLASSES, multiplies_halves
 from dal_kernels.linear_chunks import Changes, Gradients, LayerGradients, change
 from dal_kernels.slices import Statistics, fields_of, finish, gradient, joined, merge, statistics, within
 
@@ -26,6 +26,8 @@ from dal_kernels.slices import Statistics, fields_of, finish, gradient, joined, 
 _LEAST_ROWS = 96
 # Products with fewer classes wait for memory.
 _LEAST_BLOCK = 512
+# Of the logits of a block, which stay in a cache.
+_BLOCK_BYTES = 4 << 20
 
 
 class Blocks(NamedTuple):
@@ -51,11 +53,13 @@ def blocks_of(
     many = backend == "cpu" and classes >= MANY_CLASSES and rows > 0
     if not many or not (len(wanted) > 1 and wanted[1]) or dtype == torch.float16:
         return None
-    if chunk >= min(rows, _LEAST_ROWS) and dtype != torch.bfloat16:
+    logits = min(chunk, rows) * classes
+    if dtype == torch.bfloat16:
+        if not multiplies_halves(dtype, features.device):
+            return None
+    elif chunk >= min(rows, _LEAST_ROWS) and (chunk >= FEW_ROWS or logits * dtype.itemsize <= 2 * _BLOCK_BYTES):
         return None
-    if dtype == torch.bfloat16 and not multiplies_halves(dtype, features.device):
-        return None
-    room = min(chunk, rows) * classes
+    room = min(logits, _BLOCK_BYTES // dtype.itemsize)
     of_rows = min(rows, max(1, room // _LEAST_BLOCK))
     return Blocks(of_rows, min(classes, max(1, room // of_rows)))
 

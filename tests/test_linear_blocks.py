@@ -10,11 +10,13 @@ import torch
 from test_many_classes import AFFINE, LOSSES, hold, layer
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from truth import SLACK, relative_error
 
 from benchmarks.machine import peak_memory
 from dal_kernels import CrossEntropyLoss, linear_blocks, linear_loss
 from dal_kernels.linear_blocks import Blocks, blocks_of
+from dal_kernels.linear_ops import _linear_loss
 
 
 @pytest.fixture(params=[1, 8, 512], ids=lambda least: f"blocks of {least} and more")
@@ -89,6 +91,39 @@ def test_no_further_from_truth_than_the_plain_pair(
             # Products of a few rows are rounded before they are added up. Roundings add as squares do.
             roundings = 1 + again + int(halves and chunk_bytes is not None)
             assert relative_error(one, true) <= 1.3 * roundings**0.5 * relative_error(other, true) + SLACK[dtype]
+
+
+def test_logits_are_made_once_where_they_can_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of N rows, D wait; the others are multiplied twice."""
+    monkeypatch.setattr(linear_blocks, "_LEAST_ROWS", 10_000)
+    multiplied = []
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func == torch.ops.aten.mm.out:
+                multiplied.append(len(args[0]))
+            return func(*args, **(kwargs or {}))
+
+    width, classes, rows = 16, 4096, 40
+    tensors = torch.randn(rows, width), torch.randn(classes, width), None, torch.arange(rows)
+    arguments = (*tensors, torch.tensor([1.0, 0.0]), None, 3, -100, 1, "cpu", 20, torch.float32, False, [True] * 2)
+    with Products():
+        _linear_loss(*arguments)
+    assert set(multiplied) == {rows, rows - width}
+
+
+def test_which_calls_go_in_blocks() -> None:
+    features, few, many, more = torch.zeros(500, 8), *(torch.zeros(classes, 8) for classes in (4095, 4096, 65536))
+    both, every = [True, True], torch.float32
+    assert blocks_of(features, many, every, 50, both, "cpu") == Blocks(400, 512)
+    assert blocks_of(features[:50], many, every, 50, both, "cpu") is None  # all rows are one chunk
+    assert blocks_of(features, many, every, 96, both, "cpu") is None
+    assert blocks_of(features, more, every, 127, both, "cpu") == Blocks(500, 2097)
+    assert blocks_of(features, more, every, 128, both, "cpu") is None  # so much memory was asked for
+    assert blocks_of(features, few, every, 50, both, "cpu") is None
+    assert blocks_of(features, many, every, 50, [True, False], "cpu") is None  # a frozen head has no gradient
+    assert blocks_of(features, many, every, 50, both, "triton") is None
+    assert blocks_of(features, many, torch.float16, 50, both, "cpu") is None
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc/self/clear_refs")
