@@ -39,8 +39,12 @@ TYPES = {dtype: name for name, dtype in DTYPES.items()} | {torch.int64: "i64", t
 SHORT, LONG = (10, 14, 50, 100, 200, 1000, 4000, 16000, 32000), 131072
 # Batches, like most a multiple of 16, which Triton's JIT tells the compiler; of few long rows, several programs a row.
 ROWS, FEW_ROWS = 8192, 16
+# Positions of an image, and of one whose rows are at no particular addresses.
+IMAGE, ODD_IMAGE = 1024, 1025
 # Kernels of the operator "statistics" alone.
 STATISTICS = ("row_statistics", "merge_statistics")
+# And of "gradient" and "rewrite_gradient".
+GRADIENTS = ("gradient_rows", "gradient_rows_apart")
 IGNORE_INDEX = -100
 
 
@@ -106,16 +110,27 @@ class Launch:
 
 @dataclass(frozen=True)
 class Variant:
-    """One kernel among those that the operators launch for a call with packed logits of (rows, classes)."""
+    """One kernel among those that the operators launch for a call with packed logits of (rows, classes).
+
+    ``positions``: of images (rows / positions, classes, positions), whose rows lie apart, or 0.
+    """
 
     kernel: str
     dtype: str
     classes: int
     way: str
     rows: int = ROWS
+    positions: int = 0
 
     def __str__(self) -> str:
-        return f"{self.kernel}, {self.dtype}, {self.rows}x{self.classes} classes, {self.way}"
+        apart = f" apart, {self.positions} positions" if self.positions else ""
+        return f"{self.kernel}, {self.dtype}, {self.rows}x{self.classes} classes{apart}, {self.way}"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        if self.positions:
+            return self.rows // self.positions, self.classes, self.positions
+        return self.rows, self.classes
 
     def launch(self, lanes: int) -> Launch:
         """The launch on a device whose warps have so many lanes. Nothing runs, no memory is taken."""
@@ -168,6 +183,7 @@ def _specialized(value: Any, parameter: Any) -> Any:
 def _launches(variant: Variant, lanes: int) -> dict[str, Launch]:
     """What the operators launch for the call of a variant: on tensors without memory, with recorders for kernels."""
     from dal_kernels.backends.triton import device, launch, launch_gradient
+    from dal_kernels.backends.triton.layouts import layout_of
 
     found: dict[str, Launch] = {}
     with contextlib.ExitStack() as stack:
@@ -176,7 +192,7 @@ def _launches(variant: Variant, lanes: int) -> dict[str, Launch]:
             stack.enter_context(mock.patch.multiple(module, **recorders))
         stack.enter_context(mock.patch.object(device, "warp_size", return_value=lanes))
         stack.enter_context(torch.device("meta"))
-        logits = torch.empty(variant.rows, variant.classes, dtype=DTYPES[variant.dtype])
+        logits = torch.empty(variant.shape, dtype=DTYPES[variant.dtype])
         target = torch.empty(variant.rows, dtype=torch.int64)
         dtype, way = loss_dtype(logits), ALL_WAYS[variant.way]
         one, each = torch.empty((), dtype=dtype), torch.empty(variant.rows, dtype=dtype)
@@ -184,13 +200,14 @@ def _launches(variant: Variant, lanes: int) -> dict[str, Launch]:
             launch_gradient.scale_gradient(logits, one, one)
         elif variant.kernel in STATISTICS:
             launch.statistics(logits, True, way.objective.is_wide)
-        elif variant.kernel == "gradient_rows":
+        elif variant.kernel in GRADIENTS:
             fields = torch.empty(len(FIELDS) if way.objective.is_wide else NARROW_FIELDS, variant.rows, dtype=dtype)
             prediction = target if way.objective.needs_argmax else target[:0]
             upstream, correction = (one, one) if way.reduced else (each, each[:0])
             launch_gradient.write_gradient(
                 torch.empty_like(logits),
                 logits,
+                layout_of(logits),
                 target,
                 fields,
                 prediction,
@@ -233,8 +250,11 @@ QUICK = (
     Variant("loss_rows", "bf16", 4000, "hard, fields and prediction"),
     Variant("loss_rows", "fp32", 16000, "soft"),
     Variant("loss_rows", "bf16", 32000, "hard, fields and prediction"),
+    Variant("loss_rows", "fp32", 21, "soft", ROWS, IMAGE),
+    Variant("loss_rows", "bf16", 150, "hard, fields and prediction", ROWS, IMAGE),
     Variant("loss_long_rows", "bf16", LONG, "soft, fields, no gradient"),
     Variant("gradient_rows", "bf16", 1000, "hard, if changed"),
+    Variant("gradient_rows_apart", "bf16", 21, "hard, if changed", ROWS, IMAGE),
     Variant("reduce_sums", "fp32", 1000, "soft"),
     Variant("scale_gradient", "fp32", 1000, "soft"),
 )
@@ -264,6 +284,12 @@ def every_variant() -> Iterator[Variant]:
             if dtype == "bf16" or classes == LONG or not BACKWARD_WAYS[way].if_changed:
                 yield Variant("gradient_rows", dtype, classes, way)
     yield Variant("gradient_rows", "fp64", 1000, "hard, unreduced")
+    for classes, dtype, positions in product((2, 22, 44, 150, 352, 384), ("fp32", "bf16"), (IMAGE, ODD_IMAGE)):
+        for way in (*WAYS, *(BF16_WAYS if dtype == "bf16" else UNREDUCED)):
+            yield Variant("loss_rows", dtype, classes, way, 8 * positions, positions)
+        for way in BACKWARD_WAYS:
+            if dtype == "bf16" or not BACKWARD_WAYS[way].if_changed:
+                yield Variant("gradient_rows_apart", dtype, classes, way, 8 * positions, positions)
     # Of so few programs the last adds up the sums of all, of more a launch of its own does.
     for dtype in ("fp32", "fp64"):
         yield Variant("reduce_sums", dtype, 1000, "soft")

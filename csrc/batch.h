@@ -25,6 +25,18 @@ struct Logits {
   DAL_HD const Storage* row(std::int64_t i) const { return data + i * row_stride; }
 };
 
+// Where rows lie: row n * inner + s begins at n * outer_stride + s * inner_stride, as of logits (N, C, S).
+struct Layout {
+  std::int64_t inner, outer_stride, inner_stride, class_stride;
+  // A division takes longer than much of a row.
+  DAL_HD std::int64_t at(std::int64_t row) const {
+    return row < inner ? row * inner_stride : row / inner * outer_stride + row % inner * inner_stride;
+  }
+};
+struct Layouts {
+  Layout logits, gradient;
+};
+
 struct Target {
   const std::int64_t* data;
   std::int64_t stride, ignore_index;

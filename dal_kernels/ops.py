@@ -16,7 +16,7 @@ of 1 touches nothing,
     rewrite_gradient(gradient, logits, target, fields, prediction, upstream, ignore_index, correction): rows that change
         are made again and rounded once, not scaled and rounded twice
 
-with logits (N, C), on a CPU (B, C, S) of N = B S rows too, whose gradient has that shape, objective an id
+with logits (N, C), or (B, C, S) of N = B S rows, whose gradient has that shape, objective an id
 of :data:`dal_kernels.objectives.OBJECTIVES`, knobs its K knobs, (K,) or (N, K),
 reduction an index into :data:`dal_kernels.fields.REDUCTIONS`, gradient (N, C) already divided for "mean", or empty
 where it is not wanted, fields (8, N) and prediction (N,) or empty; of wide objectives fields are (10, N). A gradient
@@ -61,6 +61,7 @@ from torch._ops import OpOverload
 from dal_kernels import extensions
 from dal_kernels.backends import cuda as _cuda
 from dal_kernels.fields import FIELDS, GRADIENT_FIELDS, NARROW_FIELDS, loss_dtype
+from dal_kernels.layouts import MOST_APART_ON_CPU, MOST_APART_ON_GPU, empty_gradient, rows_of
 from dal_kernels.objectives import OBJECTIVES
 
 
@@ -109,24 +110,6 @@ def kept_fields(objective: int, everything: bool) -> int:
 _WITHOUT_PACE = -4
 
 
-def _rows(logits: Tensor) -> int:
-    return logits.shape[0] if logits.dim() == 2 else logits.shape[0] * logits.shape[2]
-
-
-# As in csrc/cpu/layouts.h.
-_MOST_APART = 1 << 14
-
-
-def _empty_gradient(logits: Tensor) -> Tensor:
-    """As csrc/cpu/layouts.h makes it: of (B, C, S), classes are apart where those of the logits are read so."""
-    if logits.dim() == 2:
-        return logits.new_empty(tuple(logits.shape))
-    batch, classes, inner = logits.shape
-    if classes == 1 or classes > _MOST_APART or logits.stride(1) == 1 or logits.dtype == torch.float64:
-        return logits.new_empty((batch, inner, classes)).transpose(1, 2)
-    return logits.new_empty((batch, classes, inner))
-
-
 def _fake_loss(
     logits: Tensor,
     target: Tensor,
@@ -137,13 +120,13 @@ def _fake_loss(
     reduction: int,
     want_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    loss = logits.new_empty((_rows(logits),) if reduction == 0 else (), dtype=loss_dtype(logits))
-    return loss, _empty_gradient(logits) if want_gradient else logits.new_empty((0,))
+    loss = logits.new_empty((rows_of(logits),) if reduction == 0 else (), dtype=loss_dtype(logits))
+    return loss, empty_gradient(logits, MOST_APART_ON_CPU) if want_gradient else logits.new_empty((0,))
 
 
 def _fake_fields(logits: Tensor, arguments: tuple[Any, ...], everything: bool) -> tuple[Tensor, Tensor]:
     *_, objective, _, _, _, want_prediction = arguments
-    rows = _rows(logits)
+    rows = rows_of(logits)
     fields = logits.new_empty((kept_fields(objective, everything), rows), dtype=loss_dtype(logits))
     return fields, logits.new_empty((rows,) if want_prediction else (0,), dtype=torch.int64)
 
@@ -157,11 +140,16 @@ def _fake_loss_and_pace(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor
 
 
 def _fake_gradient(logits: Tensor, *_: Any) -> Tensor:
-    return _empty_gradient(logits)
+    return empty_gradient(logits, MOST_APART_ON_CPU)
+
+
+def _fake_gpu_gradient(logits: Tensor, *_: Any) -> Tensor:
+    return empty_gradient(logits, MOST_APART_ON_GPU)
 
 
 def _fake_gpu_loss(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    loss, gradient = _fake_loss(logits, *arguments)
+    loss, of_cpu = _fake_loss(logits, *arguments)
+    gradient = empty_gradient(logits, MOST_APART_ON_GPU) if arguments[-1] else of_cpu
     return loss, gradient, loss.new_empty(() if loss.dim() == 0 else (0,))
 
 
@@ -206,6 +194,7 @@ _GPU_FAKES = _FAKES | {
     "loss": _fake_gpu_loss,
     "loss_and_fields": _fake_gpu_loss_and_fields,
     "loss_and_pace": _fake_gpu_loss_and_pace,
+    "gradient": _fake_gpu_gradient,
     "scale_gradient": _fake_in_place,
     "rewrite_gradient": _fake_in_place,
 }

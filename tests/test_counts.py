@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,9 +21,24 @@ def test_the_committed_table_is_made_of_the_committed_numbers() -> None:
 
 
 def test_every_case_is_counted_with_and_without_gradient() -> None:
-    found = {(c.rows, c.classes, counts.DTYPES[c.dtype], c.backend, c.gradient) for c in COMMITTED}
+    found = {(c.rows, c.classes, counts.DTYPES[c.dtype], c.backend, c.gradient) for c in COMMITTED if not c.images}
     assert found == {(*case, name, gradient) for case in counts.CASES for name in BACKENDS for gradient in (0, 1)}
+    images = Counter((c.backend, c.gradient) for c in COMMITTED if c.images)
+    assert images == {(name, gradient): len(counts.IMAGES) for name in BACKENDS for gradient in (False, True)}
     assert all(c.reads >= 1 and c.writes >= c.gradient for c in COMMITTED), "less than the logits and the gradient"
+
+
+def test_logits_of_images_are_read_once_and_their_gradient_is_written_once() -> None:
+    """Beside them a label of 8 bytes a position, and in bfloat16 four fields; the row kernels write the class of the
+    target a second time.
+    """
+    for c in COMMITTED:
+        if c.images:
+            of_position = 1 / (c.classes * counts.DTYPES[c.dtype].itemsize)
+            again = 1.05 / c.classes * c.images.endswith("channels last")
+            fields = 16 * of_position * (c.dtype == "bf16")
+            assert c.reads <= 1.02 + 8 * of_position + again, c
+            assert c.writes <= (1.01 + fields + again if c.gradient else 0.01), c
 
 
 @needs_executor

@@ -16,6 +16,7 @@ from benchmarks import cuda_emulator
 pytestmark = needs_emulator
 
 NUMERICS, FAMILY, PACE = "tests/test_numerics.py", "tests/test_cuda_family.py", "tests/test_pace.py"
+LAYOUTS = "tests/test_gpu_layouts.py"
 
 # What is changed, and the tests of test_numerics.py that must catch it.
 CUDA_MUTANTS = {
@@ -149,7 +150,47 @@ PACE_MUTANTS = {
     ),
 }
 
-MUTANTS = {NUMERICS: CUDA_MUTANTS, FAMILY: FAMILY_MUTANTS, PACE: PACE_MUTANTS}
+# And those of test_gpu_layouts.py.
+LAYOUT_MUTANTS = {
+    "barrier between warps that share rows removed": (
+        "rows_apart.cuh",
+        "    scratch[threadIdx.x] = x;\n    __syncthreads();",
+        "    scratch[threadIdx.x] = x;",
+        "cuda and edges and 384",
+    ),
+    "a warp finishes with the sum of its own classes": (
+        "rows_apart.cuh",
+        "sums.sum = group.template all<Add>(sums.sum, scratch[2]);",
+        "",
+        "cuda and edges and 384",
+    ),
+    "target term dropped where rows lie apart": (
+        "rows_apart.cuh",
+        "return g - (i == target ? affine.t : A(0));",
+        "return g;",
+        "cuda and edges and 260",
+    ),
+    "what stands in an ignored row is used": (
+        "rows_apart.cuh",
+        "in.ignored ? A(0) : rule(i)",
+        "rule(i)",
+        "cuda and anything_may",
+    ),
+    "argmax term dropped in the backward": (
+        "rows_apart.cuh",
+        "    if (j == argmax) g -= affine.u;\n",
+        "",
+        "cuda and made_in_the_backward and hard and float32",
+    ),
+    "0 / 0 written as if rows were packed": (
+        "finish.cuh",
+        "batch.gradient[layout.at(row) + j * layout.class_stride]",
+        "batch.gradient[row * classes + j]",
+        "cuda and weights_of_zero and some",
+    ),
+}
+
+MUTANTS = {NUMERICS: CUDA_MUTANTS, FAMILY: FAMILY_MUTANTS, PACE: PACE_MUTANTS, LAYOUTS: LAYOUT_MUTANTS}
 
 
 def run_tests(mutants: list[tuple[str, str, str]], tests: str, selection: str, folder: Path) -> str:
@@ -164,7 +205,7 @@ def run_tests(mutants: list[tuple[str, str, str]], tests: str, selection: str, f
     cuda_emulator.compile_ptx(folder, folder / "csrc/cuda", "kernels_f32.cu")
     paths = [str(ROOT), str(ROOT.parent / "shared")]
     variables = {"DAL_TEST_PTX": str(folder), "PYTHONPATH": os.pathsep.join(paths)}
-    if tests != FAMILY:
+    if tests not in (FAMILY, LAYOUTS):  # which choose the executor themselves
         variables["DAL_TEST_CUDA"] = "asc"
     result = run_pytest("-q", "-x", "-k", selection, tests, cwd=folder, **variables)
     return result.stdout[-3000:] + result.stderr[-2000:]

@@ -7,14 +7,16 @@ Races and memory by the vendor's tool: `compute-sanitizer --tool racecheck pytho
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from truth import CLASSES, DTYPES, Case, check, make_case, random_upstream
+from truth import CLASSES, DTYPES, Case, check, gradient_bound, make_case, random_upstream, relative_error
 
 from dal_kernels import DynamicsAwareLoss, available_backends, dynamics_aware_loss, node
 from dal_kernels.backends.choose import cuda_runs_on
+from dal_kernels.layouts import MOST_APART_ON_GPU
 from dal_kernels.ops import KERNELS
 
 pytestmark = pytest.mark.gpu
@@ -225,6 +227,51 @@ def test_a_device_that_is_not_the_current_one(backend: str) -> None:
 @pytest.mark.parametrize("shape", [(8192, 1000), (256, 50_000)])
 def test_a_step_needs_the_gradient_and_nothing_else(backend: str, shape: tuple[int, int]) -> None:
     logits, target = torch.randn(shape, device="cuda", requires_grad=True), torch.zeros(shape[0], device="cuda").long()
+    dynamics_aware_loss(logits, target, 0.7, 0.5, backend=backend).backward()
+    logits.grad = None
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    dynamics_aware_loss(logits, target, 0.7, 0.5, backend=backend).backward()
+    assert torch.cuda.max_memory_allocated() - before <= 1.1 * logits.nbytes
+
+
+# Classes of one lane, of several warps, of more than are read where they lie; positions at any addresses.
+IMAGES = [(2, 21, 64, 64), (3, 19, 33, 7), (2, 150, 40, 30), (1, MOST_APART_ON_GPU, 9, 64), (2, 500, 31), (300, 7, 3)]
+
+
+@dtypes
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("bootstrap", ["soft", "hard"])
+@pytest.mark.parametrize("shape", IMAGES, ids=str)
+def test_images_match_truth(
+    backend: str, shape: tuple[int, ...], dtype: torch.dtype, reduction: str, bootstrap: str, channels_last: bool
+) -> None:
+    """As their rows do one beside the other, which truth.py holds."""
+    logits = 3 * torch.randn(shape, device="cuda").to(dtype)
+    if channels_last:
+        logits = logits.movedim(1, -1).contiguous().movedim(-1, 1)
+    target = torch.randint(shape[1], (shape[0], *shape[2:]), device="cuda")
+    target[torch.rand(target.shape, device="cuda") < 0.2] = -100
+    leaf = logits.detach().requires_grad_()
+    options: dict[str, Any] = {"reduction": reduction, "bootstrap": bootstrap, "return_stats": True}
+    loss, stats = dynamics_aware_loss(leaf, target, 0.7, 0.5, backend=backend, **options)
+    upstream = torch.randn(loss.shape, device="cuda")
+    gradient = torch.autograd.grad(loss, leaf, upstream.to(loss.dtype))[0]
+    rows = logits.double().requires_grad_()
+    true_loss, true_stats = dynamics_aware_loss(rows, target, 0.7, 0.5, backend="eager", **options)
+    truth = torch.autograd.grad(true_loss, rows, upstream.double())[0]
+    torch.testing.assert_close(loss.double(), true_loss, rtol=2e-5, atol=2e-5)
+    assert relative_error(gradient, truth) <= gradient_bound(truth, dtype)
+    assert torch.equal(stats.prediction, true_stats.prediction)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_step_of_images_needs_the_gradient_and_nothing_else(backend: str, channels_last: bool) -> None:
+    logits, target = torch.randn(8, 21, 256, 256, device="cuda"), torch.zeros(8, 256, 256, device="cuda").long()
+    if channels_last:
+        logits = logits.to(memory_format=torch.channels_last)
+    logits.requires_grad_()
     dynamics_aware_loss(logits, target, 0.7, 0.5, backend=backend).backward()
     logits.grad = None
     torch.cuda.reset_peak_memory_stats()

@@ -74,7 +74,7 @@ MUTANTS = {
         "select(poisoned < row_ints(0), largest, poisoned)",
         "largest",
     ),
-    "all rows taken for those of the first image": ("cpu/batch.h", "row / inner * outer_stride + ", ""),
+    "all rows taken for those of the first image": ("batch.h", "row / inner * outer_stride + ", ""),
     "last classes of a row are another row's": ("cpu/lane_tile.h", "cls >= 0; cls -= kSide", "cls > 0; cls -= kSide"),
     "last of equal classes": ("cpu/block_sums.h", "(here < first)", "((here > first) | (first == I(kBlock)))"),
 }
@@ -223,6 +223,35 @@ TRITON_REDUCTION_MUTANTS = {
         "leaves_its_ticket and 100",
     ),
 }
+# Of rows that lie apart.
+TRITON_LAYOUT_MUTANTS = {
+    "rows past the last are read": ("apart.py", "tl.where(live, row, 0)", "row", "edges and 45"),
+    "all rows taken for those of the first image": (
+        "apart.py",
+        "image * outer_stride + position",
+        "position",
+        "edges and 9 and 70",
+    ),
+    "target term dropped where rows lie apart": (
+        "short_rows.py",
+        "g -= tl.where(at_target, tl.expand_dims(gradient.target_term, AXIS), 0.0)",
+        "pass",
+        "edges and 9 and 70",
+    ),
+    "argmax term dropped in the backward": (
+        "gradient.py",
+        "g -= tl.where(column[None, :] == argmax[:, None], gradient.argmax_term[:, None], 0.0)",
+        "pass",
+        "made_in_the_backward and hard and float32",
+    ),
+    "what stands in an ignored row is used": ("short_rows.py", "PREDICTION or APART", "PREDICTION", "anything_may"),
+    "0 / 0 written as if rows were packed": (
+        "reduction.py",
+        "place = row // step * (step * CLASSES) + row % step",
+        "pass",
+        "weights_of_zero and some",
+    ),
+}
 
 PACE_MUTANTS = {
     "ignored rows agree": ("pace.h", "agreement += counted && ", "agreement += "),
@@ -333,6 +362,12 @@ SHARED = (NUMERICS, "tests/test_linear.py")
 BY_EXECUTOR = {"DAL_TEST_TRITON": "executor asc"}
 FAMILY = ("tests/test_triton_objectives.py",)
 REDUCTION = ("tests/test_triton_reduction.py",)
+LAYOUTS = ("tests/test_gpu_layouts.py",)
+ALONE = {
+    **dict.fromkeys(TRITON_WIDE_MUTANTS, FAMILY),
+    **dict.fromkeys(TRITON_REDUCTION_MUTANTS, REDUCTION),
+    **dict.fromkeys(TRITON_LAYOUT_MUTANTS, LAYOUTS),
+}
 
 
 @needs_executor
@@ -346,12 +381,12 @@ def test_the_suite_catches_in_triton(name: str, tmp_path: Path) -> None:
 
 
 @needs_executor
-@pytest.mark.sampled(2)
-@pytest.mark.parametrize("name", [*TRITON_WIDE_MUTANTS, *TRITON_REDUCTION_MUTANTS])
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("name", ALONE)
 def test_the_suite_catches_in_triton_alone(name: str, tmp_path: Path) -> None:
     """By tests that choose the executor themselves."""
-    *mutant, selection = (TRITON_WIDE_MUTANTS | TRITON_REDUCTION_MUTANTS)[name]
-    result = run_triton_tests(mutant, selection, tmp_path, FAMILY if name in TRITON_WIDE_MUTANTS else REDUCTION)
+    *mutant, selection = (TRITON_WIDE_MUTANTS | TRITON_REDUCTION_MUTANTS | TRITON_LAYOUT_MUTANTS)[name]
+    result = run_triton_tests(mutant, selection, tmp_path, ALONE[name])
     assert result.returncode == 1, result.stdout[-3000:] + result.stderr[-2000:]
     assert "1 failed" in result.stdout
 
@@ -363,8 +398,9 @@ def test_the_suite_catches_in_triton_alone(name: str, tmp_path: Path) -> None:
         (TRITON_MUTANTS, SHARED, BY_EXECUTOR),
         (TRITON_WIDE_MUTANTS, FAMILY, {}),
         (TRITON_REDUCTION_MUTANTS, REDUCTION, {}),
+        (TRITON_LAYOUT_MUTANTS, LAYOUTS, {}),
     ],
-    ids=["shared", "wide", "reduction"],
+    ids=["shared", "wide", "reduction", "layouts"],
 )
 def test_the_unchanged_triton_source_passes_what_catches_mutants(
     mutants: dict[str, tuple[str, ...]], files: tuple[str, ...], variables: dict[str, str], tmp_path: Path

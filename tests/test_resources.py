@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import functools
+import math
 from pathlib import Path
 
 import pytest
 
 from benchmarks import resources
-from benchmarks.resources import FEW_ROWS, LONG, TARGETS, Resources, Variant
-from dal_kernels.backends.triton.plan import JOINED, plan_backward, plan_forward, plan_statistics
+from benchmarks.resources import FEW_ROWS, IMAGE, LONG, ODD_IMAGE, TARGETS, Resources, Variant
+from dal_kernels.backends.triton.plan import (
+    JOINED,
+    plan_apart,
+    plan_backward,
+    plan_backward_apart,
+    plan_forward,
+    plan_statistics,
+)
 
 try:
     resources.load_compiler()
@@ -53,6 +61,11 @@ OTHERS = [
     Variant("split_statistics", "fp32", LONG, "wide, fields and prediction, no gradient", FEW_ROWS),
     Variant("merge_splits", "fp32", LONG, "wide, fields and prediction, no gradient", FEW_ROWS),
     Variant("merge_statistics", "fp32", LONG, "wide sums", FEW_ROWS),
+    # As many classes as lanes and warps keep of rows that lie apart.
+    Variant("loss_rows", "bf16", 22, "hard, fields and prediction", 8 * IMAGE, IMAGE),
+    Variant("loss_rows", "fp32", 44, "soft, fields and prediction", 8 * ODD_IMAGE, ODD_IMAGE),
+    Variant("loss_rows", "fp32", 352, "wide, fields and prediction", 8 * IMAGE, IMAGE),
+    Variant("gradient_rows_apart", "bf16", 384, "wide, unreduced", 8 * IMAGE, IMAGE),
 ]
 # What is not an element of a block: knobs, label, its logit, fields, sums, the corrected classes. Some are loaded
 # twice, for two layouts. Elements one by one would be 16 to 64 more.
@@ -103,9 +116,14 @@ def test_every_variant_is_launched_with_the_layout_of_the_plan(variant: Variant,
     launch = variant.launch(lanes)
     plans = {"gradient_rows": plan_backward, "row_statistics": plan_statistics}
     plans |= dict.fromkeys(("loss_rows", "loss_long_rows", "split_statistics"), plan_forward)
-    if variant.kernel in plans:
-        plan_of = plans[variant.kernel]
-        plan = plan_of(variant.rows, variant.classes, resources.DTYPES[variant.dtype].itemsize, lanes)
+    size = (variant.rows, variant.classes, itemsize := resources.DTYPES[variant.dtype].itemsize)
+    if variant.positions:
+        plan_of = plan_apart if variant.kernel == "loss_rows" else plan_backward_apart
+        plan = plan_of(*size, math.gcd(variant.positions, 16 // itemsize), lanes)
+        found = [launch.signature.get(name, 1) for name in ("BLOCK", "ROWS", "TILES", "VECTOR")]
+        assert (found, launch.warps) == ([plan.block, plan.rows, plan.tiles, plan.vector], plan.warps)
+    elif variant.kernel in plans:
+        plan = plans[variant.kernel](*size, lanes)
         assert (launch.signature["BLOCK"], launch.warps) == (plan.block, plan.warps)
         assert launch.signature.get("ROWS", 1) == plan.rows
         assert launch.signature.get("TILES", 1) == plan.tiles
@@ -118,6 +136,7 @@ def test_arguments_are_specialized_as_the_jit_does_it() -> None:
         "logits_ptr": "*bf16:16",
         "row_stride": "i32",  # 1000 is no multiple of 16
         "class_stride": "i32",  # do_not_specialize
+        "inner": "i32",
         "target_ptr": "*i64:16",
         "target_stride": 1,
         "knobs_ptr": "*fp32:16",

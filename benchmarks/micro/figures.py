@@ -172,7 +172,7 @@ def _memory(results: Results) -> Any:
 
 def _counts() -> Any:
     """Of the committed counts: instructions, and traffic by direction."""
-    steps = [counts.Count(**item) for item in counts.read()["counts"] if item["gradient"]]
+    steps = [counts.Count(**item) for item in counts.read()["counts"] if item["gradient"] and not item["images"]]
     groups = list(dict.fromkeys(f"{_shape(step.rows, step.classes)}\n{step.dtype}" for step in steps))
     figure, axes = _panels(
         ["Instructions an element (a lane of a warp instruction)", "Global memory traffic, sizes of the logits"],

@@ -28,18 +28,6 @@ struct Targets {
   bool ignored(std::int64_t row) const { return at(row, 0) == ignore_index; }
 };
 
-// Where rows lie: row n * inner + s begins at n * outer_stride + s * inner_stride, as of logits (N, C, S).
-struct Layout {
-  std::int64_t inner, outer_stride, inner_stride, class_stride;
-  // A division takes longer than much of a row.
-  std::int64_t at(std::int64_t row) const {
-    return row < inner ? row * inner_stride : row / inner * outer_stride + row % inner * inner_stride;
-  }
-};
-struct Layouts {
-  Layout logits, gradient;
-};
-
 // Quantities of rows, from which a loss is made elsewhere; those of an ignored row are of class 0.
 template <class Storage>
 struct QuantitiesBatch {

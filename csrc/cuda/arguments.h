@@ -21,8 +21,9 @@ template <class S>
 struct Forward {
   using A = Arithmetic<S>;
   ForwardBatch<S> batch;
+  Layouts layouts;  // of the gradient always; of the logits where rows lie apart
   Reduction reduction;
-  int log_lanes;     // 2^this lanes share a row, where several rows share a warp
+  int log_lanes;     // 2^this lanes share a row, where several rows share a warp; of rows that lie apart, warps
   int splits;        // blocks that share a row, where rows are few
   A* partial;        // (2, blocks): sums of losses and weights
   A* parts;          // (3, N, splits): maximum, S, W of each split; wide (6, N, splits): all of RowSums
@@ -38,6 +39,7 @@ template <class S>
 struct Backward {
   using A = Arithmetic<S>;
   BackwardBatch<S> batch;
+  Layouts layouts;      // where rows lie apart
   const A* correction;  // N / divisor, or null
   bool if_changed;      // the gradient stands there already for a factor of 1
   int lanes;            // that share a row: a power of two, at most the block

@@ -1,6 +1,7 @@
 // The CUDA operators, on the LibTorch stable ABI. Nothing here waits for the device.
 #include <tuple>
 
+#include "layouts.h"
 #include "operator.h"
 
 namespace dal {
@@ -23,26 +24,29 @@ Outputs run_loss(
     const Tensor& given, const Tensor& target, const Tensor& knobs, const std::optional<Tensor>& weight,
     std::int64_t objective, std::int64_t ignore_index, std::int64_t reduction, bool want_gradient,
     bool want_prediction, bool want_fields, const PaceGiven* pace = nullptr) {
-  const Tensor logits = with_unit_class_stride(given);
+  const GivenRows rows_given(given);
+  const Tensor& logits = rows_given.tensor();
   const Place place = Place::of(logits);
   const auto guard = guard_of(place);
   Launcher launcher = launcher_for(place);
   return dispatch(logits, [&](auto storage) {
     using S = decltype(storage);
     using A = Arithmetic<S>;
+    const bool apart = rows_given.is_apart();
     Forward<S> args{};
-    args.batch = forward_batch<S>(logits_of<S>(logits), target, knobs, weight, objective, ignore_index, reduction);
+    args.layouts = rows_given.layouts();
+    args.batch = forward_batch<S>(rows_given.logits<S>(), target, knobs, weight, objective, ignore_index, reduction);
     args.reduction = static_cast<Reduction>(reduction);
     const std::int64_t rows = args.batch.logits.rows, classes = args.batch.logits.classes;
     const bool wide = is_wide(objective);
     require_classes(classes);
-    require(!wide || !want_gradient,
+    require(!wide || !want_gradient || apart,
             "no forward writes the gradient of a loss that sums over all classes: it is made from the fields");
     const bool reduced = args.reduction != kNone;
     const std::int32_t dtype = dtype_code<A>();
     Outputs out{
         reduced ? empty<0>({}, dtype, place) : empty<1>({rows}, dtype, place),
-        want_gradient ? empty<2>({rows, classes}, dtype_of(logits), place) : empty<1>({0}, dtype_of(logits), place),
+        want_gradient ? rows_given.empty_gradient() : empty<1>({0}, dtype_of(logits), place),
         reduced ? empty<0>({}, dtype, place) : empty<1>({0}, dtype, place), std::nullopt, std::nullopt};
     if (want_fields) {
       const std::int64_t kept = wide ? kFields : want_prediction ? kNarrowFields : kGradientFields;
@@ -59,7 +63,8 @@ Outputs run_loss(
     const std::int64_t row_bytes = args.batch.logits.row_stride * static_cast<std::int64_t>(sizeof(S));
     const bool whole = classes % (16 / std::int64_t(sizeof(S))) == 0 && is_aligned(args.batch.logits.data, row_bytes) &&
                        is_aligned(args.batch.gradient, 0);
-    const Plan plan = plan_forward(rows, classes, sizeof(S), whole, want_gradient, wide, launcher.device());
+    const Plan plan = apart ? plan_apart(rows, classes, wide)
+                            : plan_forward(rows, classes, sizeof(S), whole, want_gradient, wide, launcher.device());
     args.log_lanes = plan.log_lanes;
     args.splits = plan.shares;
 
@@ -175,7 +180,8 @@ std::tuple<Tensor, Tensor> statistics_cuda(Tensor given, bool want_argmax, bool 
 void write_gradient(
     const Tensor& out, const Tensor& given, const Tensor& target, const Tensor& fields, const Tensor& prediction,
     const Tensor& upstream, std::int64_t ignore_index, const Tensor& correction, bool if_changed) {
-  const Tensor logits = with_unit_class_stride(given);
+  const GivenRows rows(given);
+  const Tensor& logits = rows.tensor();
   const Place place = Place::of(logits);
   const auto guard = guard_of(place);
   Launcher launcher = launcher_for(place);
@@ -185,10 +191,13 @@ void write_gradient(
     require(correction.numel() <= 1 && dtype_of(correction) == dtype_code<A>(),
             "correction must be one value in the dtype of the loss, or empty");
     Backward<S> args{};
-    args.batch = backward_batch<S>(logits_of<S>(logits), target, fields, prediction, upstream, ignore_index, out);
+    args.batch = backward_batch<S>(rows.logits<S>(), target, fields, prediction, upstream, ignore_index, out);
+    args.layouts = rows.layouts();
     if (correction.numel()) args.correction = static_cast<const A*>(correction.const_data_ptr());
     args.if_changed = if_changed;
-    const BackwardPlan plan = plan_backward(args.batch.logits.rows, args.batch.logits.classes, sizeof(S));
+    const std::int64_t count = args.batch.logits.rows, classes = args.batch.logits.classes;
+    const BackwardPlan plan =
+        rows.is_apart() ? plan_backward_apart(count, classes) : plan_backward(count, classes, sizeof(S));
     args.lanes = plan.lanes;
     const Touched touched{launcher, place};
     touched("logits", logits, sizeof(S));
@@ -198,10 +207,10 @@ void write_gradient(
     touched("upstream", upstream, sizeof(A));
     touched("correction", correction, sizeof(A));
     touched("gradient", out, sizeof(S));
-    if (args.batch.logits.rows > 0)
-      launcher.launch(
-          args.batch.wide ? kernels_of<S>().gradient_wide : kernels_of<S>().gradient,
-          {plan.blocks, plan.parts, plan.threads}, args);
+    const Kernels& kernels = kernels_of<S>();
+    const Kernel& kernel = rows.is_apart() ? (args.batch.wide ? kernels.gradient_apart_wide : kernels.gradient_apart)
+                                           : (args.batch.wide ? kernels.gradient_wide : kernels.gradient);
+    if (count > 0) launcher.launch(kernel, {plan.blocks, plan.parts, plan.threads}, args);
     return 0;
   });
 }
@@ -209,8 +218,7 @@ void write_gradient(
 Tensor gradient_cuda(
     Tensor logits, Tensor target, Tensor fields, Tensor prediction, Tensor upstream, std::int64_t ignore_index,
     Tensor correction) {
-  require(logits.dim() == 2, "logits must be (N, C) with C >= 1");
-  Tensor out = empty<2>({logits.size(0), logits.size(1)}, dtype_of(logits), Place::of(logits));
+  Tensor out = GivenRows(logits).empty_gradient();
   write_gradient(out, logits, target, fields, prediction, upstream, ignore_index, correction, false);
   return out;
 }
@@ -218,20 +226,25 @@ Tensor gradient_cuda(
 void rewrite_gradient_cuda(
     Tensor gradient, Tensor logits, Tensor target, Tensor fields, Tensor prediction, Tensor upstream,
     std::int64_t ignore_index, Tensor correction) {
-  require(gradient.is_contiguous() && dtype_of(gradient) == dtype_of(logits) && gradient.numel() == logits.numel(),
-          "gradient must be contiguous, in shape and dtype those of logits");
+  require(dtype_of(gradient) == dtype_of(logits) && gradient.numel() == logits.numel(),
+          "gradient must be of the shape and dtype of logits");
   require(upstream.dim() == 0 && correction.numel() == 1,
           "one factor for all rows: upstream and correction must be 0-d");
-  write_gradient(gradient, logits, target, fields, prediction, upstream, ignore_index, correction, true);
+  if (GivenRows(logits).lies_as_made(gradient)) {
+    write_gradient(gradient, logits, target, fields, prediction, upstream, ignore_index, correction, true);
+  } else {  // one of the two has been away, as hooks of saved tensors take them, and has come back in another layout
+    torch::stable::copy_(
+        gradient, gradient_cuda(logits, target, fields, prediction, upstream, ignore_index, correction));
+  }
 }
 
 void scale_gradient_cuda(Tensor gradient, Tensor upstream, Tensor correction) {
   const Place place = Place::of(gradient);
   const auto guard = guard_of(place);
   Launcher launcher = launcher_for(place);
-  require(gradient.is_contiguous() && upstream.numel() == 1 && correction.numel() == 1 &&
+  require(fills_its_memory(gradient) && upstream.numel() == 1 && correction.numel() == 1 &&
               dtype_of(upstream) == dtype_of(gradient) && dtype_of(correction) == dtype_of(gradient),
-          "gradient must be contiguous float32 or float64; upstream and correction one value in the same dtype");
+          "gradient must be float32 or float64 without gaps in memory; upstream and correction one value in the same dtype");
   dispatch(gradient, [&](auto storage) {
     using A = decltype(storage);
     if constexpr (std::is_floating_point_v<A>) {

@@ -20,8 +20,9 @@ template <class A> DAL_D A knob_of(const Knobs& knobs, std::int64_t row, int kno
   return knob < knobs.count ? knobs.at<A>(row, knob) : A(0);
 }
 
-// Without branches but for the class weights. A label that is none costs its row, not the memory beside it.
-template <class S> DAL_D RowInput<Arithmetic<S>> row_input(const ForwardBatch<S>& batch, std::int64_t row) {
+// Without branches but for the class weights. A label that is none costs its row, not the memory beside it. Not LOGIT:
+// whoever has all logits of the row at hand finds that of the target among them.
+template <class S, bool LOGIT = true> DAL_D RowInput<Arithmetic<S>> row_input(const ForwardBatch<S>& batch, std::int64_t row) {
   using A = Arithmetic<S>;
   RowInput<A> in;
   in.live = row < batch.logits.rows;
@@ -31,8 +32,11 @@ template <class S> DAL_D RowInput<Arithmetic<S>> row_input(const ForwardBatch<S>
   for (int k = 0; k < 2; ++k) in.knobs[k] = knob_of<A>(batch.knobs, in.row, k);
   const bool valid = static_cast<std::uint64_t>(in.target) < static_cast<std::uint64_t>(batch.logits.classes);
   const std::int64_t label = valid ? in.target : 0;
-  const A logit = widen(batch.logits.row(in.row)[label]);
-  in.target_logit = valid ? logit : not_a_number<A>();
+  in.target_logit = not_a_number<A>();
+  if constexpr (LOGIT) {
+    const A logit = widen(batch.logits.row(in.row)[label]);
+    if (valid) in.target_logit = logit;
+  }
   in.weight = A(1);
   if (batch.weight) in.weight = valid ? batch.weight[label * batch.weight_stride] : A(0);
   if (in.ignored) in.weight = 0;
@@ -157,14 +161,15 @@ DAL_D AffineGradient<Arithmetic<S>> finish_row(
 }
 
 // NaN for the gradient of each row that is not ignored, and for what it is made from again.
-template <class S> DAL_D void spoil_counted_rows(const ForwardBatch<S>& batch) {
+template <class S> DAL_D void spoil_counted_rows(const ForwardBatch<S>& batch, const Layout& layout) {
   using A = Arithmetic<S>;
   const std::int64_t rows = batch.logits.rows, classes = batch.logits.classes;
   for (std::int64_t row = threadIdx.x; row < rows; row += blockDim.x) {
     if (batch.target.ignored(row)) continue;
     if (batch.fields) batch.fields[kScale * rows + row] = not_a_number<A>();
     if (batch.gradient)
-      for (std::int64_t j = 0; j < classes; ++j) narrow(not_a_number<A>(), batch.gradient[row * classes + j]);
+      for (std::int64_t j = 0; j < classes; ++j)
+        narrow(not_a_number<A>(), batch.gradient[layout.at(row) + j * layout.class_stride]);
   }
 }
 
@@ -180,7 +185,8 @@ DAL_D void write_loss(const Forward<S>& args, double loss, double divisor) {
     const double rows = static_cast<double>(args.batch.logits.rows);
     *args.correction = static_cast<A>(!mean || divisor == 0 ? 1.0 : rows / divisor);
   }
-  if (mean && args.batch.weight && __syncthreads_or(threadIdx.x == 0 && divisor == 0)) spoil_counted_rows(args.batch);
+  if (mean && args.batch.weight && __syncthreads_or(threadIdx.x == 0 && divisor == 0))
+    spoil_counted_rows(args.batch, args.layouts.gradient);
   if (args.follow.pace) follow_call(args);
 }
 

@@ -6,13 +6,28 @@
 
 namespace dal {
 
+// With if_changed: whether the gradient that was written stands.
+template <class S> DAL_D bool nothing_changed(const Backward<S>& args) {
+  return args.if_changed && *args.batch.upstream * (args.correction ? *args.correction : Arithmetic<S>(1)) == 1;
+}
+
+// What the forward kept of a row, times what its gradient is multiplied by.
+template <bool WIDE, class S> DAL_D AffineGradient<Arithmetic<S>> read_affine(const Backward<S>& args, std::int64_t row) {
+  using A = Arithmetic<S>;
+  const BackwardBatch<S>& batch = args.batch;
+  const A factor = batch.upstream[row * batch.upstream_stride] * (args.correction ? *args.correction : A(1));
+  const auto field = [&](Field f) { return batch.fields[f * batch.logits.rows + row]; };
+  return {field(kMax), factor * field(kScale), factor * field(kSlope), factor * field(kTargetTerm),
+          batch.prediction ? factor * field(kArgmaxTerm) : A(0), WIDE ? factor * field(kSquare) : A(0),
+          WIDE ? factor * field(kConstant) : A(0)};
+}
+
 // blockIdx.x: rows, as many as there are groups of lanes in a block. blockIdx.y: parts of a row.
 template <class S, bool WIDE> DAL_D void gradient_rows(const Backward<S>& args) {
   using A = Arithmetic<S>;
   constexpr int V = kWidth<S>;
   const BackwardBatch<S>& batch = args.batch;
-  const A correction = args.correction ? *args.correction : A(1);
-  if (args.if_changed && *batch.upstream * correction == 1) return;
+  if (nothing_changed(args)) return;
   const std::int64_t rows = batch.logits.rows;
   const int lane = threadIdx.x % args.lanes;
   const std::int64_t row = std::int64_t(blockIdx.x) * (blockDim.x / args.lanes) + threadIdx.x / args.lanes;
@@ -26,13 +41,7 @@ template <class S, bool WIDE> DAL_D void gradient_rows(const Backward<S>& args) 
   const std::int64_t target = live ? batch.target.at(row) : batch.target.ignore_index;
   const bool counted = target != batch.target.ignore_index;
   AffineGradient<A> affine;
-  if (counted) {
-    const A factor = batch.upstream[row * batch.upstream_stride] * correction;
-    const auto field = [&](Field f) { return batch.fields[f * rows + row]; };
-    affine = {field(kMax), factor * field(kScale), factor * field(kSlope), factor * field(kTargetTerm),
-              batch.prediction ? factor * field(kArgmaxTerm) : A(0), WIDE ? factor * field(kSquare) : A(0),
-              WIDE ? factor * field(kConstant) : A(0)};
-  }
+  if (counted) affine = read_affine<WIDE>(args, row);
 #pragma unroll
   for (int v = 0; v < kBackwardShare; ++v) {
     const int k = first + v * args.lanes + lane;

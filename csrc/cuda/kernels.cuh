@@ -4,6 +4,7 @@
 #include "kernels.h"
 #include "long_rows.cuh"
 #include "rows.cuh"
+#include "rows_apart.cuh"
 #include "short_rows.cuh"
 
 #define DAL_PASTE(name, suffix) dal_##name##_##suffix
@@ -33,6 +34,8 @@ DAL_REGISTER_KERNELS(DAL_FORWARD_KERNEL)
 DAL_LOOPING_KERNELS(DAL_FORWARD_KERNEL)
 DAL_KERNEL(256, gradient, Backward, (gradient_rows<Storage, false>))
 DAL_KERNEL(256, gradient_wide, Backward, (gradient_rows<Storage, true>))
+DAL_KERNEL(256, gradient_apart, Backward, (gradient_rows_apart<Storage, false>))
+DAL_KERNEL(256, gradient_apart_wide, Backward, (gradient_rows_apart<Storage, true>))
 DAL_KERNEL(512, statistics, SumsBatch, row_statistics)
 #if DAL_FLOATING > 0
 DAL_KERNEL(256, scale, Rescale, scale_gradient)
@@ -46,6 +49,7 @@ template <> const Kernels& kernels_of<Storage>() {
   static const Kernels table{
       {DAL_REGISTER_KERNELS(DAL_REGISTER_ENTRY) DAL_LOOPING_KERNELS(DAL_ENTRY)},
       DAL_ENTRY(, gradient, ) DAL_ENTRY(, gradient_wide, )
+      DAL_ENTRY(, gradient_apart, ) DAL_ENTRY(, gradient_apart_wide, )
       DAL_ENTRY(, statistics, ) DAL_FLOATING_ENTRY(, scale, ) DAL_FLOATING_ENTRY(, follow, )};
   return table;
 }

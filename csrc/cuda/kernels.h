@@ -20,7 +20,14 @@ namespace dal {
   X(256, block128w, (loss_row_of_block<Storage, 128, Rows::kWhole>))            \
   X(256, block128, (loss_row_of_block<Storage, 128, Rows::kAny>))               \
   X(256, cluster128w, (loss_row_of_cluster<Storage, 128, Rows::kWhole>))        \
-  X(256, cluster128, (loss_row_of_cluster<Storage, 128, Rows::kAny>))
+  X(256, cluster128, (loss_row_of_cluster<Storage, 128, Rows::kAny>))           \
+  X(256, apart8, (loss_rows_apart<Storage, 1, 8, false>))                       \
+  X(256, apart16, (loss_rows_apart<Storage, 8, 16, false>))                     \
+  X(256, apart24, (loss_rows_apart<Storage, 16, 24, false>))                    \
+  X(256, apart32, (loss_rows_apart<Storage, 24, 32, false>))                    \
+  X(256, apart48, (loss_rows_apart<Storage, 32, 48, false>))                    \
+  X(256, apart32_wide, (loss_rows_apart<Storage, 1, 32, true>))                 \
+  X(256, apart48_wide, (loss_rows_apart<Storage, 32, 48, true>))
 #define DAL_LOOPING_KERNELS(X)                                                  \
   X(512, long_rows, (loss_long_rows<Storage, false>))                           \
   X(512, split_rows, (loss_split_rows<Storage, false>))                         \
@@ -39,7 +46,7 @@ struct Kernel {
 struct Kernels {
   // Parameters by value: Forward<S>, Backward<S>, SumsBatch<S>, Rescale<S>, Follow<S> of arguments.h and batch.h.
   Kernel forward[static_cast<int>(ForwardKernel::count)];
-  Kernel gradient, gradient_wide, statistics, scale, follow;
+  Kernel gradient, gradient_wide, gradient_apart, gradient_apart_wide, statistics, scale, follow;
 };
 template <class S> const Kernels& kernels_of();
 

@@ -27,8 +27,11 @@ struct Plan {
 constexpr int kRowThreads = 256, kRowValues = 128, kLoopThreads = 512;
 // Portable clusters have at most so many blocks.
 constexpr int kMostBlocks = 8;
-// Vectors of a row that a thread of the backward makes.
-constexpr int kBackwardShare = 4;
+// Vectors of a row that a thread of the backward makes, and classes of a row that lie apart.
+constexpr int kBackwardShare = 4, kApartShare = 64;
+// Warps that share 32 rows whose classes lie apart, and the classes of them that a lane keeps: the first so many where
+// other warps can take the rest, else the second.
+constexpr int kMostShares = 8, kApartValues = 32, kMostApartValues = 48;
 
 inline std::int64_t ceil_div(std::int64_t n, std::int64_t d) { return (n + d - 1) / d; }
 inline int whole_warps(std::int64_t threads) { return static_cast<int>(32 * ceil_div(threads, 32)); }
@@ -86,6 +89,23 @@ inline Plan plan_forward(
   return {kernel, threads, rows * shares, 0, static_cast<int>(shares)};
 }
 
+// Of rows whose classes lie apart, of which there are at most kMostApartValues kMostShares.
+inline Plan plan_apart(std::int64_t rows, std::int64_t classes, bool wide) {
+  using K = ForwardKernel;
+  rows = std::max<std::int64_t>(1, rows);
+  int log_shares = 0;
+  while (1 << log_shares < kMostShares && std::int64_t(kApartValues) << log_shares < classes) ++log_shares;
+  const std::int64_t values = ceil_div(classes, std::int64_t(1) << log_shares);
+  const K kernel = wide ? (values <= kApartValues ? K::apart32_wide : K::apart48_wide)
+                   : values <= 8  ? K::apart8
+                   : values <= 16 ? K::apart16
+                   : values <= 24 ? K::apart24
+                   : values <= 32 ? K::apart32
+                                  : K::apart48;
+  const int groups = static_cast<int>(std::min<std::int64_t>(std::max(1, 4 >> log_shares), ceil_div(rows, 32)));
+  return {kernel, (32 * groups) << log_shares, ceil_div(rows, 32 * groups), log_shares};
+}
+
 struct BackwardPlan {
   int lanes, threads;
   std::int64_t blocks, parts;
@@ -97,6 +117,11 @@ inline BackwardPlan plan_backward(std::int64_t rows, std::int64_t classes, int i
   int lanes = 1;
   while (lanes < threads && lanes * kBackwardShare < vectors) lanes *= 2;
   return {lanes, threads, ceil_div(rows, threads / lanes), ceil_div(vectors, std::int64_t(lanes) * kBackwardShare)};
+}
+
+inline BackwardPlan plan_backward_apart(std::int64_t rows, std::int64_t classes) {
+  const int threads = whole_warps(std::min<std::int64_t>(256, rows));
+  return {1, threads, ceil_div(rows, threads), ceil_div(classes, kApartShare)};
 }
 
 // Threads of a block that sums up a row alone.

@@ -37,12 +37,12 @@ def _run_cpu(call: Call) -> tuple[Tensor, RowStats | None]:
 
 def _run_triton(call: Call) -> tuple[Tensor, RowStats | None]:
     raise_for_labels(call)
-    return fused_loss(call.flat, "triton")
+    return fused_loss(call, "triton")
 
 
 def _run_cuda(call: Call) -> tuple[Tensor, RowStats | None]:
     raise_for_labels(call)
-    return fused_loss(call.flat, "cuda")
+    return fused_loss(call, "cuda")
 
 
 RUN: dict[str, Run] = {"triton": _run_triton, "cuda": _run_cuda, "cpu": _run_cpu, "eager": _run_eager}

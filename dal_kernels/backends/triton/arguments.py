@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dal_kernels.fields import FIELDS, GRADIENT_FIELDS, REDUCTIONS, loss_dtype
+from dal_kernels.layouts import rows_of
 from dal_kernels.objectives import OBJECTIVES
 
 _LOGITS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -26,12 +27,17 @@ def require(ok: bool, message: str) -> None:
 
 def check_logits(logits: Tensor) -> None:
     require(logits.dim() == 2 and logits.shape[1] > 0, "logits must be (N, C) with C >= 1")
+    _check_dtype(logits)
+
+
+def _check_dtype(logits: Tensor) -> None:
     require(logits.dtype in _LOGITS, "logits must be float32, float64, bfloat16 or float16")
 
 
 def check_rows(logits: Tensor, target: Tensor) -> None:
-    check_logits(logits)
-    require(target.shape == logits.shape[:1] and target.dtype == torch.int64, "target must be (N,) int64")
+    require(logits.dim() in (2, 3) and logits.shape[1] > 0, "logits must be (N, C) or (B, C, S), N = B S, with C >= 1")
+    _check_dtype(logits)
+    require(target.shape == (rows_of(logits),) and target.dtype == torch.int64, "target must be (N,) int64")
 
 
 def checked_knobs(knobs: Tensor, objective: int, rows: int) -> Tensor:
@@ -47,14 +53,14 @@ def checked_knobs(knobs: Tensor, objective: int, rows: int) -> Tensor:
 
 def check_loss(logits: Tensor, weight: Tensor | None, reduction: int) -> None:
     require(
-        weight is None or (weight.shape == logits.shape[1:] and weight.dtype == loss_dtype(logits)),
+        weight is None or (weight.shape == logits.shape[1:2] and weight.dtype == loss_dtype(logits)),
         "weight must be (C,) in the dtype of the loss",
     )
     require(0 <= reduction < len(REDUCTIONS), "reduction must be 0, 1 or 2")
 
 
 def check_fields(logits: Tensor, fields: Tensor, prediction: Tensor, upstream: Tensor) -> None:
-    rows = len(logits)
+    rows = rows_of(logits)
     require(
         fields.dim() == 2
         and fields.shape[0] >= GRADIENT_FIELDS + (prediction.numel() > 0)

@@ -20,12 +20,14 @@ from dal_kernels.backends.triton.arguments import (
     require,
     unit_class_stride,
 )
+from dal_kernels.backends.triton.layouts import Layout, layout_of
 from dal_kernels.backends.triton.long_rows import loss_long_rows, merge_splits, split_statistics
 from dal_kernels.backends.triton.objectives import FUNCTIONS
 from dal_kernels.backends.triton.plan import (
     JOINED,
     REDUCING_WARPS,
     LaunchPlan,
+    plan_apart,
     plan_forward,
     plan_statistics,
     sums_at_once,
@@ -36,6 +38,7 @@ from dal_kernels.backends.triton.short_rows import loss_rows
 from dal_kernels.backends.triton.statistics import merge_statistics, row_statistics
 from dal_kernels.backends.triton.ticket import ticket_for
 from dal_kernels.fields import FIELDS, GRADIENT_FIELDS, NARROW_FIELDS, REDUCTIONS, loss_dtype
+from dal_kernels.layouts import MOST_APART_ON_GPU, lies_apart, rows_of
 from dal_kernels.objectives import OBJECTIVES
 
 Made = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -50,31 +53,24 @@ def launch_loss(
     """What loss_and_fields gives, and whether the follower has followed the call."""
     logits, target, knobs, weight, objective, ignore_index, reduction, want_gradient = arguments
     check_rows(logits, target)
-    logits = unit_class_stride(logits)
-    rows, classes = logits.shape
+    given, layout = logits, layout_of(logits)
+    logits, rows, classes = layout[:3]
     dtype = loss_dtype(logits)
     knobs = checked_knobs(knobs, objective, rows)
     of = OBJECTIVES[objective]
     check_loss(logits, weight, reduction)
     mean, reduced = REDUCTIONS[reduction] == "mean", REDUCTIONS[reduction] != "none"
     new = functools.partial(empty, logits)
-    gradient = new((rows, classes) if want_gradient else (0,))
+    gradient = layout.empty_gradient(given) if want_gradient else new((0,))
     loss = new(() if reduced else (rows,), dtype=dtype)
     kept = len(FIELDS) if of.is_wide else NARROW_FIELDS if want_prediction else GRADIENT_FIELDS
     fields = new((kept, rows) if want_fields else (0,), dtype=dtype)
     prediction = new((rows,) if want_prediction else (0,), dtype=torch.int64)
     correction = new(() if reduced else (0,), dtype=dtype)
-    plan = plan_forward(rows, classes, logits.element_size(), device.warp_size())
+    plan = plan_of(layout)
     require(not (plan.long and want_gradient), "the gradient of rows this long is made in the backward")
     of_knobs = (knobs, knobs.stride(0) if knobs.dim() == 2 else 0)
-    inputs = (
-        logits,
-        logits.stride(0),
-        target,
-        target.stride(0),
-        *of_knobs,
-        None if weight is None else weight.contiguous(),
-    )
+    inputs = (target, target.stride(0), *of_knobs, None if weight is None else weight.contiguous())
     needs = {"ENTROPY": "entropy" in of.uses, "ARGMAX": of.needs_argmax}
     shared: dict[str, Any] = {
         "OBJECTIVE": FUNCTIONS[objective],
@@ -88,7 +84,7 @@ def launch_loss(
         "PREDICTION": want_prediction,
         "num_warps": plan.warps,
     }
-    packed = logits.stride(0) == classes
+    packed = layout.row_stride == classes
     programs = triton.cdiv(rows, plan.rows)
     with device.current(logits):
         if plan.splits > 1 and rows:
@@ -99,6 +95,8 @@ def launch_loss(
             start(merge_splits, (1,))(
                 parts,
                 places,
+                logits,
+                layout.row_stride,
                 *inputs,
                 loss,
                 correction,
@@ -121,13 +119,20 @@ def launch_loss(
         sums = sums_at_once(plan.warps)
         if plan.long and rows:
             start(loss_long_rows, (programs,))(
-                *inputs, *outputs, BLOCK=plan.block, PACKED=packed, SUMS=sums, **needs, **shared
+                logits,
+                layout.row_stride,
+                *inputs,
+                *outputs,
+                BLOCK=plan.block,
+                PACKED=packed,
+                SUMS=sums,
+                **needs,
+                **shared,
             )
         elif rows:
             start(loss_rows, (programs,))(
-                *inputs[:2],
-                1,
-                *inputs[2:],
+                *layout.of_kernel(),
+                *inputs,
                 gradient,
                 *outputs,
                 BLOCK=plan.block,
@@ -136,6 +141,8 @@ def launch_loss(
                 KEPT=plan.kept,
                 AXIS=0 if plan.lanes else 1,
                 PACKED=packed,
+                APART=layout.apart,
+                VECTOR=plan.vector,
                 PER_ROW=knobs.dim() == 2,
                 GRADIENT=want_gradient,
                 SUMS=sums,
@@ -155,6 +162,7 @@ def launch_loss(
                 programs,
                 rows,
                 ignore_index,
+                layout.inner if layout.apart else None,
                 CLASSES=classes,
                 MEAN=mean,
                 GRADIENT=want_gradient,
@@ -188,10 +196,20 @@ def _launch_splits(
     return parts, places
 
 
+def plan_of(layout: Layout) -> LaunchPlan:
+    """The plan of a forward."""
+    of = (layout.rows, layout.classes, layout.logits.element_size())
+    if layout.apart:
+        return plan_apart(*of, layout.vector, device.warp_size())
+    return plan_forward(*of, device.warp_size())
+
+
 def writes_gradient(logits: Tensor, _: int) -> bool:
     """Whether the forward can write the gradient; of rows that do not fit the registers it is made in the backward."""
-    rows, classes = logits.shape
-    return not plan_forward(rows, classes, logits.element_size(), device.warp_size()).long
+    if logits.dim() == 3 and lies_apart(logits, MOST_APART_ON_GPU):
+        return True
+    classes = logits.shape[1]
+    return not plan_forward(rows_of(logits), classes, logits.element_size(), device.warp_size()).long
 
 
 def loss(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:

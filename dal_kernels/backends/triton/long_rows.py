@@ -137,7 +137,7 @@ def loss_long_rows(
     if REDUCED:
         reduction = Reduction(
             loss_ptr, correction_ptr, partial_ptr, ticket_ptr, weight_ptr, target_ptr, target_stride, None, fields_ptr,
-            count, ignore_index, prediction_ptr, numbers_ptr, every, q_end, max_weight,
+            count, ignore_index, prediction_ptr, numbers_ptr, every, q_end, max_weight, None,
         )  # fmt: skip
         store_sums(reduction, loss, weight)
         reduce_losses(reduction, loss, weight, CLASSES, MEAN, False, FIELDS, SUMS)
@@ -229,6 +229,6 @@ def merge_splits(
     if REDUCED:
         reduction = Reduction(
             loss_ptr, correction_ptr, None, None, weight_ptr, target_ptr, target_stride, None, fields_ptr, count,
-            ignore_index, None, None, 1, 0.0, 0.0,
+            ignore_index, None, None, 1, 0.0, 0.0, None,
         )  # fmt: skip
         store_loss(reduction, loss, weight, CLASSES, MEAN, False, FIELDS)

@@ -17,6 +17,7 @@ class Reduction(NamedTuple):
     ``partial`` (2, programs): the losses and the weights of each program's rows; None of a program that is alone.
     ``ticket`` counts the programs that are done, from 0; None where a launch of its own comes after them.
     ``numbers``: of the pace, which follows the statistics of the call with the three behind it; None where it does not.
+    ``inner``: S of a gradient (B, C, S); None where that is (N, C).
     """
 
     loss: Any
@@ -35,6 +36,7 @@ class Reduction(NamedTuple):
     every: Any
     q_end: Any
     max_weight: Any
+    inner: Any
 
 
 @triton.jit
@@ -97,16 +99,16 @@ def add_programs(
     store_loss(of, tl.sum(loss, 0), tl.sum(weight, 0), CLASSES, MEAN, GRADIENT, FIELDS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["inner"])
 def reduce_sums(
     partial_ptr, loss_ptr, correction_ptr, weight_ptr, target_ptr, target_stride, gradient_ptr, fields_ptr, programs,
-    count, ignore_index,
+    count, ignore_index, inner,
     CLASSES: tl.constexpr, MEAN: tl.constexpr, GRADIENT: tl.constexpr, FIELDS: tl.constexpr, SUMS: tl.constexpr,
 ):  # fmt: skip
     """One program, after those of the rows where they are many, or none."""
     of = Reduction(
         loss_ptr, correction_ptr, partial_ptr, None, weight_ptr, target_ptr, target_stride, gradient_ptr, fields_ptr,
-        count, ignore_index, None, None, 1, 0.0, 0.0,
+        count, ignore_index, None, None, 1, 0.0, 0.0, inner,
     )  # fmt: skip
     add_programs(of, programs, CLASSES, MEAN, GRADIENT, FIELDS, SUMS)
 
@@ -141,5 +143,10 @@ def spoil_counted_rows(of, CLASSES: tl.constexpr, GRADIENT: tl.constexpr, FIELDS
         if FIELDS:
             tl.store(of.fields + SCALE * of.count + row, float("nan"), mask=counted)
         if GRADIENT:
+            step = 1
+            place = row * CLASSES
+            if of.inner is not None:
+                step = of.inner.to(tl.int64)
+                place = row // step * (step * CLASSES) + row % step
             for column in range(0, CLASSES):
-                tl.store(of.gradient + row * CLASSES + column, float("nan"), mask=counted)
+                tl.store(of.gradient + place + column * step, float("nan"), mask=counted)
