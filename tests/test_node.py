@@ -26,7 +26,6 @@ from dal_kernels.arguments import RowStats
 from dal_kernels.backends import choose
 from dal_kernels.functional import loss_of
 from dal_kernels.objectives import OBJECTIVES, dynamics_aware
-from dal_kernels.ops import KERNELS
 from dal_kernels.pace import pace_numbers
 
 pytestmark = pytest.mark.skipif(node.short_way is None, reason=f"no autograd node: {node.error}")
@@ -108,13 +107,13 @@ def test_each_loss_of_the_table_takes_the_short_way(
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
-@pytest.mark.skipif("cpu" not in KERNELS, reason="no CPU extension")
 @pytest.mark.parametrize("labels", [torch.int64, torch.int32, torch.uint8], ids=str)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("shape", [(12, 21), (3, 21, 4), (2, 21, 2, 3)], ids=str)
 def test_labels_of_images_take_the_short_way(
-    shape: tuple[int, ...], reduction: str, labels: torch.dtype, took: list[bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
+    fused: str, shape: tuple[int, ...], reduction: str, labels: torch.dtype, took: list[bool],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     generator = torch.Generator().manual_seed(5)
     leaf = torch.randn(shape, generator=generator)
     target = torch.randint(21, (shape[0], *shape[2:]), generator=generator)
@@ -124,7 +123,7 @@ def test_labels_of_images_take_the_short_way(
         logits = leaf.clone().requires_grad_()
         result = dynamics_aware_loss(
             logits, target.to(labels), 0.8, 0.4, ignore_index=int(target.view(-1)[3]), reduction=reduction,
-            return_stats=True,
+            return_stats=True, backend=fused,
         )  # type: ignore[call-overload]  # fmt: skip
         loss, *rest = tensors_of(result)
         assert loss.shape == (target.shape if reduction == "none" else ())

@@ -63,8 +63,10 @@ PyObject* loss(PyObject*, PyObject* const* given, Py_ssize_t count) {
   const Tensor& given_logits = THPVariable_Unpack(input);
   if (!is_plain(given_logits) || given_logits.dim() < 2 || given_logits.size(1) == 0) Py_RETURN_NONE;
   const bool dense = given_logits.dim() > 2;
-  // As the CPU's kernels take them, who read them where they lie.
-  const Tensor logits = dense && given_logits.is_cpu() ? given_logits.flatten(2) : given_logits;
+  // As operators take them, who read them where they lie.
+  const Tensor logits = dense ? given_logits.flatten(2) : given_logits;
+  const auto held = py::reinterpret_steal<py::object>(dense ? THPVariable_Wrap(logits) : Py_NewRef(input));
+  PyObject* const logits_object = held.ptr();
   const at::ScalarType dtype = logits.scalar_type();
   if (dtype != at::kFloat && dtype != at::kBFloat16 && dtype != at::kHalf && dtype != at::kDouble) Py_RETURN_NONE;
   const Tensor* labels = plain_beside(given[kTarget], logits);
@@ -87,9 +89,9 @@ PyObject* loss(PyObject*, PyObject* const* given, Py_ssize_t count) {
     if (PyUnicode_CompareWithASCIIString(given[kReduction], name) == 0) reduction = value;
   if (beyond || reduction < 0) Py_RETURN_NONE;
   const std::int64_t objective = PyLong_AsLongLong(given[kObjective]);
-  const Plan plan = plan_of(given[kBackend], objective, input, logits);
-  if (!plan.operators || (dense && plan.operators->backend != "cpu")) Py_RETURN_NONE;
-  const std::optional<Tensor> knobs = knobs_of(given[kKnobs], objective, input, logits);
+  const Plan plan = plan_of(given[kBackend], objective, logits_object, logits);
+  if (!plan.operators) Py_RETURN_NONE;
+  const std::optional<Tensor> knobs = knobs_of(given[kKnobs], objective, logits_object, logits);
   if (!knobs) Py_RETURN_NONE;
 
   const Tensor target = (dense ? labels->reshape(-1) : *labels).to(at::kLong);

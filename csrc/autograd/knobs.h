@@ -73,8 +73,9 @@ inline std::optional<Tensor> joined(
     PyObject* const knob = PyTuple_GET_ITEM(given, i);
     if (const Tensor* value = plain_beside(knob, logits)) {
       if (value->scalar_type() != at::kFloat && value->scalar_type() != at::kDouble) return std::nullopt;
-      if (value->dim() > 1 || (value->dim() == 1 && value->size(0) != logits.size(0))) return std::nullopt;
-      of_rows = of_rows || value->dim() == 1;
+      const bool of_row = value->dim() == 1 && logits.dim() == 2 && value->size(0) == logits.size(0);
+      if (value->dim() != 0 && !of_row) return std::nullopt;
+      of_rows = of_rows || of_row;
       values.push_back(*value);
       const Tensor& first = values.front();
       neighbours = neighbours && value->dim() == 0 && value->is_alias_of(first) &&

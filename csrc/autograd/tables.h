@@ -39,7 +39,8 @@ struct Tables {
   py::object record, undisturbed;
   std::uintptr_t launcher = 0;
   // By what the answers depend on; a device is a type and an index, knobs are a stream's.
-  std::map<std::tuple<std::string, std::int64_t, std::int64_t, std::int64_t, at::ScalarType, c10::DeviceType, int>, Plan>
+  std::map<
+      std::tuple<std::string, std::int64_t, std::int64_t, std::int64_t, int, at::ScalarType, c10::DeviceType, int>, Plan>
       plans;
   std::map<std::tuple<std::int64_t, std::vector<double>, at::ScalarType, c10::DeviceType, int, void*>, Tensor> knobs;
   std::map<std::tuple<std::int64_t, Py_ssize_t, double, at::ScalarType, int, void*>, Tensor> numbers;  // on a GPU
@@ -75,9 +76,11 @@ inline Plan plan_of(PyObject* backend, std::int64_t objective, PyObject* logits_
   }
   auto& known = tables().plans;
   const c10::Device device = logits.device();
+  // Of logits (N, C, S) it counts how many rows there are and whether their classes are neighbours.
+  const bool dense = logits.dim() == 3;
   auto kind = std::make_tuple(
-      std::string(name), objective, logits.size(0), logits.size(1), logits.scalar_type(), device.type(),
-      static_cast<int>(device.index()));
+      std::string(name), objective, dense ? logits.size(0) * logits.size(2) : logits.size(0), logits.size(1),
+      dense ? 1 + (logits.stride(1) == 1) : 0, logits.scalar_type(), device.type(), static_cast<int>(device.index()));
   const auto found = known.find(kind);
   if (found != known.end()) return found->second;
   Plan plan{};
