@@ -18,14 +18,14 @@ import pytest
 import torch
 
 from benchmarks import demo
-from benchmarks.training import TrainingConfig, UsageError, main, parse, run_training, write_report
-from benchmarks.training.data import DATA, DataSet
-from benchmarks.training.losses import LOSSES
-from benchmarks.training.metrics import TIMINGS, EpochMetrics
-from benchmarks.training.noise import parse_noise
-from benchmarks.training.train import Trainer
+from dal_kernels.training import TrainingConfig, UsageError, main, parse, run_training, write_report
+from dal_kernels.training.data import DATA, DataSet
+from dal_kernels.training.losses import LOSSES
+from dal_kernels.training.metrics import TIMINGS, EpochMetrics
+from dal_kernels.training.noise import parse_noise
+from dal_kernels.training.train import Trainer
 
-# The extra dal_kernels[demo].
+# The extra dal_kernels[training].
 for module in ("matplotlib", "sklearn", "tabulate", "tqdm"):
     pytest.importorskip(module)
 
@@ -75,7 +75,7 @@ def test_command_line_writes_metrics_table_and_figure(tmp_path: Path, capsys: py
     assert table in printed
     assert all(title in table for title in LOSSES.values())
     assert all(parse_noise(noise).title in table for noise in noises)
-    assert shlex.join(["python", "-m", "benchmarks.training", *arguments]) in table
+    assert shlex.join(["dal-train", *arguments]) in table
     assert torch.__version__ in table
     assert "40.0% of the training labels are wrong" in printed
     assert (out / "digits.png").read_bytes().startswith(b"\x89PNG")
@@ -155,7 +155,7 @@ def test_the_command_of_torchrun_is_kept(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "some")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     assert (
-        parse(["train", "--seed", "1"]).command == "torchrun --nproc-per-node 3 -m benchmarks.training train --seed 1"
+        parse(["train", "--seed", "1"]).command == "torchrun --nproc-per-node 3 -m dal_kernels.training train --seed 1"
     )
 
 
@@ -274,7 +274,7 @@ def test_help_says_which_presets_are_the_authors(capsys: pytest.CaptureFixture[s
         ("compare --data-dir .", "digits"),
         ("compare --data fashion-mnist --data-dir no-such-folder", "no-such-folder"),
         (f"compare --epochs 1 --out {__file__}", "cannot be made"),
-        ("train --noise 0.4 0.6", "0.6"),
+        ("train --noise 0.4 0.4", "noise"),
         ("train --model cnn --widths 4 --learning-rate fast", "learning-rate"),
         ("train --model cnn --widths 0", "widths"),
         ("", "train|compare"),
@@ -288,7 +288,7 @@ def test_command_line_errors_are_one_sentence(arguments: str, named: str, capsys
     printed, error = capsys.readouterr()
     assert status == 2
     assert named in error
-    assert error.startswith("benchmarks.training: ")
+    assert error.startswith("dal-train: ")
     assert error.count("\n") == 1
     assert printed == ""
 
@@ -312,7 +312,7 @@ def test_an_error_of_the_data_is_one_sentence_from_any_process(
     labels = torch.zeros(8, dtype=torch.long)
     monkeypatch.setitem(DATA, "broken", lambda folder: DataSet("broken", 2, Broken(), labels, labels, Broken(), labels))
     assert main(["train", "--data", "broken", "--preset", "digits", "--workers", workers, "--out", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == "benchmarks.training: the image 5.jpg cannot be read\n"
+    assert capsys.readouterr().err == "dal-train: the image 5.jpg cannot be read\n"
 
 
 @pytest.mark.parametrize(
@@ -325,5 +325,5 @@ def test_a_missing_package_names_the_extra(
     monkeypatch.setitem(sys.modules, module, None)
     assert main(["compare", "--epochs", "1", "--seeds", "0"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"benchmarks.training: {package} is missing")
-    assert "dal_kernels[demo]" in error
+    assert error.startswith(f"dal-train: {package} is missing")
+    assert "dal_kernels[training]" in error

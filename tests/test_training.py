@@ -13,17 +13,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.training import PRESETS, Recipe, Run, UsageError
-from benchmarks.training.data import DATA
-from benchmarks.training.data.base import TensorImages
-from benchmarks.training.loader import evaluation_loader, stream, training_loader
-from benchmarks.training.losses import FAMILY, LOSSES, build_loss, exponents
-from benchmarks.training.metrics import EpochMetrics, count_hits, share
-from benchmarks.training.models import build_model
-from benchmarks.training.noise import parse_noise
-from benchmarks.training.parallel import World
-from benchmarks.training.recipes import recipe_for
-from benchmarks.training.report import in_words, summarise
+from dal_kernels.training import PRESETS, Recipe, Run, UsageError
+from dal_kernels.training.data import DATA
+from dal_kernels.training.data.base import TensorImages
+from dal_kernels.training.loader import evaluation_loader, stream, training_loader
+from dal_kernels.training.losses import FAMILY, LOSSES, build_loss, exponents
+from dal_kernels.training.metrics import EpochMetrics, count_hits, share
+from dal_kernels.training.models import build_model
+from dal_kernels.training.noise import parse_noise
+from dal_kernels.training.parallel import World
+from dal_kernels.training.recipes import recipe_for
+from dal_kernels.training.report import in_words, summarise
 
 # The extra dal_kernels[demo].
 for module in ("matplotlib", "sklearn", "tabulate", "tqdm"):

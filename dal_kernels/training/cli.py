@@ -1,0 +1,159 @@
+"""The command line: ``train`` for one run, ``compare`` for losses x noise x seeds."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+from torch import distributed
+
+from dal_kernels import ScheduleWarning
+from dal_kernels.training.compare import run_training
+from dal_kernels.training.config import TrainingConfig
+from dal_kernels.training.data import DATA
+from dal_kernels.training.errors import UsageError
+from dal_kernels.training.losses import FAMILY, FIXED, LOSSES
+from dal_kernels.training.parallel import first_to_say
+from dal_kernels.training.recipes import OFFICIAL, PRESETS, Recipe
+from dal_kernels.training.report import check_packages, write_report
+
+__all__ = ["main", "parse", "sentence"]
+
+OUT = Path("demo-output")
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage above it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog.split()[0]}: {message}\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    made = OneLineParser(
+        prog="dal-train",
+        description="Train on wrong labels. Defaults are in parentheses. Under torchrun processes share each batch.",
+    )
+    commands = made.add_subparsers(dest="to_do", required=True, metavar="train|compare")
+    default = TrainingConfig()
+
+    train = commands.add_parser("train", help="a network", description="Train a network, or one of each asked for.")
+    _add_grid(train, noise=("none",), losses=("dal",), seeds=(0,))
+    compare = commands.add_parser(
+        "compare",
+        help="losses x noise x seeds, with a table and figures",
+        description="Train a network with each loss, noise and seed, and compare them in a table and figures.",
+    )
+    _add_grid(compare, default.noise, default.losses, default.seeds)
+    for command in (train, compare):
+        _add_common(command, default)
+    return made
+
+
+def _add_grid(
+    command: argparse.ArgumentParser, noise: tuple[str, ...], losses: tuple[str, ...], seeds: tuple[int, ...]
+) -> None:
+    add = command.add_argument
+    add("--noise", nargs="+", default=noise, metavar="NOISE", help=f"{NOISE} ({' '.join(noise)})")
+    add("--losses", "--loss", nargs="+", default=losses, metavar="NAME", help=f"{LOSS} ({' '.join(losses)})")
+    add(
+        "--seeds",
+        "--seed",
+        nargs="+",
+        type=int,
+        default=seeds,
+        metavar="N",
+        help=f"{SEED} ({' '.join(map(str, seeds))})",
+    )
+
+
+NOISE = "wrong labels: none, KIND:RATE, RATE alone for symmetric, file:PATH or cifar-n:LABELS:PATH"
+LOSS = f"{', '.join(dict.fromkeys([*LOSSES, *FIXED, *FAMILY]))}, or package.module:attribute"
+PRESET = f"settings to start from (those of the data set); the authors' own are {', '.join(OFFICIAL)}"
+SEED = "fixes wrong labels, first weights and batches"
+
+
+def _add_common(command: argparse.ArgumentParser, default: TrainingConfig) -> None:
+    add = command.add_argument
+    add("--data", choices=list(DATA), default=default.data, help=f"data set ({default.data})")
+    add("--data-dir", type=Path, metavar="DIR", help="folder of its files, if not the usual place")
+    add("--preset", choices=list(PRESETS), help=PRESET)
+    add(
+        "--output",
+        "--out",
+        dest="out",
+        type=Path,
+        metavar="DIR",
+        default=OUT,
+        help=f"folder for all that is written ({OUT})",
+    )
+    add("--resume", action="store_true", help="go on with the runs that are in that folder")
+    add("--workers", type=int, metavar="N", default=default.workers, help="processes that load batches (0: none)")
+    add("--threads", type=int, metavar="N", default=default.threads, help=f"CPU threads ({default.threads})")
+    add("--device", metavar="NAME", default=default.device, help=f"cpu, cuda or cuda:N ({default.device})")
+    settings = command.add_argument_group("settings, each instead of the preset's")
+    digits = PRESETS["digits"]
+    for setting in fields(Recipe):
+        kind = type(getattr(digits, setting.name))
+        options: dict[str, Any] = {"type": kind, "metavar": kind.__name__.upper()}
+        if kind is bool:
+            options = {"action": argparse.BooleanOptionalAction}
+        elif kind is tuple:
+            options = {"type": int, "nargs": "+", "metavar": "N"}
+        flag = f"--{setting.name.replace('_', '-')}"
+        settings.add_argument(flag, default=argparse.SUPPRESS, help=setting.metadata["help"], **options)
+
+
+def parse(argv: Sequence[str] | None = None) -> TrainingConfig:
+    """The configuration that a command line asks for.
+
+    Raises:
+        UsageError: a value makes no sense, or a package is missing.
+        SystemExit: the command line itself is wrong, or asks for help.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = vars(parser().parse_args(argv))
+    if arguments.pop("to_do") == "compare":
+        check_packages()
+    recipe = {setting.name for setting in fields(Recipe)}
+    as_tuple = {
+        name: tuple(value) if isinstance(value, (list, tuple)) else (value,)
+        for name, value in arguments.items()
+        if name in ("noise", "losses", "seeds", "widths")
+    }
+    arguments |= as_tuple
+    changes = {name: value for name, value in arguments.items() if name in recipe}
+    others = {name: value for name, value in arguments.items() if name not in recipe}
+    launcher = ["dal-train"]
+    if distributed.is_torchelastic_launched():
+        launcher = ["torchrun", "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"], "-m", "dal_kernels.training"]
+    command = shlex.join([*launcher, *argv])
+    return TrainingConfig(**others, changes=changes, command=command)
+
+
+def sentence(error: UsageError) -> str:
+    """What went wrong, in a line; from a process that loads batches it comes below that one's traceback."""
+    return str(error).strip().splitlines()[-1].removeprefix(f"{UsageError.__module__}.UsageError: ")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    warnings.simplefilter("always", ScheduleWarning)  # for each run, not once for all
+    try:
+        results = run_training(parse(argv))
+        if argv[0] == "compare" and results.writes:
+            files, text = write_report(results)
+            print(f"\n{text}\nWritten: {', '.join(map(str, files))}")
+    except UsageError as error:
+        if first_to_say(said := f"dal-train: {sentence(error)}"):
+            print(said, file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,170 @@
+"""The grid of runs: each noise, seed and loss, every run in a folder of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dal_kernels.training.checkpoint import load_checkpoint, save_checkpoint, usable
+from dal_kernels.training.config import TrainingConfig
+from dal_kernels.training.data import DataSet, load_data
+from dal_kernels.training.errors import UsageError, need
+from dal_kernels.training.losses import loss_title
+from dal_kernels.training.noise import NoisyLabels, parse_noise
+from dal_kernels.training.parallel import World, join_world
+from dal_kernels.training.provenance import provenance, read_makers, write_makers
+from dal_kernels.training.records import Run, write_metrics
+from dal_kernels.training.train import Trainer
+
+__all__ = ["CHECKPOINT", "Results", "run_training"]
+
+CHECKPOINT, RUN = "checkpoint.pt", "run.json"
+
+
+@dataclass(frozen=True)
+class Results:
+    """All runs in the order they were trained, the time they took in seconds, and the command that asked for them.
+
+    Of the processes that torchrun starts, one ``writes``.
+    """
+
+    config: TrainingConfig
+    runs: list[Run]
+    seconds: float
+    command: str
+    writes: bool
+
+
+def run_training(config: TrainingConfig, data: DataSet | None = None) -> Results:
+    """Train each loss with each noise and each seed, and measure after each epoch.
+
+    Below ``config.out`` each run leaves its metrics, labels, settings and last checkpoint, from which ``config.resume``
+    goes on. Under torchrun all processes call this, and one of them writes.
+
+    Args:
+        data: the data set ``config.data``, if it has been loaded already.
+
+    Raises:
+        UsageError: the data or a package is missing, the folder cannot be written, a checkpoint does not fit, or a
+            setting does not suit the data.
+    """
+    start = time.perf_counter()
+    bar_of = need("tqdm").tqdm
+    data = data or load_data(config.data, config.data_dir)
+    runs: list[Run] = []
+    world = join_world(config.device)
+    with _own_state(config.threads, world.device):
+        folder = None if config.out is None else world.from_main(partial(_make_folder, config.out / config.data))
+        made_by = provenance(config, world)
+        steps = -(-len(data.train) // config.recipe.batch_size) * config.recipe.epochs
+        total = len(config.noise) * len(config.seeds) * len(config.losses) * steps
+        silent = not (config.verbose and world.main)
+        # disable=None: no bar where the output is not a terminal.
+        with bar_of(total=total, unit="batch", disable=True if silent else None) as bar:
+
+            def say(line: str) -> None:
+                if not silent:
+                    bar.write(line)
+
+            for noise, seed in product(map(parse_noise, config.noise), config.seeds):
+                made = partial(noise.apply, data, seed)
+                labels = made() if noise.path is None else world.from_main(made)  # a file need be on one disk only
+                measured = "an unknown share" if math.isnan(labels.measured) else f"{labels.measured:.1%}"
+                say(f"{data.name}, noise {noise}, seed {seed}: {measured} of the training labels are wrong")
+                for loss in config.losses:
+                    run = Run(data.name, noise, labels.measured, loss, seed)
+                    _train_run(config, data, labels, run, world, folder, made_by, say, bar.update)
+                    runs.append(run)
+    return Results(config, runs, time.perf_counter() - start, made_by["command"], world.main)
+
+
+def _train_run(
+    config: TrainingConfig,
+    data: DataSet,
+    labels: NoisyLabels,
+    run: Run,
+    world: World,
+    folder: Path | None,
+    made_by: dict[str, str],
+    say: Callable[[str], None],
+    tick: Callable[[int], object],
+) -> None:
+    """Train one network, or what is left of its training, and fill ``run.history``."""
+    start = time.perf_counter()
+    recipe = config.recipe
+    settings: dict[str, Any] = {
+        **{"data": run.data, "noise": str(run.noise), "loss": run.loss, "seed": run.seed, **asdict(recipe)},
+        "training labels (their hash)": hashlib.sha256(labels.labels.numpy().tobytes()).hexdigest()[:16],
+    }
+    trainer = Trainer(recipe, data, labels.labels, run.loss, run.seed, config.workers, world)
+    own = None if folder is None else folder / run.folder
+    if own is not None:
+
+        def open_folder() -> tuple[dict[str, Any] | None, list[dict[str, str]]]:
+            """The state to go on from and how it was made, or else a folder for a new run."""
+            if config.resume and (own / CHECKPOINT).exists():
+                return load_checkpoint(own / CHECKPOINT, settings), read_makers(own / RUN, made_by)
+            _make_folder(own)
+            for left in (CHECKPOINT, "metrics.csv", "metrics.jsonl"):  # what a run before this one may have left
+                (own / left).unlink(missing_ok=True)
+            labels.save(own / "labels.npz")
+            return None, []
+
+        # The others need not see the folder, which may be on a disk of the first's own.
+        state, makers = world.from_main(open_folder)
+        run.made_by.extend(makers)
+        if state is not None:
+            with usable(own / CHECKPOINT):
+                trainer.restore(state)
+            if world.main:  # whoever was killed after a checkpoint left them without its epoch
+                write_metrics(own / "metrics", [replace(run, history=trainer.history)])
+            tick(len(trainer.history) * len(trainer.batches))
+    if not trainer.done and made_by not in run.made_by:
+        run.made_by.append(made_by)
+        if own is not None and world.main:
+            write_makers(own / RUN, settings, run.made_by)
+    resumed = len(trainer.history)
+    while not trainer.done:
+        trainer.run_epoch(lambda: tick(1))
+        if own is not None and world.main:
+            save_checkpoint(own / CHECKPOINT, {"settings": settings, **trainer.state()})
+            write_metrics(own / "metrics", [replace(run, history=trainer.history)])
+    run.history.extend(trainer.history)
+
+    last = run.history[-1]
+    memorised = f"{last.memorised:6.1%} of the wrong labels memorised, " if labels.measured > 0 else ""
+    already = f", {resumed} of {len(run.history)} epochs trained before" if resumed else ""
+    say(
+        f"  {loss_title(run.loss):<13}  test accuracy {last.test_accuracy:6.1%} (best {last.best_accuracy:6.1%}), "
+        f"{memorised}{time.perf_counter() - start:.1f} s{already}"
+    )
+
+
+def _make_folder(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"the folder {folder} cannot be made: {error}") from error
+    return folder
+
+
+@contextmanager
+def _own_state(threads: int, device: torch.device) -> Iterator[None]:
+    """Threads as asked for, and random numbers of our own; the caller's come back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,106 @@
+"""What is measured in an epoch and after it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from dal_kernels.training.loader import Batch
+
+__all__ = ["TIMINGS", "EpochMetrics", "StepClock", "count_hits", "share"]
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """One epoch, counted from 1. Shares are in [0, 1] and NaN where there is nothing to count.
+
+    Attributes:
+        train_loss: mean over the epoch's samples while the weights move; not comparable between losses.
+        test_accuracy: on the clean test set, after the epoch; ``best_accuracy`` is the highest so far.
+        memorised: share of the training samples known to be labelled wrong that are predicted as their wrong label,
+            after the epoch.
+        mislabelled_right: share of the same samples predicted as their true class.
+        target_prob: p_y, the probability of the given label, mean over the epoch's samples while the weights move; NaN
+            if the loss does not tell.
+        q, bootstrap_weight: what the loss used as the epoch began; NaN if it has no such parameter.
+        learning_rate: used in the epoch.
+        loss_time_share: of the time of a training step (forward, loss, backward, optimiser), the share that the loss
+            and its gradient by the logits take.
+        seconds: of the epoch, evaluation included.
+    """
+
+    epoch: int
+    train_loss: float
+    test_accuracy: float
+    best_accuracy: float
+    memorised: float
+    mislabelled_right: float
+    target_prob: float
+    q: float
+    bootstrap_weight: float
+    learning_rate: float
+    loss_time_share: float
+    seconds: float
+
+
+# The only metrics that differ when a run is repeated.
+TIMINGS = ("loss_time_share", "seconds")
+
+
+def share(part: float, whole: float) -> float:
+    """``part / whole``; NaN of nothing."""
+    return part / whole if whole else float("nan")
+
+
+@torch.no_grad()
+def count_hits(model: nn.Module, loader: DataLoader[Batch], *labels: Tensor) -> Tensor:
+    """How many predictions, in evaluation mode, equal each of ``labels`` (N,), in which batches have their indices.
+
+    Returns one float64 count for each, on the labels' device; the model's mode is restored.
+    """
+    training = model.training
+    model.eval()
+    hits = torch.zeros(len(labels), dtype=torch.float64, device=labels[0].device)
+    for inputs, indices in loader:
+        indices = indices.to(hits.device, non_blocking=True)
+        prediction = model(inputs.to(hits.device, non_blocking=True)).argmax(1)
+        hits += torch.stack([(prediction == of[indices]).sum() for of in labels])
+    model.train(training)
+    return hits
+
+
+class StepClock:
+    """How much of the steps' time the loss takes; on a GPU by events, so that nothing waits."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.on_gpu = device.type == "cuda"
+        self.steps: list[tuple[Any, Any, Any, Any]] = []
+
+    def now(self) -> Any:
+        if not self.on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def add(self, start: Any, loss_start: Any, loss_end: Any) -> None:
+        """A step ends now; the rest was told by :meth:`now`."""
+        self.steps.append((start, loss_start, loss_end, self.now()))
+
+    def loss_share(self) -> float:
+        """Over the steps since the last call."""
+        if self.on_gpu:
+            torch.cuda.synchronize()
+        loss = sum(self._between(loss_start, loss_end) for _, loss_start, loss_end, _ in self.steps)
+        whole = sum(self._between(start, end) for start, _, _, end in self.steps)
+        self.steps.clear()
+        return share(loss, whole)
+
+    def _between(self, first: Any, second: Any) -> float:
+        elapsed: float = first.elapsed_time(second) if self.on_gpu else second - first
+        return elapsed

@@ -1,0 +1,57 @@
+"""What is kept of a run, in memory and in files."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from dal_kernels.training.atomic import replacing
+from dal_kernels.training.metrics import EpochMetrics
+from dal_kernels.training.noise import Noise
+
+__all__ = ["Run", "write_metrics"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One network trained.
+
+    ``measured_noise`` is the share of wrong labels among those whose truth is known; ``made_by`` says how it was
+    trained, more than one thing if it was resumed in another way.
+    """
+
+    data: str
+    noise: Noise
+    measured_noise: float
+    loss: str
+    seed: int
+    history: list[EpochMetrics] = field(default_factory=list, repr=False)
+    made_by: list[dict[str, str]] = field(default_factory=list, repr=False)
+
+    @property
+    def folder(self) -> str:
+        """A name of its own among the runs on one data set, good in any file system."""
+        return quote(f"{self.noise}-{self.loss}-seed{self.seed}".replace(":", "-", 1), safe="")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each epoch; noise as the command line takes it."""
+        key = {name: value for name, value in vars(self).items() if name not in ("history", "made_by")}
+        return [{**key, "noise": str(self.noise), **vars(metrics)} for metrics in self.history]
+
+
+def write_metrics(path: Path, runs: Iterable[Run]) -> list[Path]:
+    """Write a line for each epoch, as CSV and as JSON lines (where not-a-number is NaN); gives the two files."""
+    rows = [row for run in runs for row in run.rows()]
+    as_csv, as_json = path.with_suffix(".csv"), path.with_suffix(".jsonl")
+    with replacing(as_csv) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    with replacing(as_json) as partial:
+        partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return [as_csv, as_json]

@@ -1,0 +1,228 @@
+"""One training run."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dal_kernels import ScheduleWarning
+from dal_kernels.noise import UNKNOWN
+from dal_kernels.stall import stall_message
+from dal_kernels.training.data.base import DataSet
+from dal_kernels.training.errors import UsageError
+from dal_kernels.training.loader import evaluation_loader, stream, training_loader
+from dal_kernels.training.losses import FamilyLoss, KernelLoss, build_loss, exponents
+from dal_kernels.training.metrics import EpochMetrics, StepClock, count_hits, share
+from dal_kernels.training.models import build_model
+from dal_kernels.training.optim import make_optimizer, make_scheduler
+from dal_kernels.training.parallel import World
+from dal_kernels.training.recipes import Recipe
+
+__all__ = ["Trainer"]
+
+AMP_DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Trainer:
+    """A network, what trains it, and what has been measured so far.
+
+    All random numbers follow from the seed, the epoch and the process, so an epoch can be trained again from the state
+    that the one before it left: that is all that a checkpoint holds.
+
+    Args:
+        given: (N,) int64, the labels to train on.
+        loss: a name that :func:`build_loss` knows.
+        workers: processes that load batches; 0 loads them in this one.
+
+    Raises:
+        UsageError: a setting does not suit the data, the loss or the processes.
+    """
+
+    def __init__(
+        self, recipe: Recipe, data: DataSet, given: Tensor, loss: str, seed: int, workers: int, world: World
+    ) -> None:
+        self.recipe, self.data, self.seed, self.world = recipe, data, seed, world
+        self.history: list[EpochMetrics] = []
+        shape = data.test.batch([0], train=False).shape[1:]
+        self.network = build_model(recipe, shape, data.classes, stream("weights", seed)).to(world.device)
+        self.model = world.wrap(self.network, recipe.sync_batch_norm)
+        self.optimizer = make_optimizer(recipe, self.model.parameters())
+        self.scheduler = make_scheduler(recipe, self.optimizer)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=recipe.amp == "fp16")
+        self.clock = StepClock(world.device)
+
+        self.batches = training_loader(data.train, recipe.batch_size, seed, workers, world)
+        self.loss_name = loss
+        steps = recipe.epochs * (len(self.batches) if recipe.loss_step == "iteration" else 1)
+        self.loss = build_loss(loss, recipe, steps)
+
+        # Only these are looked at for memorisation; predicting the others would be wasted.
+        wrong = ((given != data.true_labels) & (data.true_labels != UNKNOWN)).nonzero().squeeze(1)
+        self.wrong = len(wrong)
+        batch = 4 * recipe.batch_size // world.size  # no gradients: larger batches fit
+        self.wrong_batches = evaluation_loader(data.train, wrong, batch, workers, world)
+        self.test_batches = evaluation_loader(data.test, torch.arange(len(data.test)), batch, workers, world)
+        self.given, self.true, self.test_labels = (
+            labels.to(world.device) for labels in (given, data.true_labels, data.test_labels)
+        )
+
+    @property
+    def done(self) -> bool:
+        return len(self.history) >= self.recipe.epochs
+
+    def run_epoch(self, tick: Callable[[], object]) -> EpochMetrics:
+        """Train an epoch and measure; ``tick`` is called after each batch.
+
+        Raises:
+            UsageError: an image cannot be read, the model gives no logits, or the loss is no loss of them.
+
+        Warns:
+            ScheduleWarning: nothing has been learnt by the time that q has passed 1.
+        """
+        start = time.perf_counter()
+        epoch = len(self.history) + 1
+        q, bootstrap_weight = exponents(self.loss)
+        learning_rate = self.optimizer.param_groups[0]["lr"]
+        loss, target_prob, samples = self._train(epoch, tick)
+        if self.recipe.loss_step == "epoch":
+            self._step_loss()
+        self.scheduler.step()
+
+        self.world.share_buffers(self.network)
+        schedule = getattr(self.loss, "schedule", None)
+        if schedule is not None and hasattr(schedule, "synchronize"):
+            # All go on from what one process saves.
+            schedule.synchronize()
+        hits = torch.cat(
+            [
+                self._count_hits(self.test_batches, self.test_labels),
+                self._count_hits(self.wrong_batches, self.given, self.true),
+            ]
+        )
+        right, memorised, mislabelled_right = self.world.sum(hits).tolist()
+        accuracy = right / len(self.test_labels)
+        metrics = EpochMetrics(
+            epoch=epoch,
+            train_loss=loss / samples,
+            test_accuracy=accuracy,
+            best_accuracy=max([accuracy, *(earlier.test_accuracy for earlier in self.history)]),
+            memorised=share(memorised, self.wrong),
+            mislabelled_right=share(mislabelled_right, self.wrong),
+            target_prob=target_prob / samples,
+            q=q,
+            bootstrap_weight=bootstrap_weight,
+            learning_rate=learning_rate,
+            loss_time_share=self.clock.loss_share(),
+            seconds=time.perf_counter() - start,
+        )
+        self._warn_of_stall(metrics)
+        self.history.append(metrics)
+        return metrics
+
+    def _train(self, epoch: int, tick: Callable[[], object]) -> tuple[float, float, float]:
+        """One pass; sums of loss and p_y over the samples, and how many they were, over all processes."""
+        self.model.train()
+        self.batches.batch_sampler.sampler.set_epoch(epoch)  # type: ignore[union-attr]
+        torch.manual_seed(stream("epoch", self.seed, epoch, self.world.rank))  # augmentation, dropout
+        sums = torch.zeros(3, dtype=torch.float64, device=self.world.device)  # there: no synchronisation per batch
+        for inputs, indices in self.batches:
+            inputs, indices = (part.to(self.world.device, non_blocking=True) for part in (inputs, indices))
+            loss, target_prob = self._train_step(inputs, self.given[indices])
+            sums += torch.stack([loss * len(inputs), target_prob.sum(), torch.ones_like(loss) * len(inputs)])
+            if self.recipe.loss_step == "iteration":
+                self._step_loss()
+            tick()
+        loss_sum, target_prob_sum, samples = self.world.sum(sums).tolist()
+        return loss_sum, target_prob_sum, samples
+
+    def _train_step(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of the optimiser; the loss () and p_y of the labels (B,), NaN if the loss does not tell."""
+        start = self.clock.now()
+        logits = self._forward(inputs)
+        if not isinstance(logits, Tensor):
+            raise UsageError(f"model {self.recipe.model} must give logits, got {type(logits).__name__}")
+        # The gradient by the logits is made apart from the rest, so that its time can be told apart.
+        leaf = logits.detach().requires_grad_()
+        loss_start = self.clock.now()
+        with self._autocast():
+            loss = self._checked_loss(leaf, labels)
+        self.scaler.scale(loss).backward()
+        loss_end = self.clock.now()
+        self.optimizer.zero_grad()
+        logits.backward(leaf.grad)
+        if self.recipe.clip_norm < math.inf:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.clock.add(start, loss_start, loss_end)
+        unknown = torch.full_like(loss, math.nan)
+        return loss.detach(), self.loss.target_prob if isinstance(self.loss, KernelLoss | FamilyLoss) else unknown
+
+    def _forward(self, inputs: Tensor) -> Tensor:
+        try:
+            with self._autocast():
+                return self.model(inputs)
+        except ValueError as error:
+            if len(inputs) > 1:
+                raise
+            raise UsageError(  # batch normalisation: all other layers take one sample
+                f"model {self.recipe.model} cannot train on a batch of one sample ({error}): batch_size must be at "
+                f"least {2 * self.world.size}, 2 for each process, got {self.recipe.batch_size}, of "
+                f"{len(self.data.train)} training samples"
+            ) from error
+
+    def _checked_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        try:
+            loss = self.loss(logits, labels)
+        except Exception as error:  # its author's code may raise anything
+            raise UsageError(
+                f"loss {self.loss_name} cannot be used on logits {tuple(logits.shape)} and labels "
+                f"{tuple(labels.shape)}: {type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
+            got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise UsageError(f"loss {self.loss_name} must give one number with a gradient, got {got}")
+        return loss
+
+    def _step_loss(self) -> None:
+        if hasattr(self.loss, "step"):
+            self.loss.step()
+
+    def _autocast(self) -> torch.autocast:
+        dtype = AMP_DTYPES[self.recipe.amp]
+        return torch.autocast(self.world.device.type, dtype, enabled=dtype is not None)
+
+    def _count_hits(self, *loader_and_labels: Any) -> Tensor:
+        with self._autocast():
+            return count_hits(self.network, *loader_and_labels)
+
+    def _warn_of_stall(self, metrics: EpochMetrics) -> None:
+        """Once a run, in the first process."""
+        message, before = (
+            stall_message(of.target_prob, of.q, self.data.classes) if of else None
+            for of in (metrics, self.history[-1] if self.history else None)
+        )
+        if message and not before and self.world.main:
+            warnings.warn(message, ScheduleWarning, stacklevel=2)
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next epoch depends on, as tensors and plain values."""
+        return {**{name: part.state_dict() for name, part in self._parts()}, "history": list(map(asdict, self.history))}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a :meth:`state` saved by a trainer with the same settings."""
+        for name, part in self._parts():
+            part.load_state_dict(state[name])
+        self.history = [EpochMetrics(**epoch) for epoch in state["history"]]
+
+    def _parts(self) -> list[tuple[str, Any]]:
+        names = ("network", "optimizer", "scheduler", "scaler", "loss")
+        return [(name, getattr(self, name)) for name in names if hasattr(getattr(self, name), "state_dict")]
