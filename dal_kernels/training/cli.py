@@ -17,7 +17,7 @@ from torch import distributed
 from dal_kernels import ScheduleWarning
 from dal_kernels.training.compare import run_training
 from dal_kernels.training.config import TrainingConfig
-from dal_kernels.training.data import DATA
+from dal_kernels.training.data import BAD_IMAGES, DATA, SOURCES
 from dal_kernels.training.errors import UsageError
 from dal_kernels.training.losses import FAMILY, FIXED, LOSSES
 from dal_kernels.training.parallel import first_to_say
@@ -77,13 +77,20 @@ def _add_grid(
 NOISE = "wrong labels: none, KIND:RATE, RATE alone for symmetric, file:PATH or cifar-n:LABELS:PATH"
 LOSS = f"{', '.join(dict.fromkeys([*LOSSES, *FIXED, *FAMILY]))}, or package.module:attribute"
 PRESET = f"settings to start from (those of the data set); the authors' own are {', '.join(OFFICIAL)}"
+DATA_HELP = f"{', '.join(DATA)}; or {', '.join(f'{kind}:PATH' for kind in SOURCES)}"
 SEED = "fixes wrong labels, first weights and batches"
 
 
 def _add_common(command: argparse.ArgumentParser, default: TrainingConfig) -> None:
     add = command.add_argument
-    add("--data", choices=list(DATA), default=default.data, help=f"data set ({default.data})")
+    add("--data", metavar="DATA", default=default.data, help=f"{DATA_HELP} ({default.data})")
     add("--data-dir", type=Path, metavar="DIR", help="folder of its files, if not the usual place")
+    add(
+        "--bad-images",
+        choices=BAD_IMAGES,
+        default=default.bad_images,
+        help=f"what is done about images that cannot be read ({default.bad_images}: go on without them, and list them)",
+    )
     add("--preset", choices=list(PRESETS), help=PRESET)
     add(
         "--output",
@@ -105,6 +112,8 @@ def _add_common(command: argparse.ArgumentParser, default: TrainingConfig) -> No
         options: dict[str, Any] = {"type": kind, "metavar": kind.__name__.upper()}
         if kind is bool:
             options = {"action": argparse.BooleanOptionalAction}
+        elif setting.metadata["names"]:
+            options = {"choices": setting.metadata["names"]}
         elif kind is tuple:
             options = {"type": int, "nargs": "+", "metavar": "N"}
         flag = f"--{setting.name.replace('_', '-')}"

@@ -23,19 +23,21 @@ from dal_kernels.training.losses import loss_title
 from dal_kernels.training.noise import NoisyLabels, parse_noise
 from dal_kernels.training.parallel import World, join_world
 from dal_kernels.training.provenance import provenance, read_makers, write_makers
-from dal_kernels.training.records import Run, write_metrics
+from dal_kernels.training.recipes import Recipe
+from dal_kernels.training.records import Run, write_metrics, write_skipped
 from dal_kernels.training.train import Trainer
 
 __all__ = ["CHECKPOINT", "Results", "run_training"]
 
-CHECKPOINT, RUN = "checkpoint.pt", "run.json"
+CHECKPOINT, BEST, RUN, SKIPPED = "checkpoint.pt", "best.pt", "run.json", "skipped.csv"
+HELD_OUT = 0.1  # of the training samples, where there are no others to test on
 
 
 @dataclass(frozen=True)
 class Results:
     """All runs in the order they were trained, the time they took in seconds, and the command that asked for them.
 
-    Of the processes that torchrun starts, one ``writes``.
+    Of the processes that torchrun starts, one ``writes``. ``verified`` is whether the labels of the test are.
     """
 
     config: TrainingConfig
@@ -43,6 +45,7 @@ class Results:
     seconds: float
     command: str
     writes: bool
+    verified: bool
 
 
 def run_training(config: TrainingConfig, data: DataSet | None = None) -> Results:
@@ -60,13 +63,16 @@ def run_training(config: TrainingConfig, data: DataSet | None = None) -> Results
     """
     start = time.perf_counter()
     bar_of = need("tqdm").tqdm
-    data = data or load_data(config.data, config.data_dir)
+    data = data or load_data(config.data, config.data_dir, config.recipe.image_size, config.bad_images)
+    recipe = config.recipe
+    if not len(data.test) and not recipe.val_fraction:
+        recipe = replace(recipe, val_fraction=HELD_OUT)
     runs: list[Run] = []
     world = join_world(config.device)
     with _own_state(config.threads, world.device):
-        folder = None if config.out is None else world.from_main(partial(_make_folder, config.out / config.data))
+        folder = None if config.out is None else world.from_main(partial(_make_folder, config.out / data.name))
         made_by = provenance(config, world)
-        steps = -(-len(data.train) // config.recipe.batch_size) * config.recipe.epochs
+        steps = -(-len(data.train) // recipe.batch_size) * recipe.epochs
         total = len(config.noise) * len(config.seeds) * len(config.losses) * steps
         silent = not (config.verbose and world.main)
         # disable=None: no bar where the output is not a terminal.
@@ -79,17 +85,26 @@ def run_training(config: TrainingConfig, data: DataSet | None = None) -> Results
             for noise, seed in product(map(parse_noise, config.noise), config.seeds):
                 made = partial(noise.apply, data, seed)
                 labels = made() if noise.path is None else world.from_main(made)  # a file need be on one disk only
-                measured = "an unknown share" if math.isnan(labels.measured) else f"{labels.measured:.1%}"
-                say(f"{data.name}, noise {noise}, seed {seed}: {measured} of the training labels are wrong")
+                say(f"{data.name}, noise {noise}, seed {seed}: {_in_words(labels, data)}")
                 for loss in config.losses:
                     run = Run(data.name, noise, labels.measured, loss, seed)
-                    _train_run(config, data, labels, run, world, folder, made_by, say, bar.update)
+                    _train_run(config, recipe, data, labels, run, world, folder, made_by, say, bar.update)
                     runs.append(run)
-    return Results(config, runs, time.perf_counter() - start, made_by["command"], world.main)
+    return Results(config, runs, time.perf_counter() - start, made_by["command"], world.main, data.verified)
+
+
+def _in_words(labels: NoisyLabels, data: DataSet) -> str:
+    """How many labels are wrong, as far as anybody knows."""
+    if math.isnan(labels.measured):
+        return "how many of the training labels are wrong is unknown"
+    if not data.verified:
+        return f"{labels.measured:.1%} of the training labels were changed; how many were wrong before is unknown"
+    return f"{labels.measured:.1%} of the training labels are wrong"
 
 
 def _train_run(
     config: TrainingConfig,
+    recipe: Recipe,
     data: DataSet,
     labels: NoisyLabels,
     run: Run,
@@ -101,10 +116,11 @@ def _train_run(
 ) -> None:
     """Train one network, or what is left of its training, and fill ``run.history``."""
     start = time.perf_counter()
-    recipe = config.recipe
+    data = labels.noise.known(data)
     settings: dict[str, Any] = {
         **{"data": run.data, "noise": str(run.noise), "loss": run.loss, "seed": run.seed, **asdict(recipe)},
         "training labels (their hash)": hashlib.sha256(labels.labels.numpy().tobytes()).hexdigest()[:16],
+        "class_names": data.names,
     }
     trainer = Trainer(recipe, data, labels.labels, run.loss, run.seed, config.workers, world)
     own = None if folder is None else folder / run.folder
@@ -115,9 +131,15 @@ def _train_run(
             if config.resume and (own / CHECKPOINT).exists():
                 return load_checkpoint(own / CHECKPOINT, settings), read_makers(own / RUN, made_by)
             _make_folder(own)
-            for left in (CHECKPOINT, "metrics.csv", "metrics.jsonl"):  # what a run before this one may have left
+            for left in (
+                CHECKPOINT,
+                BEST,
+                SKIPPED,
+                "metrics.csv",
+                "metrics.jsonl",
+            ):  # what a run before this one may have left
                 (own / left).unlink(missing_ok=True)
-            labels.save(own / "labels.npz")
+            labels.save(own / "labels.npz", paths=data.paths(train=True), class_names=data.names)
             return None, []
 
         # The others need not see the folder, which may be on a disk of the first's own.
@@ -132,22 +154,47 @@ def _train_run(
     if not trainer.done and made_by not in run.made_by:
         run.made_by.append(made_by)
         if own is not None and world.main:
-            write_makers(own / RUN, settings, run.made_by)
+            write_makers(own / RUN, {**settings, **_source(config, data, trainer)}, run.made_by)
     resumed = len(trainer.history)
     while not trainer.done:
         trainer.run_epoch(lambda: tick(1))
+        unreadable = trainer.unreadable()
         if own is not None and world.main:
-            save_checkpoint(own / CHECKPOINT, {"settings": settings, **trainer.state()})
+            state = {"settings": settings, "shape": trainer.shape, **trainer.state()}
+            save_checkpoint(own / CHECKPOINT, state)
+            if trainer.held and trainer.best_epoch == len(trainer.history):
+                save_checkpoint(own / BEST, state)
             write_metrics(own / "metrics", [replace(run, history=trainer.history)])
+            if unreadable:
+                write_skipped(
+                    own / SKIPPED, [(part, data.paths(part == "train")[i], why) for part, i, why in unreadable]
+                )
+    if unreadable := trainer.unreadable():
+        where = "" if own is None else f", see {own / SKIPPED}"
+        say(f"  {len(unreadable)} images could not be read and were left out{where}")
     run.history.extend(trainer.history)
 
     last = run.history[-1]
     memorised = f"{last.memorised:6.1%} of the wrong labels memorised, " if labels.measured > 0 else ""
     already = f", {resumed} of {len(run.history)} epochs trained before" if resumed else ""
-    say(
-        f"  {loss_title(run.loss):<13}  test accuracy {last.test_accuracy:6.1%} (best {last.best_accuracy:6.1%}), "
-        f"{memorised}{time.perf_counter() - start:.1f} s{already}"
-    )
+    best = run.history[trainer.best_epoch - 1]
+    validated = f"validation {best.validation_accuracy:6.1%} in epoch {best.epoch}, the best, " if trainer.held else ""
+    tested = f"test accuracy {last.test_accuracy:6.1%} (best {last.best_accuracy:6.1%}), " if len(data.test) else ""
+    say(f"  {loss_title(run.loss):<13}  {tested}{validated}{memorised}{time.perf_counter() - start:.1f} s{already}")
+
+
+def _source(config: TrainingConfig, data: DataSet, trainer: Trainer) -> dict[str, Any]:
+    """Where a run's samples come from, so that what it gives can be mapped back."""
+    _, _, path = config.data.partition(":")
+    place = Path(path) if path else config.data_dir
+    return {
+        "data source": config.data,
+        "data path": None if place is None else str(place.resolve()),
+        "input shape": list(trainer.shape),
+        "training samples": len(data.train),
+        "test samples": len(data.test),
+        "paths": "labels.npz",
+    }
 
 
 def _make_folder(folder: Path) -> Path:

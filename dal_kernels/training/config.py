@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dal_kernels.training.data import DATA
+from dal_kernels.training.data import BAD_IMAGES, check_name
 from dal_kernels.training.errors import UsageError
 from dal_kernels.training.losses import LOSSES, build_loss
 from dal_kernels.training.noise import parse_noise
@@ -21,7 +21,9 @@ class TrainingConfig:
     """A grid of runs: each noise with each seed and each loss.
 
     Attributes:
-        data: a name in ``DATA``; ``data_dir`` is where its files are, if it has any.
+        data: a name in ``DATA``, of which ``data_dir`` is where its files are, if it has any; or KIND:PATH, with a kind
+            in ``SOURCES``.
+        bad_images: "skip" or "error", what is done about images that cannot be read.
         preset: a name in ``PRESETS``, None for that of the data set; ``changes`` are settings that replace its own.
             DAL's schedule spans the epochs: below about 10 on digits its q passes 1 before anything has been learnt.
         noise: how training labels are made wrong, each as ``parse_noise`` takes it.
@@ -42,6 +44,7 @@ class TrainingConfig:
 
     data: str = "digits"
     data_dir: Path | None = None
+    bad_images: str = "skip"
     preset: str | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
     noise: tuple[str, ...] = ("0.4", "0.6")
@@ -56,8 +59,9 @@ class TrainingConfig:
     command: str | None = None
 
     def __post_init__(self) -> None:
-        if self.data not in DATA:
-            raise UsageError(f"data must be one of {', '.join(DATA)}, got {self.data!r}")
+        check_name(self.data)
+        if self.bad_images not in BAD_IMAGES:
+            raise UsageError(f"bad_images must be one of {', '.join(BAD_IMAGES)}, got {self.bad_images!r}")
         noise = [str(parse_noise(text)) for text in self.noise]  # 0.4 and symmetric:0.4 are the same
         for name, values in (("noise", noise), ("losses", self.losses), ("seeds", self.seeds)):
             if not values or len(set(values)) != len(values):

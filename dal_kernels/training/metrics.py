@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from dal_kernels.training.loader import Batch
+from dal_kernels.training.loader import Batches
 
 __all__ = ["TIMINGS", "EpochMetrics", "StepClock", "count_hits", "share"]
 
@@ -21,7 +20,9 @@ class EpochMetrics:
 
     Attributes:
         train_loss: mean over the epoch's samples while the weights move; not comparable between losses.
-        test_accuracy: on the clean test set, after the epoch; ``best_accuracy`` is the highest so far.
+        test_accuracy: on the test set, after the epoch; ``best_accuracy`` is the highest so far.
+        validation_accuracy: on training samples held out, against their given labels, wrong ones among them; NaN
+            where none are held out.
         memorised: share of the training samples known to be labelled wrong that are predicted as their wrong label,
             after the epoch.
         mislabelled_right: share of the same samples predicted as their true class.
@@ -38,6 +39,7 @@ class EpochMetrics:
     train_loss: float
     test_accuracy: float
     best_accuracy: float
+    validation_accuracy: float
     memorised: float
     mislabelled_right: float
     target_prob: float
@@ -58,18 +60,20 @@ def share(part: float, whole: float) -> float:
 
 
 @torch.no_grad()
-def count_hits(model: nn.Module, loader: DataLoader[Batch], *labels: Tensor) -> Tensor:
+def count_hits(model: nn.Module, loader: Batches, *labels: Tensor) -> Tensor:
     """How many predictions, in evaluation mode, equal each of ``labels`` (N,), in which batches have their indices.
 
-    Returns one float64 count for each, on the labels' device; the model's mode is restored.
+    Returns one float64 count for each, and at the end of how many predictions, on the labels' device; the model's mode
+    is restored.
     """
     training = model.training
     model.eval()
-    hits = torch.zeros(len(labels), dtype=torch.float64, device=labels[0].device)
+    hits = torch.zeros(len(labels) + 1, dtype=torch.float64, device=labels[0].device)
     for inputs, indices in loader:
         indices = indices.to(hits.device, non_blocking=True)
         prediction = model(inputs.to(hits.device, non_blocking=True)).argmax(1)
-        hits += torch.stack([(prediction == of[indices]).sum() for of in labels])
+        equal = [(prediction == of[indices]).sum() for of in labels]
+        hits += torch.stack([*equal, torch.full_like(prediction[0], len(prediction))])
     model.train(training)
     return hits
 

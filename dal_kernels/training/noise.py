@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 
 from dal_kernels.noise import (
     CIFAR_N,
+    UNKNOWN,
     as_labels,
     asymmetric_noise,
     check_rate,
@@ -119,13 +120,22 @@ class Noise:
                 labels = self._read(self.path, data)
         elif self.rate is None:
             labels = data.train_labels.clone()
-        elif not torch.equal(data.train_labels, data.true_labels):
+        elif data.verified and not torch.equal(data.train_labels, data.true_labels):
             raise UsageError(f"{data.name} has wrong labels of its own: noise must be none or file:PATH, got {self}")
         else:
             # Ten times the seed, as the first tables had it; the trainer's streams are others.
             with usage_errors():
                 labels = MADE[self.kind](data, self.rate, Generator().manual_seed(10 * seed))
-        return NoisyLabels(labels, self, seed, noise_rate(labels, data.true_labels), data.name)
+        return NoisyLabels(labels, self, seed, noise_rate(labels, self.known(data).true_labels), data.name)
+
+    def known(self, data: DataSet) -> DataSet:
+        """``data`` with the truth as far as it is known to labels of this noise.
+
+        Labels that nobody verified are the truth for noise that is made from them, and for no other.
+        """
+        if data.verified or self.rate is not None:
+            return data
+        return replace(data, true_labels=torch.full_like(data.true_labels, UNKNOWN))
 
     def _read(self, path: Path, data: DataSet) -> Tensor:
         if self.labels is not None:
@@ -177,11 +187,15 @@ class NoisyLabels:
     measured: float
     data: str
 
-    def save(self, path: Path) -> None:
-        """Write an .npz file of plain arrays, with the noise as its text."""
+    def save(self, path: Path, paths: Sequence[str], class_names: Sequence[str]) -> None:
+        """Write an .npz file of plain arrays, with the noise as its text, what tells the N samples apart, and what the
+        C classes are called.
+        """
+        numpy = need("numpy")
         arrays = {"seed": self.seed, "measured": self.measured, "data": self.data}
+        words = {"paths": numpy.array(paths, dtype=str), "class_names": numpy.array(class_names, dtype=str)}
         with path.open("wb") as file:  # given a path, numpy may add to its name
-            need("numpy").savez(file, labels=self.labels.numpy(), noise=str(self.noise), **arrays)
+            numpy.savez_compressed(file, labels=self.labels.numpy(), noise=str(self.noise), **arrays, **words)
 
     @staticmethod
     def load(path: Path) -> NoisyLabels:

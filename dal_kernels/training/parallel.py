@@ -38,6 +38,14 @@ class World:
             distributed.all_reduce(values)
         return values
 
+    def gather(self, value: T) -> list[T]:
+        """The ``value`` of each process."""
+        values: list[Any] = [value]
+        if self.size > 1:
+            values = [None] * self.size
+            distributed.all_gather_object(values, value)
+        return values
+
     def from_main(self, make: Callable[[], T]) -> T:
         """What ``make``, called in the process of rank 0 alone, gives: a copy in each of the others.
 

@@ -12,12 +12,12 @@ from dal_kernels.training.errors import UsageError
 __all__ = ["OFFICIAL", "PRESETS", "Recipe", "recipe_for"]
 
 
-def _setting(help: str, accepted: str, ok: Callable[[Any], bool], **default: Any) -> Any:
-    return field(metadata={"help": help, "accepted": accepted, "ok": ok}, **default)
+def _setting(help: str, accepted: str, ok: Callable[[Any], bool], names: tuple[str, ...] = (), **default: Any) -> Any:
+    return field(metadata={"help": help, "accepted": accepted, "ok": ok, "names": names}, **default)
 
 
 def _choice(help: str, *names: str) -> Any:
-    return _setting(help, f"one of {', '.join(names)}", lambda value: value in names, default=names[0])
+    return _setting(help, f"one of {', '.join(names)}", lambda value: value in names, names, default=names[0])
 
 
 def _positive(value: float) -> bool:
@@ -36,12 +36,35 @@ class Recipe:
         UsageError: a value is not among those accepted; the message names the field.
     """
 
-    model: str = _setting("mlp, cnn, resnet18-cifar, or a classifier of torchvision's by name", "a name", bool)
+    model: str = _setting(
+        "auto (by the shape of a sample), mlp, cnn, resnet18-cifar, resnet18-224, or a classifier of torchvision's",
+        "a name",
+        bool,
+    )
     widths: tuple[int, ...] = _setting(
         "widths of the hidden layers of mlp, of the convolutions of cnn",
         "whole numbers >= 1",
         lambda value: all(width >= 1 for width in value),
         default=(),
+    )
+    image_size: int = _setting(
+        "side of the inputs in pixels, of folder:PATH and csv:PATH; 0: that of the images, up to 224",
+        "0 or from 8 to 4096",
+        lambda value: value == 0 or 8 <= value <= 4096,
+        default=0,
+    )
+    val_fraction: float = _setting(
+        "share of the training samples that are held out, with their labels as given, to choose the best epoch by; "
+        "0.1 where the data has no test part",
+        "in [0, 1)",
+        lambda value: 0 <= value < 1,
+        default=0.0,
+    )
+    patience: int = _setting(
+        "stop after so many epochs in which the validation has not become better; 0: never",
+        ">= 0",
+        lambda value: value >= 0,
+        default=0,
     )
     epochs: int = _setting("passes over the training set; schedules span them", ">= 1", lambda value: value >= 1)
     batch_size: int = _setting("samples a step, over all processes", ">= 1", lambda value: value >= 1, default=128)
@@ -78,6 +101,10 @@ class Recipe:
             (
                 self.warmup_epochs < self.epochs,
                 f"warmup_epochs must be below epochs, got {self.warmup_epochs} and {self.epochs}",
+            ),
+            (
+                not self.patience or self.val_fraction > 0,
+                f"patience needs a val_fraction above 0 to stop by, got patience {self.patience}",
             ),
             (not self.nesterov or self.momentum > 0, "nesterov needs a momentum above 0, got 0"),
         ):
@@ -132,6 +159,18 @@ PRESETS = {
     "clothing1m": Recipe(
         model="resnet50", epochs=50, batch_size=256, learning_rate=0.1, sync_batch_norm=True, q_start=0.6
     ),
+    # For folder:PATH and csv:PATH, whatever they show: AdamW learns at the same rate with most networks.
+    "images": Recipe(
+        model="auto",
+        widths=(32, 64, 96, 128),
+        epochs=30,
+        batch_size=64,
+        optimizer="adamw",
+        learning_rate=1e-3,
+        q_start=0.6,
+    ),
+    # A linear probe; with --widths an MLP.
+    "features": Recipe(model="mlp", epochs=30, optimizer="adamw", learning_rate=2e-3, q_start=0.6),
     "image-folder": Recipe(model="resnet18", epochs=90, batch_size=256, learning_rate=0.1, q_start=0.4),
 }
 
@@ -139,16 +178,25 @@ PRESETS = {
 OFFICIAL = ("cifar10", "cifar100", "mini-webvision")
 
 # Data sets whose preset has another name.
-_PRESET_OF = {"kanji-100": "kanji", "kanji-1000": "kanji", "cifar-10": "cifar10", "cifar-100": "cifar100"}
+_PRESET_OF = {
+    "kanji-100": "kanji",
+    "kanji-1000": "kanji",
+    "cifar-10": "cifar10",
+    "cifar-100": "cifar100",
+    "folder": "images",
+    "csv": "images",
+    "npz": "features",
+}
 
 
 def recipe_for(data: str, preset: str | None = None, **changes: Any) -> Recipe:
-    """The preset of a data set, or the one named, with some of its settings changed.
+    """The preset of a data set, or of the kind of KIND:PATH, or the one named, with some of its settings changed.
 
     Raises:
         UsageError: there is no such preset or setting, or a value is not accepted.
     """
-    name = preset or _PRESET_OF.get(data, data)
+    kind = data.partition(":")[0]
+    name = preset or _PRESET_OF.get(kind, kind)
     if name not in PRESETS:
         raise UsageError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
     unknown = set(changes) - set(asdict(PRESETS[name]))

@@ -14,7 +14,7 @@ from dal_kernels.training.atomic import replacing
 from dal_kernels.training.metrics import EpochMetrics
 from dal_kernels.training.noise import Noise
 
-__all__ = ["Run", "write_metrics"]
+__all__ = ["Run", "write_metrics", "write_skipped"]
 
 
 @dataclass(frozen=True)
@@ -55,3 +55,11 @@ def write_metrics(path: Path, runs: Iterable[Run]) -> list[Path]:
     with replacing(as_json) as partial:
         partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return [as_csv, as_json]
+
+
+def write_skipped(path: Path, samples: Iterable[tuple[str, str, str]]) -> None:
+    """Write as CSV the samples that could not be read: part, path and reason."""
+    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("part", "path", "reason"))
+        writer.writerows(samples)

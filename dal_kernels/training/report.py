@@ -19,6 +19,12 @@ from dal_kernels.training.records import Run, write_metrics
 __all__ = ["Spread", "Summary", "check_packages", "in_words", "markdown_table", "summarise", "write_report"]
 
 
+TEST_LABELS = {
+    True: "The test labels are clean",
+    False: "The test labels are taken for clean, but nobody verified them",
+}
+
+
 @dataclass(frozen=True)
 class Spread:
     """Mean and sample standard deviation over seeds; the deviation of one seed is NaN, as are both of a NaN."""
@@ -152,19 +158,19 @@ def write_report(results: Results) -> tuple[list[Path], str]:
     makers = distinct([maker for run in results.runs for maker in run.made_by])
     makers["command"] = list(dict.fromkeys([results.command, *makers["command"]]))
     made_by = "\n".join(f"- {name}: {', '.join(f'`{value}`' for value in values)}" for name, values in makers.items())
-    text = f"""# {config.data}: training with wrong labels
+    text = f"""# {results.runs[0].data}: training with wrong labels
 
 {markdown_table(summaries)}
 
 {spread} {seeds}, {epochs} epochs a run; {results.seconds:.0f} s in all.
-The test labels are clean; "best epoch" is chosen by them, so it is what a perfect early stop would give, not what one
-gets.
+{TEST_LABELS[results.verified]}; "best epoch" is chosen by them, so it is what a perfect early stop would give, not what
+one gets.
 
 {in_words(summaries)}
 
 {made_by}
 """
-    base = config.out / config.data
+    base = config.out / results.runs[0].data
     table, figure = base.with_suffix(".md"), base.with_suffix(".png")
     table.write_text(text, encoding="utf-8")
     save_figure(results.runs, figure)

@@ -17,7 +17,7 @@ from dal_kernels.noise import UNKNOWN
 from dal_kernels.stall import stall_message
 from dal_kernels.training.data.base import DataSet
 from dal_kernels.training.errors import UsageError
-from dal_kernels.training.loader import evaluation_loader, stream, training_loader
+from dal_kernels.training.loader import evaluation_loader, first_input, stream, training_loader
 from dal_kernels.training.losses import FamilyLoss, KernelLoss, build_loss, exponents
 from dal_kernels.training.metrics import EpochMetrics, StepClock, count_hits, share
 from dal_kernels.training.models import build_model
@@ -28,6 +28,13 @@ from dal_kernels.training.recipes import Recipe
 __all__ = ["Trainer"]
 
 AMP_DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def held_out(count: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Which of ``count`` samples are held out, at random, and which are trained on, each in order."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(stream("validation", seed)))
+    held = round(fraction * count)
+    return order[:held].sort().values, order[held:].sort().values
 
 
 class Trainer:
@@ -50,32 +57,54 @@ class Trainer:
     ) -> None:
         self.recipe, self.data, self.seed, self.world = recipe, data, seed, world
         self.history: list[EpochMetrics] = []
-        shape = data.test.batch([0], train=False).shape[1:]
-        self.network = build_model(recipe, shape, data.classes, stream("weights", seed)).to(world.device)
+        self.shape = tuple(first_input(data.train).shape)
+        weights = stream("weights", seed)
+        self.network = build_model(recipe, self.shape, data.classes, weights, data.moments).to(world.device)
         self.model = world.wrap(self.network, recipe.sync_batch_norm)
         self.optimizer = make_optimizer(recipe, self.model.parameters())
         self.scheduler = make_scheduler(recipe, self.optimizer)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=recipe.amp == "fp16")
         self.clock = StepClock(world.device)
 
-        self.batches = training_loader(data.train, recipe.batch_size, seed, workers, world)
+        held, kept = held_out(len(data.train), recipe.val_fraction, seed)
+        self.held = len(held)
+        self.batches = training_loader(data.train, recipe.batch_size, seed, workers, world, kept if len(held) else None)
         self.loss_name = loss
         steps = recipe.epochs * (len(self.batches) if recipe.loss_step == "iteration" else 1)
         self.loss = build_loss(loss, recipe, steps)
 
         # Only these are looked at for memorisation; predicting the others would be wasted.
-        wrong = ((given != data.true_labels) & (data.true_labels != UNKNOWN)).nonzero().squeeze(1)
+        is_wrong = (given != data.true_labels) & (data.true_labels != UNKNOWN)
+        is_wrong[held] = False  # nor those that are not trained on
+        wrong = is_wrong.nonzero().squeeze(1)
         self.wrong = len(wrong)
         batch = 4 * recipe.batch_size // world.size  # no gradients: larger batches fit
         self.wrong_batches = evaluation_loader(data.train, wrong, batch, workers, world)
         self.test_batches = evaluation_loader(data.test, torch.arange(len(data.test)), batch, workers, world)
+        self.held_batches = evaluation_loader(data.train, held, batch, workers, world)
         self.given, self.true, self.test_labels = (
             labels.to(world.device) for labels in (given, data.true_labels, data.test_labels)
         )
 
     @property
     def done(self) -> bool:
-        return len(self.history) >= self.recipe.epochs
+        """All epochs are trained, or for ``patience`` of them the validation has not become better."""
+        epochs, patience = len(self.history), self.recipe.patience
+        return epochs >= self.recipe.epochs or 0 < patience <= epochs - self.best_epoch
+
+    @property
+    def best_epoch(self) -> int:
+        """The first epoch, from 1, with the highest validation accuracy; the last one where nothing is held out."""
+        if not self.held:
+            return len(self.history)
+        return max(self.history, key=lambda epoch: epoch.validation_accuracy).epoch if self.history else 0
+
+    def unreadable(self) -> list[tuple[str, int, str]]:
+        """Samples that any process could not read so far: part, number and reason. All processes call this."""
+        train = self.batches.unreadable | self.wrong_batches.unreadable | self.held_batches.unreadable
+        parts = [("train", train), ("test", self.test_batches.unreadable)]
+        found = {(part, *sample) for part, samples in parts for sample in samples.items()}
+        return sorted(set().union(*self.world.gather(found)))
 
     def run_epoch(self, tick: Callable[[], object]) -> EpochMetrics:
         """Train an epoch and measure; ``tick`` is called after each batch.
@@ -104,17 +133,19 @@ class Trainer:
             [
                 self._count_hits(self.test_batches, self.test_labels),
                 self._count_hits(self.wrong_batches, self.given, self.true),
+                self._count_hits(self.held_batches, self.given),
             ]
         )
-        right, memorised, mislabelled_right = self.world.sum(hits).tolist()
-        accuracy = right / len(self.test_labels)
+        right, tested, memorised, mislabelled_right, wrong, agreed, held = self.world.sum(hits).tolist()
+        accuracy = share(right, tested)
         metrics = EpochMetrics(
             epoch=epoch,
             train_loss=loss / samples,
             test_accuracy=accuracy,
             best_accuracy=max([accuracy, *(earlier.test_accuracy for earlier in self.history)]),
-            memorised=share(memorised, self.wrong),
-            mislabelled_right=share(mislabelled_right, self.wrong),
+            validation_accuracy=share(agreed, held),
+            memorised=share(memorised, wrong),
+            mislabelled_right=share(mislabelled_right, wrong),
             target_prob=target_prob / samples,
             q=q,
             bootstrap_weight=bootstrap_weight,
@@ -129,7 +160,7 @@ class Trainer:
     def _train(self, epoch: int, tick: Callable[[], object]) -> tuple[float, float, float]:
         """One pass; sums of loss and p_y over the samples, and how many they were, over all processes."""
         self.model.train()
-        self.batches.batch_sampler.sampler.set_epoch(epoch)  # type: ignore[union-attr]
+        self.batches.set_epoch(epoch)
         torch.manual_seed(stream("epoch", self.seed, epoch, self.world.rank))  # augmentation, dropout
         sums = torch.zeros(3, dtype=torch.float64, device=self.world.device)  # there: no synchronisation per batch
         for inputs, indices in self.batches:

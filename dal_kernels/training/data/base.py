@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -13,7 +15,23 @@ from torch import Tensor
 from dal_kernels.training.data.transforms import ImageTransform
 from dal_kernels.training.errors import UsageError, need
 
-__all__ = ["ByteImages", "DataSet", "FileImages", "Images", "TensorImages", "byte_images"]
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = [
+    "NOTHING",
+    "ByteImages",
+    "DataSet",
+    "FileImages",
+    "Images",
+    "TensorImages",
+    "UnreadableError",
+    "byte_images",
+]
+
+
+class UnreadableError(UsageError):
+    """One sample cannot be read; others can."""
 
 
 class Images(Protocol):
@@ -39,6 +57,10 @@ class TensorImages:
     def batch(self, indices: Sequence[int], train: bool) -> Tensor:
         picked = self.inputs[torch.as_tensor(indices)]
         return self.augment(picked) if train and self.augment is not None else picked
+
+
+# The part of a data set that it does not have.
+NOTHING = TensorImages(torch.empty(0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,14 +95,19 @@ def byte_images(
 class FileImages:
     """Images in files, ``names`` below the folder ``root``, opened as they are fetched.
 
+    Attributes:
+        skip: whether who fetches goes on without the files that cannot be read.
+
     Raises:
         UsageError: there is no name, or one of the first files is missing; looking for a million would take minutes.
-            ``batch`` raises it for a file that is missing or is no image.
+        UnreadableError: by ``batch``, of a file that is missing, empty, no image, or one of so many pixels that it may
+            be meant to fill the memory (by Pillow's limit, 89 million).
     """
 
     root: Path
     names: Sequence[str]
     transform: ImageTransform
+    skip: bool = False
 
     def __post_init__(self) -> None:
         if not self.names:
@@ -92,17 +119,25 @@ class FileImages:
     def __len__(self) -> int:
         return len(self.names)
 
-    def batch(self, indices: Sequence[int], train: bool) -> Tensor:
-        return torch.stack([self._image(self.names[i], train) for i in indices])
+    @property
+    def paths(self) -> list[str]:
+        return [str(self.root / name) for name in self.names]
 
-    def _image(self, name: str, train: bool) -> Tensor:
-        library = need("PIL.Image", "pillow")
+    def batch(self, indices: Sequence[int], train: bool) -> Tensor:
+        return torch.stack([self.transform(self.open(i), train) for i in indices])
+
+    def open(self, index: int) -> Image:
+        """A photograph in RGB, as it is in its file."""
+        library, path = need("PIL.Image", "pillow"), self.root / self.names[index]
         try:
-            with library.open(self.root / name) as image:
-                pixels = image.convert("RGB")
+            if os.path.getsize(path) == 0:
+                raise ValueError("the file is empty")
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", library.DecompressionBombWarning)
+                with library.open(path) as image:
+                    return image.convert("RGB")
         except Exception as error:  # a damaged image can raise anything
-            raise UsageError(f"the image {self.root / name} cannot be read: {error}") from error
-        return self.transform(pixels, train)
+            raise UnreadableError(f"the image {path} cannot be read: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -119,6 +154,12 @@ class DataSet:
         test_labels: (M,) int64, clean.
         flips: (C,) int64, the class that each class is taken for in asymmetric noise; a class that maps to itself is
             not flipped. None: the next class, the last to the first.
+        class_names: (C,) what the classes are called; None: by their numbers.
+        train_paths, test_paths: what tells the samples apart outside of a training, such as their files; None: their
+            numbers.
+        verified: whether ``true_labels`` is what somebody made sure of. Where it is not, it is the labels given, from
+            which noise can be made and measured, but of which nobody knows how many are wrong.
+        moments: mean and deviation, each shaped like an input, that the network itself takes off its inputs.
     """
 
     name: str
@@ -129,3 +170,18 @@ class DataSet:
     test: Images
     test_labels: Tensor
     flips: Tensor | None = None
+    class_names: Sequence[str] | None = None
+    train_paths: Sequence[str] | None = None
+    test_paths: Sequence[str] | None = None
+    verified: bool = True
+    moments: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """What the classes are called, (C,)."""
+        return list(map(str, range(self.classes))) if self.class_names is None else list(self.class_names)
+
+    def paths(self, train: bool) -> list[str]:
+        """What tells the samples of a part apart."""
+        known = self.train_paths if train else self.test_paths
+        return list(map(str, range(len(self.train if train else self.test)))) if known is None else list(known)

@@ -31,6 +31,18 @@ IDX_FILES = (
 
 # Look-alikes: T-shirt and shirt, pullover and coat, sandal to sneaker to ankle boot. Trousers, dresses, bags and ankle
 # boots are like none of the others and keep their labels.
+NAMES = (
+    "T-shirt",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
 FLIPS = (6, 1, 4, 3, 2, 7, 0, 9, 8, 9)
 
 
@@ -62,6 +74,7 @@ def fashion_mnist(folder: Path | None = None) -> DataSet:
         TensorImages((test - mean) / sd),
         test_labels.long(),
         torch.tensor(FLIPS),
+        class_names=NAMES,
     )
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from dal_kernels.noise import parse_label, read_lines
 from dal_kernels.training.errors import UsageError, usage_errors
 
-__all__ = ["find_files", "need_folder", "read_label_list"]
+__all__ = ["class_labels", "find_files", "need_folder", "ordered", "read_label_list"]
 
 
 def need_folder(name: str, folder: Path | None, advice: str) -> Path:
@@ -45,6 +48,18 @@ def find_files(
     raise UsageError(
         f"{name}: {', '.join(missing or files)}{form} not found in {' or '.join(map(str, folders))}; {advice}"
     )
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """The different names in order; if all are integers in the order of these, for 10 sorts before 2 as a word."""
+    different = sorted(set(names))
+    return sorted(different, key=int) if all(name.isascii() and name.isdecimal() for name in different) else different
+
+
+def class_labels(labels: Sequence[str], classes: Sequence[str]) -> Tensor:
+    """(N,) int64, the place of each label among ``classes``, -1 where it is none of them."""
+    place = {name: i for i, name in enumerate(classes)}
+    return torch.tensor([place.get(label, -1) for label in labels], dtype=torch.long)
 
 
 def read_label_list(path: Path, classes: int, strip: str = "") -> dict[str, int]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from dal_kernels.training.data.base import DataSet, FileImages
-from dal_kernels.training.data.files import need_folder
+from dal_kernels.training.data.files import need_folder, ordered
 from dal_kernels.training.data.transforms import IMAGENET, ImageTransform
-from dal_kernels.training.errors import UsageError
+from dal_kernels.training.errors import UsageError, need
 
-__all__ = ["image_folder", "read_class_folders"]
+__all__ = ["folder_images", "image_folder", "natural_side", "read_class_folders"]
 
 ADVICE = "place the images in train/CLASS/ and val/CLASS/ (or test/CLASS/) below it"
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -23,7 +24,7 @@ SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 def image_folder(folder: Path | None = None) -> DataSet:
     """Any photographs, inputs (3, 224, 224) by ImageNet's mean and deviation; tested on val/, or test/ without it.
 
-    The folders' names are taken for the true labels of the training images too.
+    As :func:`folder_images`, with the side and the settings of photographs.
 
     Raises:
         UsageError: no folder was given, or the folders in it are not as :func:`read_class_folders` needs them.
@@ -32,7 +33,62 @@ def image_folder(folder: Path | None = None) -> DataSet:
     classes, train, train_labels, test, test_labels = read_class_folders(
         "image-folder", folder, ImageTransform(*IMAGENET)
     )
-    return DataSet("image-folder", len(classes), train, train_labels, train_labels, test, test_labels)
+    return DataSet(
+        "image-folder",
+        len(classes),
+        train,
+        train_labels,
+        train_labels,
+        test,
+        test_labels,
+        class_names=classes,
+        train_paths=train.paths,
+        test_paths=test.paths,
+        verified=False,
+    )
+
+
+def folder_images(folder: Path, image_size: int = 0) -> DataSet:
+    """The images of train/CLASS/ and val/CLASS/ (or test/CLASS/) below ``folder``, inputs (3, side, side).
+
+    Nobody verified the labels, which are the names of the folders.
+
+    Args:
+        image_size: side of the inputs in pixels; 0: as :func:`natural_side`.
+
+    Raises:
+        UsageError: as :func:`read_class_folders`.
+    """
+    folder = need_folder("folder", folder, ADVICE)
+    classes, train, train_labels, test, test_labels = read_class_folders("folder", folder, ImageTransform(*IMAGENET))
+    transform = ImageTransform(*IMAGENET, side=image_size or natural_side(train))
+    train, test = (replace(part, transform=transform) for part in (train, test))
+    return DataSet(
+        f"folder-{folder.resolve().name}",
+        len(classes),
+        train,
+        train_labels,
+        train_labels,
+        test,
+        test_labels,
+        class_names=classes,
+        train_paths=train.paths,
+        test_paths=test.paths,
+        verified=False,
+    )
+
+
+def natural_side(images: FileImages, most: int = 224) -> int:
+    """The median short side, in pixels, of 25 of the images that can be opened, but not above ``most``."""
+    library = need("PIL.Image", "pillow")
+    sides = []
+    for name in images.names[:: max(1, len(images) // 25)]:
+        try:
+            with library.open(images.root / name) as image:
+                sides.append(min(image.size))
+        except Exception:  # a damaged image can raise anything; whoever fetches it says so
+            continue
+    return max(8, min(most, sorted(sides)[len(sides) // 2])) if sides else most
 
 
 def read_class_folders(
@@ -70,8 +126,7 @@ def _hidden(name: str) -> bool:
 
 
 def _class_names(part: Path) -> list[str]:
-    names = sorted(path.name for path in part.iterdir() if path.is_dir() and not _hidden(path.name))
-    return sorted(names, key=int) if all(name.isascii() and name.isdecimal() for name in names) else names
+    return ordered(path.name for path in part.iterdir() if path.is_dir() and not _hidden(path.name))
 
 
 def _scan(part: Path, classes: list[str]) -> dict[str, list[str]]:

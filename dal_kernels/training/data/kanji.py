@@ -72,7 +72,9 @@ def kanji(name: str, folder: Path | None = None) -> DataSet:
     train, train_labels = _images([fonts[file] for file in TRAIN_FONTS], chosen, TRAIN_IMAGES, seed=0)
     test, test_labels = _images([fonts[file] for file in TEST_FONTS], chosen, TEST_IMAGES, seed=1)
     train_images, test_images = byte_images(train, test)
-    return DataSet(name, len(chosen), train_images, train_labels, train_labels, test_images, test_labels)
+    return DataSet(
+        name, len(chosen), train_images, train_labels, train_labels, test_images, test_labels, class_names=chosen
+    )
 
 
 def characters() -> str:

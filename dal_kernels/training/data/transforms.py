@@ -16,19 +16,20 @@ if TYPE_CHECKING:
 
 __all__ = ["IMAGENET", "ImageTransform", "crop_and_flip"]
 
-SIDE = 224  # pixels of an input
-RESIZED = 256  # pixels of the short side that a test image is cropped from
-AREA = (0.08, 1.0)  # of a random crop, as a share of the image's
+SIDE = 224  # pixels of an input, unless it is said
+RESIZED = 256 / 224  # the short side that a test image is cropped from, in sides of an input
+SMALL = 64  # pixels of a side up to which an image is too small to be cropped as a photograph is
 ASPECT = (3 / 4, 4 / 3)  # width by height of a random crop
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation of ImageNet's channels
 
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """A photograph in RGB to a (3, 224, 224) float32 input.
+    """A photograph in RGB to a (3, side, side) float32 input.
 
     In training a crop of random area and shape and a horizontal flip; in testing the middle of the image, its short
-    side scaled to 256 pixels.
+    side scaled to 8/7 of ``side``. Images of up to 64 pixels a side may be of anything, letters too: they are not
+    flipped, their crops leave out little, and testing takes all of the short side.
 
     Attributes:
         mean, sd: of the channels, pixels in [0, 1].
@@ -39,17 +40,26 @@ class ImageTransform:
     mean: tuple[float, float, float]
     sd: tuple[float, float, float]
     jitter: tuple[float, float, float, float] | None = None
+    side: int = SIDE
+
+    @property
+    def small(self) -> bool:
+        return self.side <= SMALL
 
     def __call__(self, image: Image, train: bool) -> Tensor:
         if train:
-            image = _random_crop(image)
-            if _uniform(0, 1) < 0.5:
+            image = _random_crop(image, self.side, (0.7, 1.0) if self.small else (0.08, 1.0))
+            if not self.small and _uniform(0, 1) < 0.5:
                 image = image.transpose(need("PIL.Image", "pillow").Transpose.FLIP_LEFT_RIGHT)
             if self.jitter is not None:
                 image = _jitter_colours(image, self.jitter)
         else:
-            image = _middle(image)
-        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(SIDE, SIDE, 3).permute(2, 0, 1)
+            image = _middle(image, self.side, self.side if self.small else round(RESIZED * self.side))
+        pixels = (
+            torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+            .view(self.side, self.side, 3)
+            .permute(2, 0, 1)
+        )
         return (pixels / 255 - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.sd)[:, None, None]
 
 
@@ -66,10 +76,11 @@ def _uniform(low: float, high: float) -> float:
     return low + (high - low) * torch.rand(()).item()
 
 
-def _random_crop(image: Image) -> Image:
+def _random_crop(image: Image, side: int, shares: tuple[float, float]) -> Image:
+    """A crop whose area is one of ``shares`` of the image's."""
     width, height = image.size
     for _ in range(10):
-        area = width * height * _uniform(*AREA)
+        area = width * height * _uniform(*shares)
         aspect = math.exp(_uniform(*map(math.log, ASPECT)))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
@@ -79,15 +90,16 @@ def _random_crop(image: Image) -> Image:
         w, h = min(width, round(height * ASPECT[1])), min(height, round(width / ASPECT[0]))
         left, top = (width - w) // 2, (height - h) // 2
     bilinear = need("PIL.Image", "pillow").Resampling.BILINEAR
-    return image.resize((SIDE, SIDE), bilinear, box=(left, top, left + w, top + h))
+    return image.resize((side, side), bilinear, box=(left, top, left + w, top + h))
 
 
-def _middle(image: Image) -> Image:
-    scale = RESIZED / min(image.size)
-    width, height = (max(RESIZED, int(side * scale)) for side in image.size)
+def _middle(image: Image, side: int, resized: int) -> Image:
+    """The middle of the image, its short side scaled to ``resized`` pixels."""
+    scale = resized / min(image.size)
+    width, height = (max(resized, int(length * scale)) for length in image.size)
     image = image.resize((width, height), need("PIL.Image", "pillow").Resampling.BILINEAR)
-    left, top = round((width - SIDE) / 2), round((height - SIDE) / 2)
-    return image.crop((left, top, left + SIDE, top + SIDE))
+    left, top = round((width - side) / 2), round((height - side) / 2)
+    return image.crop((left, top, left + side, top + side))
 
 
 def _jitter_colours(image: Image, jitter: tuple[float, float, float, float]) -> Image:
