@@ -249,7 +249,7 @@ def test_losses_are_their_formulas(name: str, expected: Callable[[Tensor], Tenso
     p = logits.softmax(1)[torch.arange(6), labels]
     torch.testing.assert_close(loss(logits, labels), expected(p))
     if name in LOSSES:
-        torch.testing.assert_close(loss.target_prob, p)
+        torch.testing.assert_close(loss.stats.target_prob, p)
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILY if name not in LOSSES])
@@ -257,7 +257,7 @@ def test_losses_of_the_family_are_known_by_name(name: str) -> None:
     logits, labels = torch.randn(6, 10, generator=torch.Generator().manual_seed(0)), torch.arange(6)
     loss = build_loss(name, PRESETS["digits"], 4)
     torch.testing.assert_close(loss(logits, labels), FAMILY[name](logits, labels))
-    torch.testing.assert_close(loss.target_prob, logits.softmax(1)[torch.arange(6), labels])
+    torch.testing.assert_close(loss.stats.target_prob, logits.softmax(1)[torch.arange(6), labels])
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,16 @@ from dal_kernels.training.compare import Results, run_training
 from dal_kernels.training.config import TrainingConfig
 from dal_kernels.training.data import load_data
 from dal_kernels.training.errors import UsageError
+from dal_kernels.training.inspection import Inspection
+from dal_kernels.training.inspector import LabelInspector
 from dal_kernels.training.recipes import PRESETS, Recipe
 from dal_kernels.training.records import Run
 from dal_kernels.training.report import write_report
 
 __all__ = [
     "PRESETS",
+    "Inspection",
+    "LabelInspector",
     "Recipe",
     "Results",
     "Run",

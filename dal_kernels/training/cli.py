@@ -15,10 +15,11 @@ from typing import Any, NoReturn
 from torch import distributed
 
 from dal_kernels import ScheduleWarning
-from dal_kernels.training.compare import run_training
+from dal_kernels.training.compare import Results, run_training
 from dal_kernels.training.config import TrainingConfig
-from dal_kernels.training.data import BAD_IMAGES, DATA, SOURCES
+from dal_kernels.training.data import BAD_IMAGES, DATA, SOURCES, DataSet
 from dal_kernels.training.errors import UsageError
+from dal_kernels.training.inspect_report import write_inspection
 from dal_kernels.training.losses import FAMILY, FIXED, LOSSES
 from dal_kernels.training.parallel import first_to_say
 from dal_kernels.training.recipes import OFFICIAL, PRESETS, Recipe
@@ -41,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         prog="dal-train",
         description="Train on wrong labels. Defaults are in parentheses. Under torchrun processes share each batch.",
     )
-    commands = made.add_subparsers(dest="to_do", required=True, metavar="train|compare")
+    commands = made.add_subparsers(dest="to_do", required=True, metavar="train|compare|inspect")
     default = TrainingConfig()
 
     train = commands.add_parser("train", help="a network", description="Train a network, or one of each asked for.")
@@ -52,7 +53,16 @@ def parser() -> argparse.ArgumentParser:
         description="Train a network with each loss, noise and seed, and compare them in a table and figures.",
     )
     _add_grid(compare, default.noise, default.losses, default.seeds)
+    inspect = commands.add_parser(
+        "inspect",
+        help="which labels look wrong",
+        description="Train a network and rank the labels that it does not believe: suggested.csv, confusion.csv, "
+        "inspect.md and worst.png. Labels of suggested.csv are trained on by train --labels.",
+    )
+    _add_grid(inspect, noise=("none",), losses=("dal",), seeds=(0,))
     for command in (train, compare):
+        command.add_argument("--labels", type=Path, metavar="FILE", help=LABELS)
+    for command in (train, compare, inspect):
         _add_common(command, default)
     return made
 
@@ -78,6 +88,10 @@ NOISE = "wrong labels: none, KIND:RATE, RATE alone for symmetric, file:PATH or c
 LOSS = f"{', '.join(dict.fromkeys([*LOSSES, *FIXED, *FAMILY]))}, or package.module:attribute"
 PRESET = f"settings to start from (those of the data set); the authors' own are {', '.join(OFFICIAL)}"
 DATA_HELP = f"{', '.join(DATA)}; or {', '.join(f'{kind}:PATH' for kind in SOURCES)}"
+LABELS = (
+    "a table with columns path, suggested (or label) and perhaps weight: labels instead of those after the noise, such "
+    "as the suggested.csv of inspect"
+)
 SEED = "fixes wrong labels, first weights and batches"
 
 
@@ -129,8 +143,10 @@ def parse(argv: Sequence[str] | None = None) -> TrainingConfig:
     """
     argv = sys.argv[1:] if argv is None else argv
     arguments = vars(parser().parse_args(argv))
-    if arguments.pop("to_do") == "compare":
+    to_do = arguments.pop("to_do")
+    if to_do != "train":
         check_packages()
+    arguments["inspect"] = to_do == "inspect"
     recipe = {setting.name for setting in fields(Recipe)}
     as_tuple = {
         name: tuple(value) if isinstance(value, (list, tuple)) else (value,)
@@ -147,6 +163,12 @@ def parse(argv: Sequence[str] | None = None) -> TrainingConfig:
     return TrainingConfig(**others, changes=changes, command=command)
 
 
+def _write_inspection(results: Results, data: DataSet) -> tuple[list[Path], str]:
+    (run,), out = results.runs, results.config.out
+    assert out is not None  # it has a default here
+    return write_inspection(out, run.noise.known(data), run.inspections[0], results.command)
+
+
 def sentence(error: UsageError) -> str:
     """What went wrong, in a line; from a process that loads batches it comes below that one's traceback."""
     return str(error).strip().splitlines()[-1].removeprefix(f"{UsageError.__module__}.UsageError: ")
@@ -157,9 +179,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     warnings.simplefilter("always", ScheduleWarning)  # for each run, not once for all
     try:
-        results = run_training(parse(argv))
-        if argv[0] == "compare" and results.writes:
-            files, text = write_report(results)
+        config = parse(argv)
+        data = config.load()
+        results = run_training(config, data)
+        if results.writes and argv[0] in ("compare", "inspect"):
+            files, text = write_report(results) if argv[0] == "compare" else _write_inspection(results, data)
             print(f"\n{text}\nWritten: {', '.join(map(str, files))}")
     except UsageError as error:
         if first_to_say(said := f"dal-train: {sentence(error)}"):

@@ -14,11 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from dal_kernels.noise import noise_rate
 from dal_kernels.training.checkpoint import load_checkpoint, save_checkpoint, usable
 from dal_kernels.training.config import TrainingConfig
-from dal_kernels.training.data import DataSet, load_data
+from dal_kernels.training.corrections import read_corrections
+from dal_kernels.training.data import DataSet
 from dal_kernels.training.errors import UsageError, need
+from dal_kernels.training.inspector import LabelInspector
 from dal_kernels.training.losses import loss_title
 from dal_kernels.training.noise import NoisyLabels, parse_noise
 from dal_kernels.training.parallel import World, join_world
@@ -63,9 +67,11 @@ def run_training(config: TrainingConfig, data: DataSet | None = None) -> Results
     """
     start = time.perf_counter()
     bar_of = need("tqdm").tqdm
-    data = data or load_data(config.data, config.data_dir, config.recipe.image_size, config.bad_images)
+    data = data or config.load()
     recipe = config.recipe
-    if not len(data.test) and not recipe.val_fraction:
+    if config.inspect:
+        recipe = replace(recipe, val_fraction=0.0)  # all labels are looked at
+    elif not len(data.test) and not recipe.val_fraction:
         recipe = replace(recipe, val_fraction=HELD_OUT)
     runs: list[Run] = []
     world = join_world(config.device)
@@ -87,7 +93,7 @@ def run_training(config: TrainingConfig, data: DataSet | None = None) -> Results
                 labels = made() if noise.path is None else world.from_main(made)  # a file need be on one disk only
                 say(f"{data.name}, noise {noise}, seed {seed}: {_in_words(labels, data)}")
                 for loss in config.losses:
-                    run = Run(data.name, noise, labels.measured, loss, seed)
+                    run = Run(data.name, noise, labels.measured, loss, seed, corrected=config.labels is not None)
                     _train_run(config, recipe, data, labels, run, world, folder, made_by, say, bar.update)
                     runs.append(run)
     return Results(config, runs, time.perf_counter() - start, made_by["command"], world.main, data.verified)
@@ -117,12 +123,21 @@ def _train_run(
     """Train one network, or what is left of its training, and fill ``run.history``."""
     start = time.perf_counter()
     data = labels.noise.known(data)
+    corrections = None if config.labels is None else read_corrections(config.labels, data)
+    given, weights = labels.labels, None
+    if corrections is not None:
+        given, weights = corrections.apply(given)
+        wrong = noise_rate(given, data.true_labels)
+        known = "" if math.isnan(wrong) else f"; {wrong:.1%} are wrong then"
+        say(f"  {config.labels} replaces {int((given != labels.labels).sum())} of the labels{known}")
+    inspector = LabelInspector(len(data.train), data.classes) if config.inspect else None
     settings: dict[str, Any] = {
         **{"data": run.data, "noise": str(run.noise), "loss": run.loss, "seed": run.seed, **asdict(recipe)},
-        "training labels (their hash)": hashlib.sha256(labels.labels.numpy().tobytes()).hexdigest()[:16],
+        "training labels (their hash)": _hash(given, weights),
+        "inspected": config.inspect,
         "class_names": data.names,
     }
-    trainer = Trainer(recipe, data, labels.labels, run.loss, run.seed, config.workers, world)
+    trainer = Trainer(recipe, data, given, run.loss, run.seed, config.workers, world, weights, inspector)
     own = None if folder is None else folder / run.folder
     if own is not None:
 
@@ -139,7 +154,7 @@ def _train_run(
                 "metrics.jsonl",
             ):  # what a run before this one may have left
                 (own / left).unlink(missing_ok=True)
-            labels.save(own / "labels.npz", paths=data.paths(train=True), class_names=data.names)
+            replace(labels, labels=given).save(own / "labels.npz", paths=data.paths(train=True), class_names=data.names)
             return None, []
 
         # The others need not see the folder, which may be on a disk of the first's own.
@@ -173,6 +188,8 @@ def _train_run(
         where = "" if own is None else f", see {own / SKIPPED}"
         say(f"  {len(unreadable)} images could not be read and were left out{where}")
     run.history.extend(trainer.history)
+    if inspector is not None:
+        run.inspections.append(inspector.inspect())
 
     last = run.history[-1]
     memorised = f"{last.memorised:6.1%} of the wrong labels memorised, " if labels.measured > 0 else ""
@@ -181,6 +198,12 @@ def _train_run(
     validated = f"validation {best.validation_accuracy:6.1%} in epoch {best.epoch}, the best, " if trainer.held else ""
     tested = f"test accuracy {last.test_accuracy:6.1%} (best {last.best_accuracy:6.1%}), " if len(data.test) else ""
     say(f"  {loss_title(run.loss):<13}  {tested}{validated}{memorised}{time.perf_counter() - start:.1f} s{already}")
+
+
+def _hash(labels: Tensor, weights: Tensor | None) -> str:
+    """What tells labels and their weights apart from others."""
+    arrays = [labels] if weights is None else [labels, weights]
+    return hashlib.sha256(b"".join(array.numpy().tobytes() for array in arrays)).hexdigest()[:16]
 
 
 def _source(config: TrainingConfig, data: DataSet, trainer: Trainer) -> dict[str, Any]:

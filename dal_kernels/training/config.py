@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dal_kernels.training.data import BAD_IMAGES, check_name
+from dal_kernels.training.data import BAD_IMAGES, DataSet, check_name, load_data
 from dal_kernels.training.errors import UsageError
 from dal_kernels.training.losses import LOSSES, build_loss
 from dal_kernels.training.noise import parse_noise
@@ -28,6 +28,8 @@ class TrainingConfig:
             DAL's schedule spans the epochs: below about 10 on digits its q passes 1 before anything has been learnt.
         noise: how training labels are made wrong, each as ``parse_noise`` takes it.
         losses: each as ``build_loss`` takes it.
+        labels: a table of labels that replace those after the noise, as ``read_corrections`` takes it.
+        inspect: follow what the network makes of each label; ``Run.inspections`` says it.
         seeds: one run each. A seed fixes the wrong labels, the first weights and the batches, the same for each loss.
             Equal seeds give equal numbers, on one kind of machine with the same threads, processes and workers.
         out: folder for what is written, in a folder of the data set a folder for each run; None writes nothing.
@@ -50,6 +52,8 @@ class TrainingConfig:
     noise: tuple[str, ...] = ("0.4", "0.6")
     losses: tuple[str, ...] = tuple(LOSSES)
     seeds: tuple[int, ...] = (0, 1, 2)
+    labels: Path | None = None
+    inspect: bool = False
     out: Path | None = None
     resume: bool = False
     workers: int = 0
@@ -75,8 +79,18 @@ class TrainingConfig:
         ):
             if value < least:
                 raise UsageError(f"{name} must be >= {least}, got {value}")
+        if self.inspect and len(noise) * len(self.losses) * len(self.seeds) > 1:
+            raise UsageError("inspect trains one network: noise, losses and seeds must be one each")
         if self.resume and self.out is None:
             raise UsageError("resume needs the folder of the runs, got no out")
+
+    def load(self) -> DataSet:
+        """The data set.
+
+        Raises:
+            UsageError: its files are missing or wrong.
+        """
+        return load_data(self.data, self.data_dir, self.recipe.image_size, self.bad_images)
 
     @property
     def recipe(self) -> Recipe:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dal_kernels import DynamicsAwareLoss, losses
+from dal_kernels import DynamicsAwareLoss, RowStats, losses
 from dal_kernels.self_paced import Pace
 from dal_kernels.training.errors import UsageError
 from dal_kernels.training.recipes import Recipe
@@ -34,15 +34,16 @@ class KernelLoss(DynamicsAwareLoss):
     ``q_start == q_end == q <= 1`` never bootstraps: cross-entropy at q = 0, GCE between, mean absolute error at 1.
 
     Attributes:
-        target_prob: (N,) probabilities of the labels of the last batch.
+        stats: (N,) each, of the last batch.
     """
 
-    target_prob: Tensor
+    stats: RowStats
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, input: Tensor, target: Tensor, sample_weight: Tensor | None = None
+    ) -> Tensor:
         loss: Tensor
-        loss, stats = super().forward(input, target, return_stats=True)
-        self.target_prob = stats.target_prob
+        loss, self.stats = super().forward(input, target, return_stats=True, sample_weight=sample_weight)
         return loss
 
 
@@ -50,18 +51,17 @@ class FamilyLoss:
     """A loss of the family that keeps what its pass learnt of the batch.
 
     Attributes:
-        target_prob: (N,) probabilities of the labels of the last batch.
+        stats: (N,) each, of the last batch.
     """
 
-    target_prob: Tensor
+    stats: RowStats
 
     def __init__(self, function: Any) -> None:
         self._function = function
 
-    def __call__(self, input: Tensor, target: Tensor) -> Tensor:
+    def __call__(self, input: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         loss: Tensor
-        loss, stats = self._function(input, target, return_stats=True)
-        self.target_prob = stats.target_prob
+        loss, self.stats = self._function(input, target, return_stats=True, sample_weight=sample_weight)
         return loss
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from dal_kernels.training.atomic import replacing
+from dal_kernels.training.inspection import Inspection
 from dal_kernels.training.metrics import EpochMetrics
 from dal_kernels.training.noise import Noise
 
@@ -21,8 +22,9 @@ __all__ = ["Run", "write_metrics", "write_skipped"]
 class Run:
     """One network trained.
 
-    ``measured_noise`` is the share of wrong labels among those whose truth is known; ``made_by`` says how it was
-    trained, more than one thing if it was resumed in another way.
+    ``measured_noise`` is the share of wrong labels among those whose truth is known, before a file of labels
+    ``corrected`` them; ``made_by`` says how it was trained, more than one thing if it was resumed in another way;
+    ``inspections`` is of its labels, if they were inspected.
     """
 
     data: str
@@ -32,15 +34,18 @@ class Run:
     seed: int
     history: list[EpochMetrics] = field(default_factory=list, repr=False)
     made_by: list[dict[str, str]] = field(default_factory=list, repr=False)
+    inspections: list[Inspection] = field(default_factory=list, repr=False, compare=False)
+    corrected: bool = False
 
     @property
     def folder(self) -> str:
         """A name of its own among the runs on one data set, good in any file system."""
-        return quote(f"{self.noise}-{self.loss}-seed{self.seed}".replace(":", "-", 1), safe="")
+        corrected = "-corrected" if self.corrected else ""
+        return quote(f"{self.noise}-{self.loss}-seed{self.seed}{corrected}".replace(":", "-", 1), safe="")
 
     def rows(self) -> list[dict[str, Any]]:
         """A row for each epoch; noise as the command line takes it."""
-        key = {name: value for name, value in vars(self).items() if name not in ("history", "made_by")}
+        key = {name: value for name, value in vars(self).items() if name not in ("history", "made_by", "inspections")}
         return [{**key, "noise": str(self.noise), **vars(metrics)} for metrics in self.history]
 
 

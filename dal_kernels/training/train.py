@@ -17,6 +17,7 @@ from dal_kernels.noise import UNKNOWN
 from dal_kernels.stall import stall_message
 from dal_kernels.training.data.base import DataSet
 from dal_kernels.training.errors import UsageError
+from dal_kernels.training.inspector import LabelInspector
 from dal_kernels.training.loader import evaluation_loader, first_input, stream, training_loader
 from dal_kernels.training.losses import FamilyLoss, KernelLoss, build_loss, exponents
 from dal_kernels.training.metrics import EpochMetrics, StepClock, count_hits, share
@@ -45,6 +46,8 @@ class Trainer:
 
     Args:
         given: (N,) int64, the labels to train on.
+        weights: (N,) float32, what each sample counts in the loss; None: all the same.
+        inspector: follows what the network makes of each label.
         loss: a name that :func:`build_loss` knows.
         workers: processes that load batches; 0 loads them in this one.
 
@@ -53,13 +56,24 @@ class Trainer:
     """
 
     def __init__(
-        self, recipe: Recipe, data: DataSet, given: Tensor, loss: str, seed: int, workers: int, world: World
+        self,
+        recipe: Recipe,
+        data: DataSet,
+        given: Tensor,
+        loss: str,
+        seed: int,
+        workers: int,
+        world: World,
+        weights: Tensor | None = None,
+        inspector: LabelInspector | None = None,
     ) -> None:
+        self.inspector = inspector
+        self.weights = None if weights is None else weights.to(world.device)
         self.recipe, self.data, self.seed, self.world = recipe, data, seed, world
         self.history: list[EpochMetrics] = []
         self.shape = tuple(first_input(data.train).shape)
-        weights = stream("weights", seed)
-        self.network = build_model(recipe, self.shape, data.classes, weights, data.moments).to(world.device)
+        first = stream("weights", seed)
+        self.network = build_model(recipe, self.shape, data.classes, first, data.moments).to(world.device)
         self.model = world.wrap(self.network, recipe.sync_batch_norm)
         self.optimizer = make_optimizer(recipe, self.model.parameters())
         self.scheduler = make_scheduler(recipe, self.optimizer)
@@ -72,6 +86,10 @@ class Trainer:
         self.loss_name = loss
         steps = recipe.epochs * (len(self.batches) if recipe.loss_step == "iteration" else 1)
         self.loss = build_loss(loss, recipe, steps)
+        if not isinstance(self.loss, KernelLoss | FamilyLoss):
+            for what, used in (("weights of samples", weights), ("an inspector of labels", inspector)):
+                if used is not None:
+                    raise UsageError(f"{what} need a loss of dal_kernels, got {loss}")
 
         # Only these are looked at for memorisation; predicting the others would be wasted.
         is_wrong = (given != data.true_labels) & (data.true_labels != UNKNOWN)
@@ -129,6 +147,8 @@ class Trainer:
         if schedule is not None and hasattr(schedule, "synchronize"):
             # All go on from what one process saves.
             schedule.synchronize()
+        if self.inspector is not None:
+            self.inspector.synchronize()
         hits = torch.cat(
             [
                 self._count_hits(self.test_batches, self.test_labels),
@@ -165,7 +185,7 @@ class Trainer:
         sums = torch.zeros(3, dtype=torch.float64, device=self.world.device)  # there: no synchronisation per batch
         for inputs, indices in self.batches:
             inputs, indices = (part.to(self.world.device, non_blocking=True) for part in (inputs, indices))
-            loss, target_prob = self._train_step(inputs, self.given[indices])
+            loss, target_prob = self._train_step(inputs, indices)
             sums += torch.stack([loss * len(inputs), target_prob.sum(), torch.ones_like(loss) * len(inputs)])
             if self.recipe.loss_step == "iteration":
                 self._step_loss()
@@ -173,9 +193,9 @@ class Trainer:
         loss_sum, target_prob_sum, samples = self.world.sum(sums).tolist()
         return loss_sum, target_prob_sum, samples
 
-    def _train_step(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _train_step(self, inputs: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
         """One step of the optimiser; the loss () and p_y of the labels (B,), NaN if the loss does not tell."""
-        start = self.clock.now()
+        start, labels = self.clock.now(), self.given[indices]
         logits = self._forward(inputs)
         if not isinstance(logits, Tensor):
             raise UsageError(f"model {self.recipe.model} must give logits, got {type(logits).__name__}")
@@ -183,7 +203,7 @@ class Trainer:
         leaf = logits.detach().requires_grad_()
         loss_start = self.clock.now()
         with self._autocast():
-            loss = self._checked_loss(leaf, labels)
+            loss = self._checked_loss(leaf, labels, indices)
         self.scaler.scale(loss).backward()
         loss_end = self.clock.now()
         self.optimizer.zero_grad()
@@ -194,8 +214,11 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.clock.add(start, loss_start, loss_end)
-        unknown = torch.full_like(loss, math.nan)
-        return loss.detach(), self.loss.target_prob if isinstance(self.loss, KernelLoss | FamilyLoss) else unknown
+        if not isinstance(self.loss, KernelLoss | FamilyLoss):
+            return loss.detach(), torch.full_like(loss, math.nan)
+        if self.inspector is not None:
+            self.inspector.update(indices, labels, self.loss.stats)
+        return loss.detach(), self.loss.stats.target_prob
 
     def _forward(self, inputs: Tensor) -> Tensor:
         try:
@@ -210,9 +233,10 @@ class Trainer:
                 f"{len(self.data.train)} training samples"
             ) from error
 
-    def _checked_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def _checked_loss(self, logits: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
+        options = {} if self.weights is None else {"sample_weight": self.weights[indices]}
         try:
-            loss = self.loss(logits, labels)
+            loss = self.loss(logits, labels, **options)
         except Exception as error:  # its author's code may raise anything
             raise UsageError(
                 f"loss {self.loss_name} cannot be used on logits {tuple(logits.shape)} and labels "
@@ -255,5 +279,5 @@ class Trainer:
         self.history = [EpochMetrics(**epoch) for epoch in state["history"]]
 
     def _parts(self) -> list[tuple[str, Any]]:
-        names = ("network", "optimizer", "scheduler", "scaler", "loss")
+        names = ("network", "optimizer", "scheduler", "scaler", "loss", "inspector")
         return [(name, getattr(self, name)) for name in names if hasattr(getattr(self, name), "state_dict")]

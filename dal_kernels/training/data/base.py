@@ -46,10 +46,14 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class TensorImages:
-    """Inputs that fit in memory: (N, ...) float32, standardised; ``augment`` takes and gives a batch."""
+    """Inputs that fit in memory: (N, ...) float32, standardised; ``augment`` takes and gives a batch.
+
+    ``pictures`` is what they look like, where standardising has changed that.
+    """
 
     inputs: Tensor
     augment: Callable[[Tensor], Tensor] | None = None
+    pictures: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)

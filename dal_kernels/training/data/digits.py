@@ -26,13 +26,13 @@ def digits(folder: Path | None = None) -> DataSet:
     train, test = split(torch.arange(len(labels)).numpy(), test_size=0.25, stratify=bunch.target, random_state=0)
     train, test = torch.from_numpy(train), torch.from_numpy(test)
     mean, sd = images[train].mean(0), images[train].std(0)
-    images = (images - mean) / torch.where(sd > 0, sd, 1.0)  # some corner pixels are always 0
+    inputs = (images - mean) / torch.where(sd > 0, sd, 1.0)  # some corner pixels are always 0
     return DataSet(
         "digits",
         10,
-        TensorImages(images[train]),
+        TensorImages(inputs[train], pictures=images[train]),
         labels[train],
         labels[train],
-        TensorImages(images[test]),
+        TensorImages(inputs[test]),
         labels[test],
     )
