@@ -86,7 +86,8 @@ def test_command_line_writes_metrics_table_and_figure(tmp_path: Path, capsys: py
     assert len(runs) == 8
     for run in runs:
         assert {file.name for file in run.iterdir()} == {
-            *("checkpoint.pt", "labels.npz", "metrics.csv", "metrics.jsonl", "run.json")
+            *("checkpoint.pt", "labels.npz", "metrics.csv", "metrics.jsonl", "run.json"),
+            *("classes.csv", "config.yaml", "confusion.csv"),
         }
     of_runs = [row for run in runs for row in read_rows(run / "metrics.csv")]
     assert sorted(map(str, of_runs)) == sorted(map(str, rows))
@@ -111,7 +112,7 @@ def test_a_run_started_anew_leaves_nothing_of_the_one_before(tmp_path: Path, mon
     with pytest.raises(KilledError):
         run_training(config(out=tmp_path))
     (run,) = (tmp_path / "digits").iterdir()
-    assert {file.name for file in run.iterdir()} == {"labels.npz", "run.json"}
+    assert {file.name for file in run.iterdir()} == {"config.yaml", "labels.npz", "run.json"}
 
 
 @pytest.mark.parametrize("finished", [True, False])
@@ -278,7 +279,7 @@ def test_help_says_which_presets_are_the_authors(capsys: pytest.CaptureFixture[s
         ("train --noise 0.4 0.4", "noise"),
         ("train --model cnn --widths 4 --learning-rate fast", "learning-rate"),
         ("train --model cnn --widths 0", "widths"),
-        ("", "train|compare"),
+        ("", "train|compare|inspect|predict"),
     ],
 )
 def test_command_line_errors_are_one_sentence(arguments: str, named: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""The command line: ``train`` for one run, ``compare`` for losses x noise x seeds."""
+"""The command line: ``train`` and ``compare`` networks, ``inspect`` labels, ``predict``."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ from torch import distributed
 from dal_kernels import ScheduleWarning
 from dal_kernels.training.compare import Results, run_training
 from dal_kernels.training.config import TrainingConfig
+from dal_kernels.training.config_file import arguments_of
 from dal_kernels.training.data import BAD_IMAGES, DATA, SOURCES, DataSet
 from dal_kernels.training.errors import UsageError
 from dal_kernels.training.inspect_report import write_inspection
 from dal_kernels.training.losses import FAMILY, FIXED, LOSSES
 from dal_kernels.training.parallel import first_to_say
+from dal_kernels.training.predict import PredictConfig, predict
 from dal_kernels.training.recipes import OFFICIAL, PRESETS, Recipe
 from dal_kernels.training.report import check_packages, write_report
 
@@ -42,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
         prog="dal-train",
         description="Train on wrong labels. Defaults are in parentheses. Under torchrun processes share each batch.",
     )
-    commands = made.add_subparsers(dest="to_do", required=True, metavar="train|compare|inspect")
+    commands = made.add_subparsers(dest="to_do", required=True, metavar="train|compare|inspect|predict")
     default = TrainingConfig()
 
     train = commands.add_parser("train", help="a network", description="Train a network, or one of each asked for.")
@@ -63,7 +65,17 @@ def parser() -> argparse.ArgumentParser:
     for command in (train, compare):
         command.add_argument("--labels", type=Path, metavar="FILE", help=LABELS)
     for command in (train, compare, inspect):
+        command.add_argument("--config", type=Path, metavar="FILE", help=CONFIG)
         _add_common(command, default)
+        _add_settings(command, default)
+    predict = commands.add_parser(
+        "predict",
+        help="what a trained network says",
+        description="Write predictions.csv: path, predicted class and its probability of the samples to test on, or of "
+        "all of a folder or table without such a part; where they have labels also two tables of how well.",
+    )
+    predict.add_argument("--checkpoint", type=Path, metavar="FILE", help=CHECKPOINT)
+    _add_common(predict, default)
     return made
 
 
@@ -92,6 +104,8 @@ LABELS = (
     "a table with columns path, suggested (or label) and perhaps weight: labels instead of those after the noise, such "
     "as the suggested.csv of inspect"
 )
+CONFIG = "YAML, TOML or JSON of these options, without their dashes in front; those of the command line override it"
+CHECKPOINT = "of a run (that of the newest run below the output: best.pt if there is one, else checkpoint.pt)"
 SEED = "fixes wrong labels, first weights and batches"
 
 
@@ -105,7 +119,6 @@ def _add_common(command: argparse.ArgumentParser, default: TrainingConfig) -> No
         default=default.bad_images,
         help=f"what is done about images that cannot be read ({default.bad_images}: go on without them, and list them)",
     )
-    add("--preset", choices=list(PRESETS), help=PRESET)
     add(
         "--output",
         "--out",
@@ -115,10 +128,15 @@ def _add_common(command: argparse.ArgumentParser, default: TrainingConfig) -> No
         default=OUT,
         help=f"folder for all that is written ({OUT})",
     )
-    add("--resume", action="store_true", help="go on with the runs that are in that folder")
     add("--workers", type=int, metavar="N", default=default.workers, help="processes that load batches (0: none)")
     add("--threads", type=int, metavar="N", default=default.threads, help=f"CPU threads ({default.threads})")
     add("--device", metavar="NAME", default=default.device, help=f"cpu, cuda or cuda:N ({default.device})")
+
+
+def _add_settings(command: argparse.ArgumentParser, default: TrainingConfig) -> None:
+    add = command.add_argument
+    add("--preset", choices=list(PRESETS), help=PRESET)
+    add("--resume", action="store_true", help="go on with the runs that are in that folder")
     settings = command.add_argument_group("settings, each instead of the preset's")
     digits = PRESETS["digits"]
     for setting in fields(Recipe):
@@ -129,7 +147,7 @@ def _add_common(command: argparse.ArgumentParser, default: TrainingConfig) -> No
         elif setting.metadata["names"]:
             options = {"choices": setting.metadata["names"]}
         elif kind is tuple:
-            options = {"type": int, "nargs": "+", "metavar": "N"}
+            options = {"type": int, "nargs": "*", "metavar": "N"}
         flag = f"--{setting.name.replace('_', '-')}"
         settings.add_argument(flag, default=argparse.SUPPRESS, help=setting.metadata["help"], **options)
 
@@ -143,6 +161,11 @@ def parse(argv: Sequence[str] | None = None) -> TrainingConfig:
     """
     argv = sys.argv[1:] if argv is None else argv
     arguments = vars(parser().parse_args(argv))
+    config_file = arguments.pop("config")
+    if config_file is not None:  # what comes later overrides
+        switches = {setting.name for setting in fields(Recipe) if isinstance(setting.default, bool)}
+        arguments = vars(parser().parse_args([argv[0], *arguments_of(config_file, switches), *argv[1:]]))
+        del arguments["config"]
     to_do = arguments.pop("to_do")
     if to_do != "train":
         check_packages()
@@ -169,6 +192,14 @@ def _write_inspection(results: Results, data: DataSet) -> tuple[list[Path], str]
     return write_inspection(out, run.noise.known(data), run.inspections[0], results.command)
 
 
+def _predict(argv: Sequence[str]) -> int:
+    arguments = vars(parser().parse_args(argv))
+    del arguments["to_do"]
+    files, text = predict(PredictConfig(**arguments))
+    print(f"{text}\nWritten: {', '.join(map(str, files))}")
+    return 0
+
+
 def sentence(error: UsageError) -> str:
     """What went wrong, in a line; from a process that loads batches it comes below that one's traceback."""
     return str(error).strip().splitlines()[-1].removeprefix(f"{UsageError.__module__}.UsageError: ")
@@ -179,6 +210,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     warnings.simplefilter("always", ScheduleWarning)  # for each run, not once for all
     try:
+        if argv[:1] == ["predict"]:
+            return _predict(argv)
         config = parse(argv)
         data = config.load()
         results = run_training(config, data)

@@ -19,6 +19,7 @@ from torch import Tensor
 from dal_kernels.noise import noise_rate
 from dal_kernels.training.checkpoint import load_checkpoint, save_checkpoint, usable
 from dal_kernels.training.config import TrainingConfig
+from dal_kernels.training.config_file import write_config
 from dal_kernels.training.corrections import read_corrections
 from dal_kernels.training.data import DataSet
 from dal_kernels.training.errors import UsageError, need
@@ -26,14 +27,16 @@ from dal_kernels.training.inspector import LabelInspector
 from dal_kernels.training.losses import loss_title
 from dal_kernels.training.noise import NoisyLabels, parse_noise
 from dal_kernels.training.parallel import World, join_world
+from dal_kernels.training.progress import Progress
 from dal_kernels.training.provenance import provenance, read_makers, write_makers
 from dal_kernels.training.recipes import Recipe
-from dal_kernels.training.records import Run, write_metrics, write_skipped
+from dal_kernels.training.records import Run, write_classes, write_metrics, write_rows
 from dal_kernels.training.train import Trainer
 
 __all__ = ["CHECKPOINT", "Results", "run_training"]
 
 CHECKPOINT, BEST, RUN, SKIPPED = "checkpoint.pt", "best.pt", "run.json", "skipped.csv"
+CONFIG, TABLES = "config.yaml", ("classes.csv", "confusion.csv")
 HELD_OUT = 0.1  # of the training samples, where there are no others to test on
 
 
@@ -88,13 +91,19 @@ def run_training(config: TrainingConfig, data: DataSet | None = None) -> Results
                 if not silent:
                     bar.write(line)
 
+            progress = Progress(total, say if bar.disable else lambda line: None)
+
+            def tick(batches: int) -> None:
+                bar.update(batches)
+                progress.batches += batches
+
             for noise, seed in product(map(parse_noise, config.noise), config.seeds):
                 made = partial(noise.apply, data, seed)
                 labels = made() if noise.path is None else world.from_main(made)  # a file need be on one disk only
                 say(f"{data.name}, noise {noise}, seed {seed}: {_in_words(labels, data)}")
                 for loss in config.losses:
                     run = Run(data.name, noise, labels.measured, loss, seed, corrected=config.labels is not None)
-                    _train_run(config, recipe, data, labels, run, world, folder, made_by, say, bar.update)
+                    _train_run(config, recipe, data, labels, run, world, folder, made_by, say, tick, progress.tell)
                     runs.append(run)
     return Results(config, runs, time.perf_counter() - start, made_by["command"], world.main, data.verified)
 
@@ -119,6 +128,7 @@ def _train_run(
     made_by: dict[str, str],
     say: Callable[[str], None],
     tick: Callable[[int], object],
+    tell: Callable[[Trainer], object],
 ) -> None:
     """Train one network, or what is left of its training, and fill ``run.history``."""
     start = time.perf_counter()
@@ -146,13 +156,7 @@ def _train_run(
             if config.resume and (own / CHECKPOINT).exists():
                 return load_checkpoint(own / CHECKPOINT, settings), read_makers(own / RUN, made_by)
             _make_folder(own)
-            for left in (
-                CHECKPOINT,
-                BEST,
-                SKIPPED,
-                "metrics.csv",
-                "metrics.jsonl",
-            ):  # what a run before this one may have left
+            for left in (CHECKPOINT, BEST, SKIPPED, *TABLES, "metrics.csv", "metrics.jsonl"):  # of a run before this
                 (own / left).unlink(missing_ok=True)
             replace(labels, labels=given).save(own / "labels.npz", paths=data.paths(train=True), class_names=data.names)
             return None, []
@@ -169,25 +173,30 @@ def _train_run(
     if not trainer.done and made_by not in run.made_by:
         run.made_by.append(made_by)
         if own is not None and world.main:
+            write_config(own / CONFIG, config, recipe, run)
             write_makers(own / RUN, {**settings, **_source(config, data, trainer)}, run.made_by)
     resumed = len(trainer.history)
     while not trainer.done:
         trainer.run_epoch(lambda: tick(1))
         unreadable = trainer.unreadable()
+        tell(trainer)
         if own is not None and world.main:
-            state = {"settings": settings, "shape": trainer.shape, **trainer.state()}
+            state = {"settings": settings, "shape": trainer.shape, "moments": data.moments, **trainer.state()}
             save_checkpoint(own / CHECKPOINT, state)
             if trainer.held and trainer.best_epoch == len(trainer.history):
                 save_checkpoint(own / BEST, state)
             write_metrics(own / "metrics", [replace(run, history=trainer.history)])
             if unreadable:
-                write_skipped(
-                    own / SKIPPED, [(part, data.paths(part == "train")[i], why) for part, i, why in unreadable]
-                )
+                rows = [(part, data.paths(part == "train")[i], why) for part, i, why in unreadable]
+                write_rows(own / SKIPPED, ("part", "path", "reason"), rows)
     if unreadable := trainer.unreadable():
         where = "" if own is None else f", see {own / SKIPPED}"
         say(f"  {len(unreadable)} images could not be read and were left out{where}")
     run.history.extend(trainer.history)
+    if own is not None and (len(data.test) or trainer.held):
+        classified = trainer.classified()
+        if world.main:
+            write_classes(own, *classified, data.names)
     if inspector is not None:
         run.inspections.append(inspector.inspect())
 

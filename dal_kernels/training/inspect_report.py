@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 from torch import Tensor
 
 from dal_kernels.noise import UNKNOWN
-from dal_kernels.training.atomic import replacing
 from dal_kernels.training.contact_sheet import save_contact_sheet
 from dal_kernels.training.data.base import DataSet
 from dal_kernels.training.errors import need
 from dal_kernels.training.inspection import Inspection
+from dal_kernels.training.records import write_rows
 
 __all__ = ["auroc", "precision_at", "write_inspection"]
 
@@ -29,10 +28,7 @@ def write_inspection(out: Path, data: DataSet, inspection: Inspection, made_by: 
     ranking, confusion, words = out / "suggested.csv", out / "confusion.csv", out / "inspect.md"
     inspection.save_csv(ranking, data.paths(train=True), data.names)
     pairs = [(data.names[given], data.names[other], count) for given, other, count in inspection.confusion()]
-    with replacing(confusion) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("given", "suggested", "samples"))
-        writer.writerows(pairs)
+    write_rows(confusion, ("given", "suggested", "samples"), pairs)
     text = _text(data, inspection, pairs, made_by)
     words.write_text(text, encoding="utf-8")
     sheet = save_contact_sheet(out / "worst.png", data, inspection)

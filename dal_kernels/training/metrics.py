@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dal_kernels.training.loader import Batches
 
-__all__ = ["TIMINGS", "EpochMetrics", "StepClock", "count_hits", "share"]
+__all__ = ["TIMINGS", "EpochMetrics", "StepClock", "count_hits", "predictions", "share"]
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,24 @@ def count_hits(model: nn.Module, loader: Batches, *labels: Tensor) -> Tensor:
         hits += torch.stack([*equal, torch.full_like(prediction[0], len(prediction))])
     model.train(training)
     return hits
+
+
+@torch.no_grad()
+def predictions(model: nn.Module, loader: Batches, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """In evaluation mode: which samples (M,) int64, their classes (M,) int64, and the probabilities of these (M,)
+    float32, on the CPU; the model's mode is restored.
+    """
+    training = model.training
+    model.eval()
+    found = []
+    for inputs, indices in loader:
+        confidence, prediction = model(inputs.to(device, non_blocking=True)).float().softmax(1).max(1)
+        found.append((indices, prediction.cpu(), confidence.cpu()))
+    model.train(training)
+    if not found:
+        return torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long), torch.empty(0)
+    indices, classes, confidences = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return indices, classes, confidences
 
 
 class StepClock:

@@ -68,6 +68,19 @@ class Recipe:
     )
     epochs: int = _setting("passes over the training set; schedules span them", ">= 1", lambda value: value >= 1)
     batch_size: int = _setting("samples a step, over all processes", ">= 1", lambda value: value >= 1, default=128)
+    accumulate: int = _setting(
+        "parts that each batch is trained on in turn, for batches that do not fit in memory",
+        ">= 1",
+        lambda value: value >= 1,
+        default=1,
+    )
+    ema_decay: float = _setting(
+        "evaluate and predict with weights averaged over the steps, of which each keeps this share of the average; 0: "
+        "with the weights themselves",
+        "in [0, 1)",
+        lambda value: 0 <= value < 1,
+        default=0.0,
+    )
     optimizer: str = _choice("sgd or adamw", "sgd", "adamw")
     learning_rate: float = _setting("at the first epoch, after the warm-up", "> 0", _positive)
     momentum: float = _setting("of sgd", "in [0, 1)", lambda value: 0 <= value < 1, default=0.9)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+
+import torch
+from torch import Tensor
 
 from dal_kernels.training.atomic import replacing
 from dal_kernels.training.inspection import Inspection
 from dal_kernels.training.metrics import EpochMetrics
 from dal_kernels.training.noise import Noise
 
-__all__ = ["Run", "write_metrics", "write_skipped"]
+__all__ = ["Run", "write_classes", "write_metrics", "write_rows"]
 
 
 @dataclass(frozen=True)
@@ -62,9 +65,33 @@ def write_metrics(path: Path, runs: Iterable[Run]) -> list[Path]:
     return [as_csv, as_json]
 
 
-def write_skipped(path: Path, samples: Iterable[tuple[str, str, str]]) -> None:
-    """Write as CSV the samples that could not be read: part, path and reason."""
+def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
+    """Write a CSV file; gives its path."""
     with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("part", "path", "reason"))
-        writer.writerows(samples)
+        writer.writerow(header)
+        writer.writerows(rows)
+    return path
+
+
+def write_classes(folder: Path, labels: Tensor, prediction: Tensor, names: Sequence[str], of: str = "") -> list[Path]:
+    """Write classes.csv, how many samples of each class there are and how many are told, and confusion.csv, how many
+    samples of each class are taken for which, of the pairs that there are.
+
+    Args:
+        labels, prediction: (M,) int64, in [0, C).
+        names: (C,).
+        of: what the files' names begin with.
+    """
+    labelled, told = (torch.bincount(classes, minlength=len(names)).tolist() for classes in (labels, prediction))
+    right = torch.bincount(labels[labels == prediction], minlength=len(names)).tolist()
+    rows = [
+        (name, count, hits, hits / count if count else "", predicted)
+        for name, count, hits, predicted in zip(names, labelled, right, told, strict=True)
+    ]
+    pairs, counts = torch.stack([labels, prediction], 1).unique(dim=0, return_counts=True)
+    confusion = [(names[a], names[b], count) for (a, b), count in zip(pairs.tolist(), counts.tolist(), strict=True)]
+    return [
+        write_rows(folder / f"{of}classes.csv", ("class", "samples", "right", "accuracy", "predicted"), rows),
+        write_rows(folder / f"{of}confusion.csv", ("label", "predicted", "samples"), confusion),
+    ]

@@ -6,11 +6,13 @@ import math
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dal_kernels import ScheduleWarning
 from dal_kernels.noise import UNKNOWN
@@ -20,7 +22,7 @@ from dal_kernels.training.errors import UsageError
 from dal_kernels.training.inspector import LabelInspector
 from dal_kernels.training.loader import evaluation_loader, first_input, stream, training_loader
 from dal_kernels.training.losses import FamilyLoss, KernelLoss, build_loss, exponents
-from dal_kernels.training.metrics import EpochMetrics, StepClock, count_hits, share
+from dal_kernels.training.metrics import EpochMetrics, StepClock, count_hits, predictions, share
 from dal_kernels.training.models import build_model
 from dal_kernels.training.optim import make_optimizer, make_scheduler
 from dal_kernels.training.parallel import World
@@ -75,6 +77,10 @@ class Trainer:
         first = stream("weights", seed)
         self.network = build_model(recipe, self.shape, data.classes, first, data.moments).to(world.device)
         self.model = world.wrap(self.network, recipe.sync_batch_norm)
+        self.average: AveragedModel | None = None
+        if recipe.ema_decay:
+            ema = get_ema_multi_avg_fn(recipe.ema_decay)
+            self.average = AveragedModel(self.network, multi_avg_fn=ema, use_buffers=True)
         self.optimizer = make_optimizer(recipe, self.model.parameters())
         self.scheduler = make_scheduler(recipe, self.optimizer)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=recipe.amp == "fp16")
@@ -142,7 +148,9 @@ class Trainer:
             self._step_loss()
         self.scheduler.step()
 
-        self.world.share_buffers(self.network)
+        for network in (self.network, self.average):
+            if network is not None:
+                self.world.share_buffers(network)
         schedule = getattr(self.loss, "schedule", None)
         if schedule is not None and hasattr(schedule, "synchronize"):
             # All go on from what one process saves.
@@ -195,6 +203,30 @@ class Trainer:
 
     def _train_step(self, inputs: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
         """One step of the optimiser; the loss () and p_y of the labels (B,), NaN if the loss does not tell."""
+        self.optimizer.zero_grad()
+        parts = list(zip(inputs.chunk(self.recipe.accumulate), indices.chunk(self.recipe.accumulate), strict=True))
+        losses, target_probs = [], []
+        for i, (part, its_indices) in enumerate(parts):
+            together: AbstractContextManager[None] = nullcontext()
+            if i < len(parts) - 1 and isinstance(self.model, nn.parallel.DistributedDataParallel):
+                together = self.model.no_sync()  # the processes add up their gradients once a batch
+            with together:
+                loss, target_prob = self._add_gradient(part, its_indices, len(part) / len(inputs))
+            losses.append(loss)
+            target_probs.append(target_prob)
+        start = self.clock.now()
+        if self.recipe.clip_norm < math.inf:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+        self.clock.add(start, start, start)
+        return torch.stack(losses).sum(), torch.cat(target_probs)
+
+    def _add_gradient(self, inputs: Tensor, indices: Tensor, share_of_batch: float) -> tuple[Tensor, Tensor]:
+        """The gradient of a part of a batch; what it adds to the loss (), and p_y of the labels (B,)."""
         start, labels = self.clock.now(), self.given[indices]
         logits = self._forward(inputs)
         if not isinstance(logits, Tensor):
@@ -203,19 +235,13 @@ class Trainer:
         leaf = logits.detach().requires_grad_()
         loss_start = self.clock.now()
         with self._autocast():
-            loss = self._checked_loss(leaf, labels, indices)
+            loss = self._checked_loss(leaf, labels, indices) * share_of_batch
         self.scaler.scale(loss).backward()
         loss_end = self.clock.now()
-        self.optimizer.zero_grad()
         logits.backward(leaf.grad)
-        if self.recipe.clip_norm < math.inf:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
         self.clock.add(start, loss_start, loss_end)
         if not isinstance(self.loss, KernelLoss | FamilyLoss):
-            return loss.detach(), torch.full_like(loss, math.nan)
+            return loss.detach(), torch.full((1,), math.nan, device=loss.device)
         if self.inspector is not None:
             self.inspector.update(indices, labels, self.loss.stats)
         return loss.detach(), self.loss.stats.target_prob
@@ -257,7 +283,26 @@ class Trainer:
 
     def _count_hits(self, *loader_and_labels: Any) -> Tensor:
         with self._autocast():
-            return count_hits(self.network, *loader_and_labels)
+            return count_hits(self.evaluated, *loader_and_labels)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is measured: with averaged weights, if they are averaged."""
+        if self.average is None:
+            return self.network
+        module: nn.Module = self.average.module
+        return module
+
+    def classified(self) -> tuple[Tensor, Tensor]:
+        """Labels (M,) and predictions (M,), int64, of the test samples that can be read; without a test of those held
+        out, against their given labels. All processes call this, and get all samples.
+        """
+        tested = len(self.test_labels) > 0
+        loader, labels = (self.test_batches, self.test_labels) if tested else (self.held_batches, self.given)
+        with self._autocast():
+            indices, prediction, _ = predictions(self.evaluated, loader, self.world.device)
+        pairs = torch.cat(self.world.gather(torch.stack([labels.cpu()[indices], prediction])), 1)
+        return pairs[0], pairs[1]
 
     def _warn_of_stall(self, metrics: EpochMetrics) -> None:
         """Once a run, in the first process."""
@@ -279,5 +324,5 @@ class Trainer:
         self.history = [EpochMetrics(**epoch) for epoch in state["history"]]
 
     def _parts(self) -> list[tuple[str, Any]]:
-        names = ("network", "optimizer", "scheduler", "scaler", "loss", "inspector")
+        names = ("network", "average", "optimizer", "scheduler", "scaler", "loss", "inspector")
         return [(name, getattr(self, name)) for name in names if hasattr(getattr(self, name), "state_dict")]

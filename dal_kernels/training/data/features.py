@@ -14,7 +14,7 @@ from dal_kernels.training.data.base import NOTHING, DataSet
 from dal_kernels.training.data.table import split_parts
 from dal_kernels.training.errors import UsageError, need
 
-__all__ = ["FeatureRows", "feature_rows"]
+__all__ = ["FeatureRows", "feature_rows", "read_features"]
 
 NAMES = ("features", "labels", "split", "paths", "class_names")
 ADVICE = "features (N, ...) and labels (N,), perhaps split (N,), paths (N,) and class_names (C,)"
@@ -45,7 +45,7 @@ def feature_rows(path: Path) -> DataSet:
     Raises:
         UsageError: an array is missing, damaged or of another shape, or a feature is not finite; it names the row.
     """
-    arrays = _read(path)
+    arrays = read_features(path)
     features, labels = arrays["features"], arrays["labels"]
     if features.ndim < 2 or features.dtype.kind not in "fiu" or labels.shape != (len(features),):
         raise UsageError(
@@ -75,7 +75,12 @@ def feature_rows(path: Path) -> DataSet:
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_features(path: Path, labelled: bool = True) -> dict[str, Any]:
+    """The arrays of :func:`feature_rows` by their names; without labels, if these need not be.
+
+    Raises:
+        UsageError: one cannot be read, or is missing.
+    """
     numpy = need("numpy")
     try:
         if path.is_dir():
@@ -86,7 +91,7 @@ def _read(path: Path) -> dict[str, Any]:
                 arrays = {name: content[name] for name in NAMES if name in content}
     except Exception as error:  # a damaged file can raise anything
         raise UsageError(f"{path} cannot be read: {error}; it must hold {ADVICE}") from error
-    if not {"features", "labels"} <= arrays.keys():
+    if not {"features", *(["labels"] if labelled else [])} <= arrays.keys():
         raise UsageError(f"{path} must hold {ADVICE}, got {', '.join(arrays) or 'none of them'}")
     return arrays
 

@@ -15,7 +15,7 @@ from dal_kernels.training.data.files import need_folder, ordered
 from dal_kernels.training.data.transforms import IMAGENET, ImageTransform
 from dal_kernels.training.errors import UsageError, need
 
-__all__ = ["folder_images", "image_folder", "natural_side", "read_class_folders"]
+__all__ = ["folder_images", "image_folder", "images_below", "natural_side", "read_class_folders"]
 
 ADVICE = "place the images in train/CLASS/ and val/CLASS/ (or test/CLASS/) below it"
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -131,7 +131,12 @@ def _class_names(part: Path) -> list[str]:
 
 def _scan(part: Path, classes: list[str]) -> dict[str, list[str]]:
     """The images of each class at any depth, as paths below ``part``."""
-    return {name: sorted(os.path.relpath(path, part) for path in _images(part / name)) for name in classes}
+    return {name: images_below(part / name, part) for name in classes}
+
+
+def images_below(folder: Path, root: Path | None = None) -> list[str]:
+    """The images at any depth, as paths below ``root``, by default ``folder`` itself, in order."""
+    return sorted(os.path.relpath(path, root or folder) for path in _images(folder))
 
 
 def _images(folder: Path) -> Iterator[str]:

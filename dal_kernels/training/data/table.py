@@ -16,7 +16,7 @@ from dal_kernels.training.data.image_folder import natural_side
 from dal_kernels.training.data.transforms import IMAGENET, ImageTransform
 from dal_kernels.training.errors import UsageError, need
 
-__all__ = ["Parts", "read_table", "split_parts", "table_images"]
+__all__ = ["SPLITS", "Parts", "read_table", "split_parts", "table_images", "table_root"]
 
 SPLITS = {"": True, "train": True, "val": False, "valid": False, "validation": False, "test": False}
 
@@ -37,8 +37,7 @@ def table_images(path: Path, image_size: int = 0) -> DataSet:
     columns = read_table(path, ("path", "label"), ("split",))
     names = columns["path"]
     parts = split_parts(path, columns["label"], columns.get("split"))
-    beside = path.parent / names[0]
-    root = Path() if Path(names[0]).exists() and not beside.exists() else path.parent
+    root = table_root(path, names[0])
     transform = ImageTransform(*IMAGENET)
     train_paths, test_paths = ([names[i] for i in rows.tolist()] for rows in (parts.train, parts.test))
     transform = ImageTransform(*IMAGENET, side=image_size or natural_side(FileImages(root, train_paths, transform)))
@@ -55,6 +54,11 @@ def table_images(path: Path, image_size: int = 0) -> DataSet:
         test_paths=test_paths,
         verified=False,
     )
+
+
+def table_root(path: Path, name: str) -> Path:
+    """What the paths in a table are relative to: its folder, or the working folder if its first path is there alone."""
+    return Path() if Path(name).exists() and not (path.parent / name).exists() else path.parent
 
 
 @dataclass(frozen=True)
