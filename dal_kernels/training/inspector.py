@@ -13,6 +13,8 @@ from dal_kernels.training.inspection import Inspection, inspect
 
 __all__ = ["LabelInspector"]
 
+WAITING = 64  # batches that are taken in together, on a CPU
+
 
 class LabelInspector:
     """Follows what a network makes of the label of each sample, in a few numbers a sample.
@@ -25,7 +27,7 @@ class LabelInspector:
     ...         loss.backward()  # ... optimiser as always
     >>> inspector.inspect().save_csv("suggested.csv", paths, class_names)
 
-    All losses of the package give these statistics, in the pass that makes loss and gradient. The memory is 28 bytes a
+    All losses of the package give these statistics, in the pass that makes loss and gradient. The memory is 32 bytes a
     sample whatever the number of classes, on the device of the statistics; :meth:`update` waits for no device.
 
     It works in any loop that knows which samples are in a batch. In a distributed training each process follows the
@@ -56,12 +58,13 @@ class LabelInspector:
             raise ValueError(f"momentum must be in [0, 1), got {momentum}")
         self.samples, self.classes, self.momentum = samples, classes, momentum
         self._placed = device is not None
-        zeros, none = torch.zeros(samples, device=device), torch.full((samples,), -1, dtype=torch.int32, device=device)
-        # The averages lack their early weights, 1 - momentum ** visits in all: who reads them divides by these.
-        self._margin, self._target_prob, self._agreement = zeros, zeros.clone(), zeros.clone()
-        self._given, self._other, self._votes = none, none.clone(), zeros.clone()
-        self._visits = torch.zeros(samples, dtype=torch.int32, device=device)
-        self._fresh = torch.zeros(samples, dtype=torch.bool, device=device)  # visited here since all agreed
+        # A row a sample, because a gather and a scatter of rows take a fraction of the time of those of many columns.
+        # Averages lack their early weights, 1 - momentum ** visits in all: who reads them divides by these.
+        self._averages = torch.zeros(samples, 4, device=device)  # margin, p_y, agreement, votes for the other class
+        self._classes = torch.zeros(samples, 4, dtype=torch.int32, device=device)  # label, other class, visits, fresh
+        self._classes[:, :2] = -1
+        self._batches: list[list[Tensor]] = []
+        self._waits = torch.zeros(samples, dtype=torch.bool)
 
     @torch.no_grad()
     def update(self, indices: Tensor, target: Tensor, stats: RowStats) -> None:
@@ -81,63 +84,81 @@ class LabelInspector:
                 f"{tuple(target.shape)} and {tuple(stats.target_prob.shape)}"
             )
         if not self._placed:
-            self._move(stats.target_prob.device)
-        where = self._margin.device
-        indices, target = (values.to(where, torch.long, non_blocking=True) for values in (indices, target))
-        target_prob, prediction, max_prob = (
-            values.to(where, non_blocking=True) for values in (stats.target_prob, stats.prediction, stats.max_prob)
-        )
-        seen = ~target_prob.isnan()  # NaN: an ignored row, or logits that are not finite
+            device = stats.target_prob.device
+            self._averages, self._classes, self._placed = self._averages.to(device), self._classes.to(device), True
+        where = self._averages.device
+        batch = [
+            values.to(where, non_blocking=True)
+            for values in (indices, target, stats.target_prob, stats.prediction, stats.max_prob)
+        ]
+        if where.type != "cpu":
+            self._take_in(*batch)
+            return
+        # On a CPU the two dozen operations on a batch would take as long as some layers, so that batches wait for each
+        # other, as long as no sample comes twice. A GPU's wait in its queue as it is.
+        indices = batch[0]
+        if len(self._batches) == WAITING or bool(self._waits[indices].any()):
+            self._catch_up()
+        self._waits[indices] = True
+        self._batches.append([indices.clone(), batch[1].clone(), *batch[2:]])
+
+    def _catch_up(self) -> None:
+        """Take in the batches that wait."""
+        if self._batches:
+            self._take_in(*(torch.cat(parts) for parts in zip(*self._batches, strict=True)))
+            self._batches.clear()
+            self._waits.zero_()
+
+    @torch.no_grad()
+    def _take_in(
+        self, indices: Tensor, target: Tensor, target_prob: Tensor, prediction: Tensor, max_prob: Tensor
+    ) -> None:
+        averages, classes = self._averages[indices], self._classes[indices]
+        other = classes[:, 1]
         agrees = prediction == target
-        margin = torch.where(agrees, target_prob, target_prob - max_prob)
-        for average, value in (
-            (self._margin, margin),
-            (self._target_prob, target_prob),
-            (self._agreement, agrees.float()),
-        ):
-            before = average[indices]
-            average[indices] = torch.where(seen, torch.lerp(value.float(), before, self.momentum), before)
+        preferred = max_prob.masked_fill(agrees, 0.0)
+        # The other class is the one that is preferred to the label most often: the votes for another are taken from
+        # those of the one in the lead, and give the lead to it when none are left.
+        vote = torch.where(prediction == other, preferred, -preferred)
+        values = torch.stack([target_prob - preferred, target_prob, agrees.to(target_prob.dtype), vote], 1).float()
+        after = torch.lerp(values, averages, self.momentum)
+        votes = after[:, 3]
+        other = torch.where(votes < 0, prediction, other)
+        votes.abs_()
+        visited = torch.stack([target, other, classes[:, 2] + 1, torch.ones_like(other)], 1).int()
 
-        # The class that the network prefers to the label most often: a vote for another class takes from the votes of
-        # the one in the lead, and takes the lead when none are left.
-        other, votes = self._other[indices], self._votes[indices]
-        voted = seen & ~agrees
-        vote = (1 - self.momentum) * max_prob.float()
-        after = self.momentum * votes + torch.where(other == prediction, vote, -vote)
-        self._other[indices] = torch.where(voted & (after <= 0), prediction.int(), other)
-        self._votes[indices] = torch.where(voted, after.abs(), votes)
-
-        self._given[indices] = torch.where(seen, target.int(), self._given[indices])
-        self._visits[indices] += seen.int()
-        self._fresh[indices] |= seen
+        seen = ~target_prob.isnan()[:, None]  # NaN: an ignored row, or logits that are not finite
+        self._averages[indices] = torch.where(seen, after, averages)
+        self._classes[indices] = torch.where(seen, visited, classes)
 
     def synchronize(self) -> None:
         """Give all processes what each has seen since the last call; all of them call this. Alone it does nothing."""
+        self._catch_up()
         if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
             return
         # A sampler may give a sample to two processes, to make their batches equal: the mean of both then.
-        seen_by = self._fresh.float()
-        distributed.all_reduce(seen_by)
-        for average in (self._margin, self._target_prob, self._agreement, self._votes):
-            summed = torch.where(self._fresh, average, 0.0)
-            distributed.all_reduce(summed)
-            average.copy_(torch.where(seen_by > 0, summed / seen_by.clamp(min=1), average))
-        for number in (self._given, self._other, self._visits):
-            largest = torch.where(self._fresh, number, -1)
-            distributed.all_reduce(largest, distributed.ReduceOp.MAX)
-            number.copy_(torch.where(seen_by > 0, largest, number))
-        self._fresh.zero_()
+        fresh = self._classes[:, 3:]
+        processes, summed = fresh.float(), self._averages * fresh
+        distributed.all_reduce(processes)
+        distributed.all_reduce(summed)
+        self._averages = torch.where(processes > 0, summed / processes.clamp(min=1), self._averages)
+        largest = torch.where(fresh > 0, self._classes, -1)
+        distributed.all_reduce(largest, distributed.ReduceOp.MAX)
+        self._classes = torch.where(processes > 0, largest, self._classes)
+        self._classes[:, 3] = 0
 
     def inspect(self) -> Inspection:
         """What the labels look like now; this waits for the device."""
-        weight = (1 - self.momentum ** self._visits.double()).clamp(min=1e-12)
-        averages = (self._margin, self._target_prob, self._agreement)
-        margin, target_prob, agreement = ((average / weight).cpu() for average in averages)
-        return inspect(self._given.cpu(), self._other.cpu(), margin, target_prob, agreement, self._visits.cpu())
+        self._catch_up()
+        given, other, visits, _ = self._classes.cpu().unbind(1)
+        weight = (1 - self.momentum ** visits.double()).clamp(min=1e-12)
+        margin, target_prob, agreement, _ = (self._averages.cpu() / weight[:, None]).unbind(1)
+        return inspect(given, other, margin, target_prob, agreement, visits)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain numbers, to go on from."""
-        return {"momentum": self.momentum, **{name: getattr(self, f"_{name}") for name in BUFFERS}}
+        """Tensors and a plain number, to go on from."""
+        self._catch_up()
+        return {"momentum": self.momentum, "averages": self._averages, "classes": self._classes}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a :meth:`state_dict`; the numbers stay on their device.
@@ -145,18 +166,12 @@ class LabelInspector:
         Raises:
             ValueError: it is of another number of samples, or of another momentum.
         """
-        if state["momentum"] != self.momentum or len(state["visits"]) != self.samples:
+        if state["momentum"] != self.momentum or len(state["averages"]) != self.samples:
             raise ValueError(
                 f"the state must be of {self.samples} samples with momentum {self.momentum}, got "
-                f"{len(state['visits'])} with {state['momentum']}"
+                f"{len(state['averages'])} with {state['momentum']}"
             )
-        for name in BUFFERS:
-            getattr(self, f"_{name}").copy_(state[name])
-
-    def _move(self, device: torch.device) -> None:
-        for name in BUFFERS:
-            setattr(self, f"_{name}", getattr(self, f"_{name}").to(device))
-        self._placed = True
-
-
-BUFFERS = ("margin", "target_prob", "agreement", "given", "other", "votes", "visits", "fresh")
+        self._batches.clear()
+        self._waits.zero_()
+        self._averages.copy_(state["averages"])
+        self._classes.copy_(state["classes"])
