@@ -14,12 +14,12 @@ import torch
 
 from dal_kernels.training import UsageError, main, parse, progress
 from dal_kernels.training.data import DataSet, load_data
-from dal_kernels.training.loader import evaluation_loader
+from dal_kernels.training.loader import evaluation_loader, held_out
 from dal_kernels.training.metrics import count_hits
 from dal_kernels.training.parallel import World
 from dal_kernels.training.predict import find_checkpoint, load_trained
 from dal_kernels.training.recipes import recipe_for
-from dal_kernels.training.train import Trainer, held_out
+from dal_kernels.training.train import Trainer
 
 for module in ("matplotlib", "numpy", "sklearn", "tabulate", "tqdm"):
     pytest.importorskip(module)

@@ -15,7 +15,7 @@ from dal_kernels.training.data.base import FileImages, Images, UnreadableError
 from dal_kernels.training.errors import UsageError
 from dal_kernels.training.parallel import World
 
-__all__ = ["Batches", "evaluation_loader", "first_input", "stream", "training_loader"]
+__all__ = ["Batches", "evaluation_loader", "first_input", "held_out", "stream", "training_loader"]
 
 # Inputs (B, ...) float32, which samples they are, (B,) int64, and which could not be read, with the reasons.
 Batch = tuple[Tensor, Tensor, dict[int, str]]
@@ -28,6 +28,13 @@ def stream(*use: str | int) -> int:
     PyTorch's generator on the CPU looks at no more.
     """
     return zlib.crc32(repr(use).encode())
+
+
+def held_out(count: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Which of ``count`` samples are held out, at random, and which are trained on, each in order."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(stream("validation", seed)))
+    held = round(fraction * count)
+    return order[:held].sort().values, order[held:].sort().values
 
 
 class _ByBatch(Dataset[Batch]):

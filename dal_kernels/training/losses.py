@@ -14,7 +14,7 @@ from dal_kernels.self_paced import Pace
 from dal_kernels.training.errors import UsageError
 from dal_kernels.training.recipes import Recipe
 
-__all__ = ["FAMILY", "LOSSES", "FamilyLoss", "KernelLoss", "build_loss", "exponents", "loss_title"]
+__all__ = ["FAMILY", "LOSSES", "FamilyLoss", "KernelLoss", "build_loss", "checked_loss", "exponents", "loss_title"]
 
 # Names, and what they are called in print: what is compared unless others are asked for.
 LOSSES = {"cross-entropy": "cross-entropy", "gce": "GCE", "mae": "MAE", "dal": "DAL"}
@@ -107,6 +107,26 @@ def build_loss(name: str, recipe: Recipe, total_steps: int) -> Any:
     if hasattr(loss, "step") and not (hasattr(loss, "load_state_dict") and hasattr(loss, "state_dict")):
         raise UsageError(f"loss {name} has step() but no state_dict() and load_state_dict(): it could not be resumed")
     return loss
+
+
+def checked_loss(loss: Any, name: str, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+    """The loss called ``name`` of logits (B, C) and labels (B,), the samples weighed by ``weights`` (B,).
+
+    Raises:
+        UsageError: it is no loss of these, or gives no number with a gradient.
+    """
+    options = {} if weights is None else {"sample_weight": weights}
+    try:
+        value = loss(logits, labels, **options)
+    except Exception as error:  # its author's code may raise anything
+        raise UsageError(
+            f"loss {name} cannot be used on logits {tuple(logits.shape)} and labels {tuple(labels.shape)}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(value, Tensor) or value.ndim or not value.requires_grad:
+        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise UsageError(f"loss {name} must give one number with a gradient, got {got}")
+    return value
 
 
 def _imported(name: str) -> Any:

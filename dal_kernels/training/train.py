@@ -20,8 +20,8 @@ from dal_kernels.stall import stall_message
 from dal_kernels.training.data.base import DataSet
 from dal_kernels.training.errors import UsageError
 from dal_kernels.training.inspector import LabelInspector
-from dal_kernels.training.loader import evaluation_loader, first_input, stream, training_loader
-from dal_kernels.training.losses import FamilyLoss, KernelLoss, build_loss, exponents
+from dal_kernels.training.loader import evaluation_loader, first_input, held_out, stream, training_loader
+from dal_kernels.training.losses import FamilyLoss, KernelLoss, build_loss, checked_loss, exponents
 from dal_kernels.training.metrics import EpochMetrics, StepClock, count_hits, predictions, share
 from dal_kernels.training.models import build_model
 from dal_kernels.training.optim import make_optimizer, make_scheduler
@@ -31,13 +31,6 @@ from dal_kernels.training.recipes import Recipe
 __all__ = ["Trainer"]
 
 AMP_DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def held_out(count: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Which of ``count`` samples are held out, at random, and which are trained on, each in order."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(stream("validation", seed)))
-    held = round(fraction * count)
-    return order[:held].sort().values, order[held:].sort().values
 
 
 class Trainer:
@@ -235,7 +228,8 @@ class Trainer:
         leaf = logits.detach().requires_grad_()
         loss_start = self.clock.now()
         with self._autocast():
-            loss = self._checked_loss(leaf, labels, indices) * share_of_batch
+            weights = None if self.weights is None else self.weights[indices]
+            loss = checked_loss(self.loss, self.loss_name, leaf, labels, weights) * share_of_batch
         self.scaler.scale(loss).backward()
         loss_end = self.clock.now()
         logits.backward(leaf.grad)
@@ -258,20 +252,6 @@ class Trainer:
                 f"least {2 * self.world.size}, 2 for each process, got {self.recipe.batch_size}, of "
                 f"{len(self.data.train)} training samples"
             ) from error
-
-    def _checked_loss(self, logits: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
-        options = {} if self.weights is None else {"sample_weight": self.weights[indices]}
-        try:
-            loss = self.loss(logits, labels, **options)
-        except Exception as error:  # its author's code may raise anything
-            raise UsageError(
-                f"loss {self.loss_name} cannot be used on logits {tuple(logits.shape)} and labels "
-                f"{tuple(labels.shape)}: {type(error).__name__}: {error}"
-            ) from error
-        if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
-            got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise UsageError(f"loss {self.loss_name} must give one number with a gradient, got {got}")
-        return loss
 
     def _step_loss(self) -> None:
         if hasattr(self.loss, "step"):
