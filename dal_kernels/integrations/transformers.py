@@ -5,8 +5,8 @@
     compute_loss_func=loss_function(criterion)
     callbacks=[ScheduleCallback(criterion)]
 
-The Trainer saves nothing of the criterion. Its position comes from the Trainer, and how far the network has come the
-schedule sees again within some twenty batches, with a smaller q until then.
+The Trainer saves nothing of the criterion: the callback saves its schedule, position and what it has learnt of the
+network, in each checkpoint, and loads it from the one that is resumed from.
 
 Read the log when you resume: a model whose weights transformers saves under other names than it trains them under (ViT
 in 5.24) goes on with fresh ones, and only a warning of missing keys says so. Run with transformers 5.24, torch 2.13.
@@ -15,8 +15,10 @@ in 5.24) goes on with fresh ones, and only a warning of missing keys says so. Ru
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -67,6 +69,18 @@ class ScheduleCallback(TrainerCallback):
     def __init__(self, criterion: ListeningLoss) -> None:
         self.criterion = criterion
 
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        path = _saved(args, state)
+        if self.criterion.schedule is not None and state.is_world_process_zero and path.parent.is_dir():
+            torch.save(self.criterion.schedule.state_dict(), path)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        path = _saved(args, state)
+        if self.criterion.schedule is not None and state.global_step > 0 and path.exists():
+            self.criterion.schedule.load_state_dict(torch.load(path, weights_only=True))
+
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -79,3 +93,8 @@ class ScheduleCallback(TrainerCallback):
     ) -> None:
         if hasattr(self.criterion.schedule, "synchronize"):
             self.criterion.schedule.synchronize()
+
+
+def _saved(args: TrainingArguments, state: TrainerState) -> Path:
+    """Where the schedule is, in the Trainer's checkpoint of this step."""
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}" / "dal_kernels_schedule.pt"
