@@ -244,7 +244,7 @@ def test_the_demo_takes_what_compare_takes(monkeypatch: pytest.MonkeyPatch) -> N
     shown = []
     monkeypatch.setattr(demo, "demonstrate", shown.append)
     assert demo.main(["--noise", "0.2", "--learning-rate", "0.5"]) == 0
-    assert shown == [parse(["compare", "--noise", "0.2", "--learning-rate", "0.5"])]
+    assert shown == [parse(["compare", "--seeds", "0", "1", "--noise", "0.2", "--learning-rate", "0.5"])]
     assert shown[0].recipe.learning_rate == 0.5
 
 
