@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 
 from benchmarks import micro
+from benchmarks.machine import machine
 from dal_kernels import available_backends, dynamics_aware_loss, reference, training
-from dal_kernels.training.machine import machine
 
 SIZES = [micro.Size(*size) for size in ((64, 14), (256, 1000), (8192, 1000), (256, 50000))]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

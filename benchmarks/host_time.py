@@ -21,8 +21,8 @@ from tabulate import tabulate
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.machine import machine
 from dal_kernels import DynamicsAwareLoss, available_backends, dynamics_aware_loss
-from dal_kernels.training.machine import machine
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

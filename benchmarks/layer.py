@@ -22,9 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.machine import peak_memory
+from benchmarks.machine import machine, peak_memory
 from dal_kernels import dynamics_aware_loss, linear_dynamics_aware_loss
-from dal_kernels.training.machine import machine
 
 SIZES = ((4096, 512, 131072),)
 CONTENDERS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {

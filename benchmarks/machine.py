@@ -1,4 +1,4 @@
-"""Caches of the machine, and the memory that a step takes there."""
+"""What figures were taken on, and the memory that a step takes there."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["cache_bytes", "peak_memory"]
+from dal_kernels.training.machine import machine, processor
+
+__all__ = ["cache_bytes", "machine", "peak_memory", "processor"]
 
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from benchmarks.machine import cache_bytes
+from benchmarks.machine import cache_bytes, machine, processor
 from benchmarks.micro import __main__ as command
 from benchmarks.micro import instruments, run, tables
 from benchmarks.micro.cases import DTYPES, LARGE, METHODS, MODES, SIZES, TINY, Size, methods
@@ -37,7 +37,6 @@ from benchmarks.micro.contenders import (
 )
 from benchmarks.micro.results import BenchmarkError, Cell, Results, Spread
 from dal_kernels import reference
-from dal_kernels.training.machine import machine, processor
 
 devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the peak of the resident set is Linux's")

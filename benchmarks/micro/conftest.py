@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.machine import cache_bytes
+from benchmarks.machine import cache_bytes, processor
 from benchmarks.micro.cases import DTYPES, SIZES, Size, methods, parse_size
 from benchmarks.micro.contenders import absent, contenders
 from benchmarks.micro.instruments import clock, return_memory
 from dal_kernels import __version__, available_backends
-from dal_kernels.training.machine import processor
 
 REPEATS = 3
 ABSENT = pytest.StashKey[dict[str, str]]()
