@@ -81,7 +81,8 @@ def run_training(config: TrainingConfig, data: DataSet | None = None) -> Results
     with _own_state(config.threads, world.device):
         folder = None if config.out is None else world.from_main(partial(_make_folder, config.out / data.name))
         made_by = provenance(config, world)
-        steps = -(-len(data.train) // recipe.batch_size) * recipe.epochs
+        trained = len(data.train) - round(recipe.val_fraction * len(data.train))
+        steps = -(-trained // recipe.batch_size) * recipe.epochs
         total = len(config.noise) * len(config.seeds) * len(config.losses) * steps
         silent = not (config.verbose and world.main)
         # disable=None: no bar where the output is not a terminal.

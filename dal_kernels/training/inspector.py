@@ -27,7 +27,7 @@ class LabelInspector:
     ...         loss.backward()  # ... optimiser as always
     >>> inspector.inspect().save_csv("suggested.csv", paths, class_names)
 
-    All losses of the package give these statistics, in the pass that makes loss and gradient. The memory is 32 bytes a
+    All losses of the package give these statistics, in the pass that makes loss and gradient. The memory is 33 bytes a
     sample whatever the number of classes, on the device of the statistics; :meth:`update` waits for no device.
 
     It works in any loop that knows which samples are in a batch. In a distributed training each process follows the

@@ -108,6 +108,8 @@ def predict(config: PredictConfig) -> tuple[list[Path], str]:
     path = config.checkpoint or find_checkpoint(config.out)
     trained = load_trained(path)
     world = join_world(config.device)
+    if world.size > 1:
+        raise UsageError(f"predict runs in one process, got {world.size}; split the samples instead")
     torch.set_num_threads(config.threads)
     samples = samples_of(config.data, config.data_dir, trained.shape, trained.class_names, config.bad_images)
     shape = tuple(first_input(samples.images).shape)
