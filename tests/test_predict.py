@@ -50,6 +50,7 @@ def test_what_is_predicted_is_what_the_training_measured(
 ) -> None:
     command = ["train", "--data", "digits", "--epochs", "4", "--output", str(tmp_path), *settings.split()]
     assert main(command) == 0
+    assert f"Written: {tmp_path / 'digits'}" in capsys.readouterr().out
     assert main(["predict", "--data", "digits", "--output", str(tmp_path)]) == 0
     (run,) = tmp_path.glob("digits/*")
     metrics = rows_of(run / "metrics.csv")

@@ -218,6 +218,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if results.writes and argv[0] in ("compare", "inspect"):
             files, text = write_report(results) if argv[0] == "compare" else _write_inspection(results, data)
             print(f"\n{text}\nWritten: {', '.join(map(str, files))}")
+        elif results.writes and config.out is not None:
+            print(f"Written: {', '.join(str(config.out / run.data / run.folder) for run in results.runs)}")
     except UsageError as error:
         if first_to_say(said := f"dal-train: {sentence(error)}"):
             print(said, file=sys.stderr)

@@ -31,6 +31,7 @@ def write_inspection(out: Path, data: DataSet, inspection: Inspection, made_by: 
     write_rows(confusion, ("given", "suggested", "samples"), pairs)
     text = _text(data, inspection, pairs, made_by)
     words.write_text(text, encoding="utf-8")
+    (out / "worst.png").unlink(missing_ok=True)  # of an inspection before this one
     sheet = save_contact_sheet(out / "worst.png", data, inspection)
     return [ranking, confusion, words, *([sheet] if sheet else [])], text
 
