@@ -340,11 +340,13 @@ def test_batches_that_do_not_fit_are_refused() -> None:
         LabelInspector(5, 4).update(torch.arange(2), target, stats)
 
 
-def test_too_few_suspicious_labels_are_no_mixture() -> None:
-    margin = torch.full((50,), 0.9)
-    margin[0] = -0.5
+@pytest.mark.parametrize("wrong", [1, 2])
+def test_a_few_wrong_labels_are_suggested_without_a_mixture(wrong: int) -> None:
+    margin, agreement = torch.full((50,), 0.9), torch.full((50,), 0.95)
+    margin[:wrong], agreement[:wrong] = -0.5, 0.1
     given, visited = torch.zeros(50, dtype=torch.int32), torch.ones(50, dtype=torch.int32)
-    found = inspect(given, given + 1, margin, margin, margin, visited)
+    found = inspect(given, given + 1, margin, margin, agreement, visited)
     assert found.mixture is None
-    assert found.noise_rate == 1 / 50
-    assert torch.equal(found.suggested, found.given)
+    assert found.noise_rate == wrong / 50
+    assert found.confidence.tolist() == pytest.approx([0.9] * wrong + [0.05] * (50 - wrong))
+    assert found.suggested.tolist() == [1] * wrong + [0] * (50 - wrong)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dal_kernels.noise import noise_rate
+from dal_kernels.noise import UNKNOWN, noise_rate
 from dal_kernels.training.checkpoint import load_checkpoint, save_checkpoint, usable
 from dal_kernels.training.config import TrainingConfig
 from dal_kernels.training.config_file import write_config
@@ -134,6 +134,8 @@ def _train_run(
     """Train one network, or what is left of its training, and fill ``run.history``."""
     start = time.perf_counter()
     data = labels.noise.known(data)
+    if config.labels is not None and not data.verified:  # whoever puts a wrong one right would seem to spoil it
+        data = replace(data, true_labels=torch.full_like(data.true_labels, UNKNOWN))
     corrections = None if config.labels is None else read_corrections(config.labels, data)
     given, weights = labels.labels, None
     if corrections is not None:
@@ -202,7 +204,8 @@ def _train_run(
         run.inspections.append(inspector.inspect())
 
     last = run.history[-1]
-    memorised = f"{last.memorised:6.1%} of the wrong labels memorised, " if labels.measured > 0 else ""
+    wrong_ones = "wrong labels" if data.verified else "labels changed"
+    memorised = f"{last.memorised:6.1%} of the {wrong_ones} memorised, " if last.memorised == last.memorised else ""
     already = f", {resumed} of {len(run.history)} epochs trained before" if resumed else ""
     best = run.history[trainer.best_epoch - 1]
     validated = f"validation {best.validation_accuracy:6.1%} in epoch {best.epoch}, the best, " if trainer.held else ""

@@ -19,11 +19,11 @@ THUMBNAIL = 160  # pixels of a side
 
 def save_contact_sheet(path: Path, data: DataSet, inspection: Inspection) -> Path | None:
     """Write a PNG of up to 64 suspicious samples, the worst first, with given and suggested label; None if the samples
-    are no images, or none is suspicious.
+    are no images, or no label is replaced.
     """
     shown: list[tuple[int, Any]] = []
     for i in inspection.order[: 2 * MOST].tolist():
-        if inspection.confidence[i] > 0.5 and len(shown) < MOST:
+        if inspection.suggested[i] != inspection.given[i] and len(shown) < MOST:
             try:
                 picture = picture_of(data.train, i)
             except UsageError:  # gone since it was trained on
@@ -44,8 +44,9 @@ def save_contact_sheet(path: Path, data: DataSet, inspection: Inspection) -> Pat
     for axis, (i, picture) in zip(axes.flat, shown, strict=False):
         axis.imshow(picture, cmap="gray", interpolation="nearest")
         given, suggested = (_short(data.names[labels[i]]) for labels in (inspection.given, inspection.suggested))
-        axis.set_title(f"{given}\n→ {suggested}  {inspection.confidence[i]:.0%}", fontsize=7)
-    figure.suptitle(f"{data.name}: given label → suggested label, and how likely the given one is wrong", fontsize=9)
+        axis.set_title(f"{given}\n→ {suggested}  {inspection.confidence[i]:.0%}", fontsize=7, parse_math=False)
+    title = f"{data.name}: given label → suggested label, and how likely the given one is wrong"
+    figure.suptitle(title, fontsize=9, parse_math=False)  # a name with two dollar signs would be taken for a formula
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
     return path

@@ -45,7 +45,7 @@ def save_figure(runs: Sequence[Run], path: Path) -> None:
             _shares(row[0], group, "test_accuracy", colours[loss])
             _shares(row[1], group, "memorised", colours[loss])
             if len(titles) == 3:
-                _schedule(row[2], group[0], colours[loss])
+                _schedule(row[2], max(group, key=lambda run: len(run.history)), colours[loss])
         for axis in row:
             axis.margins(x=0.02)
             axis.grid(alpha=0.3)
@@ -62,13 +62,19 @@ def save_figure(runs: Sequence[Run], path: Path) -> None:
 
 
 def _shares(axis: Any, group: Sequence[Run], metric: str, colour: str) -> None:
-    """Mean and band, in %, of runs that differ in their seed."""
-    values = 100 * torch.tensor([[getattr(epoch, metric) for epoch in run.history] for run in group])
-    epochs, mean = [epoch.epoch for epoch in group[0].history], values.mean(0)
+    """Mean and band, in %, of runs that differ in their seed, over those that have the epoch."""
+    longest = max((run.history for run in group), key=len)
+    epochs = [epoch.epoch for epoch in longest]
+    values = torch.full((len(group), len(epochs)), math.nan)
+    for row, run in zip(values, group, strict=True):
+        row[: len(run.history)] = 100 * torch.tensor([getattr(epoch, metric) for epoch in run.history])
+    mean, there = values.nanmean(0), values.isfinite()
     marker = "o" if len(epochs) == 1 else None  # a line of one point is invisible
     axis.plot(epochs, mean, color=colour, marker=marker, linewidth=1.8)
     if len(group) > 1:
-        low, high = ((mean + sign * values.std(0)).clamp(0, 100) for sign in (-1, 1))
+        # NaN, so no band, where one seed is left.
+        sd = (torch.where(there, values - mean, 0).square().sum(0) / (there.sum(0) - 1)).sqrt()
+        low, high = ((mean + sign * sd).clamp(0, 100) for sign in (-1, 1))
         axis.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
 
 

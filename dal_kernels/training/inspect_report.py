@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from torch import Tensor
@@ -10,7 +11,7 @@ from dal_kernels.noise import UNKNOWN
 from dal_kernels.training.contact_sheet import save_contact_sheet
 from dal_kernels.training.data.base import DataSet
 from dal_kernels.training.errors import need
-from dal_kernels.training.inspection import Inspection
+from dal_kernels.training.inspection import FEW, LEARNT_MARGIN, Inspection
 from dal_kernels.training.records import write_rows
 
 __all__ = ["auroc", "precision_at", "write_inspection"]
@@ -55,9 +56,8 @@ def _text(data: DataSet, inspection: Inspection, pairs: list[tuple[str, str, int
     lines = [
         f"# {data.name}: which labels look wrong",
         "",
-        f"Of {len(data.train)} training samples {seen} were seen. The network prefers another class to the label of "
-        f"{inspection.noise_rate:.1%} of them, which is the estimated share of wrong labels. In suggested.csv "
-        f"{changed} labels are replaced, those likelier wrong than right.",
+        f"Of {len(data.train)} training samples {seen} were seen. {_estimate(inspection)} In suggested.csv {changed} labels "
+        f"are replaced{', those likelier wrong than right' if changed else ''}.",
         "",
     ]
     if mixture is not None:
@@ -67,17 +67,15 @@ def _text(data: DataSet, inspection: Inspection, pairs: list[tuple[str, str, int
             f"{mixture.wrong_share:.1%} in that of wrong labels; confidence in suggested.csv is its probability.",
             "",
         ]
-    known = (data.true_labels != UNKNOWN) & (inspection.rank > 0)
-    wrong = known & (inspection.given != data.true_labels)
-    if wrong.any():
-        found = inspection.order[known[inspection.order]]
-        right = (inspection.suggested == data.true_labels)[wrong].double().mean().item()
+    else:
         lines += [
-            f"The truth is known here: {wrong.sum() / known.sum():.1%} of the labels are wrong. AUROC of the ranking "
-            f"{auroc(-inspection.margin[known], wrong[known]):.4f}; of as many labels from its top as are wrong, "
-            f"{precision_at(found, wrong):.1%} are. Of the wrong labels {right:.1%} are suggested right.",
+            "The margins of wrong labels could not be fitted by a distribution of their own: there are fewer than "
+            f"{FEW} on a side of 0, or they lie among those of labels that the network believes. So confidence in "
+            "suggested.csv is the share of visits in which the network preferred another class, recent ones counting "
+            "more.",
             "",
         ]
+    lines += _truth(data, inspection)
     shown = pairs[:SHOWN]
     if shown:
         table = need("tabulate").tabulate(
@@ -86,3 +84,47 @@ def _text(data: DataSet, inspection: Inspection, pairs: list[tuple[str, str, int
         rest = f"\n\nThe commonest {len(shown)} of {len(pairs)} pairs." if len(pairs) > len(shown) else ""
         lines += [f"{table}{rest}", ""]
     return "\n".join([*lines, f"- command: `{made_by}`", ""])
+
+
+def _estimate(inspection: Inspection) -> str:
+    """How many labels are wrong, or why that cannot be said."""
+    if not inspection.learnt:
+        return (
+            f"The network has not learnt enough to judge labels: its mean margin of right labels is "
+            f"{inspection.right_margin:.2f}, and should be {LEARNT_MARGIN} at least. So no share of wrong labels is "
+            "estimated and no label replaced; train for more epochs, or with other settings."
+        )
+    if math.isnan(inspection.noise_rate):
+        return "How many labels are wrong cannot be estimated."
+    return (
+        f"The network prefers another class to the label of {inspection.noise_rate:.1%} of them, which is the estimated "
+        "share of wrong labels."
+    )
+
+
+def _truth(data: DataSet, inspection: Inspection) -> list[str]:
+    """How good the ranking is, where somebody verified the labels, or noise was made from them."""
+    known = (data.true_labels != UNKNOWN) & (inspection.rank > 0)
+    if not known.any():
+        return []
+    wrong = known & (inspection.given != data.true_labels)
+    rate = (wrong.sum() / known.sum()).item()
+    if data.verified:
+        said, such = f"The truth is known here: {rate:.1%} of the labels are wrong.", "are wrong"
+    elif wrong.any():
+        said = f"{rate:.1%} of the labels were changed on purpose; how many were wrong before is unknown."
+        such = "were changed"
+    else:
+        return []
+    if wrong.any():
+        found = inspection.order[known[inspection.order]]
+        right = (inspection.suggested == data.true_labels)[wrong].double().mean().item()
+        said += (
+            f" AUROC of the ranking {auroc(-inspection.margin[known], wrong[known]):.4f}; of as many labels from its top "
+            f"as {such}, {precision_at(found, wrong):.1%} {such.partition(' ')[0]}. Of those that {such} {right:.1%} are "
+            "suggested right."
+        )
+    spoilt = int((known & ~wrong & (inspection.suggested != inspection.given)).sum())
+    if data.verified:
+        said += f" Of the right labels {spoilt} are replaced."
+    return [said, ""]

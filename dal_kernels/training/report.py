@@ -153,7 +153,8 @@ def write_report(results: Results) -> tuple[list[Path], str]:
     if config.out is None:
         raise UsageError("a report needs a folder, got no out")
     summaries = summarise(results.runs)
-    epochs, seeds = len(results.runs[0].history), ", ".join(map(str, config.seeds))
+    lengths, seeds = [len(run.history) for run in results.runs], ", ".join(map(str, config.seeds))
+    epochs = " to ".join(map(str, sorted({min(lengths), max(lengths)})))
     spread = "Mean ± standard deviation over the seeds" if len(config.seeds) > 1 else "Single runs with seed"
     makers = distinct([maker for run in results.runs for maker in run.made_by])
     makers["command"] = list(dict.fromkeys([results.command, *makers["command"]]))
