@@ -74,6 +74,64 @@ def test_names_of_classes_are_no_formulas(tmp_path: Path) -> None:
     assert save_contact_sheet(tmp_path / "worst.png", data, found) is not None
 
 
+# --- what is in the output already
+
+
+def test_no_network_is_lost_without_a_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["--epochs", "2", "--output", str(tmp_path)]
+    assert main(["train", *command]) == 0
+    (checkpoint,) = tmp_path.glob("digits/*/checkpoint.pt")
+    content = checkpoint.read_bytes()
+    assert main(["inspect", *command]) == 0
+    assert checkpoint.read_bytes() == content
+    assert main(["train", *command, "--epochs", "3"]) == 2
+    error = capsys.readouterr().err
+    assert f"there is another run in {checkpoint.parent}, with another epochs: give another --output" in error
+    assert checkpoint.read_bytes() == content
+    assert main(["train", *command]) == 0, "the same again"
+    assert main(["train", *command, "--epochs", "3", "--overwrite"]) == 0
+
+
+def test_data_from_another_place_is_another_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        data = features(tmp_path / name / "f.npz")
+        status = main(["train", "--data", data, "--epochs", "1", "--output", str(tmp_path / "out")])
+    assert status == 2
+    assert "with another data path" in capsys.readouterr().err
+
+
+# --- predict, and what is in the data
+
+
+def test_labels_that_are_no_classes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = features(tmp_path / "f.npz", labels=numpy.array(["no", "yes"] * 100))
+    predict = ["predict", "--output", str(tmp_path), "--data"]
+    assert main(["train", "--data", data, "--epochs", "2", "--output", str(tmp_path)]) == 0
+    assert main([*predict, data]) == 0
+    capsys.readouterr()
+    assert main([*predict, features(tmp_path / "g.npz", labels=numpy.array(["no", "maybe"] * 100))]) == 0
+    said = capsys.readouterr().out
+    assert "of the 100 that have a label of the network's classes as their labels say" in said
+    assert "the labels of 100 samples (maybe) are no classes of the network, which knows no, yes" in said
+    assert main([*predict, features(tmp_path / "g.npz", labels=numpy.array(["a", "b"] * 100))]) == 0
+    said = capsys.readouterr().out
+    assert "200 samples (a, b) are no classes" in said
+    assert "as their labels say" not in said
+    assert not (tmp_path / "predicted-classes.csv").exists(), "of the prediction before"
+
+
+@pytest.mark.parametrize("command", ["train", "predict"])
+def test_features_of_the_test_are_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    good = features(tmp_path / "f.npz")
+    assert main(["train", "--data", good, "--epochs", "1", "--output", str(tmp_path)]) == 0
+    values = numpy.ones((200, 3))
+    values[150, 1] = numpy.nan
+    bad = features(tmp_path / "g.npz", features=values, split=numpy.array(["train"] * 100 + ["test"] * 100))
+    assert main([command, "--data", bad, "--output", str(tmp_path)]) == 2
+    assert "features must be finite, got other values in row 150" in capsys.readouterr().err
+
+
 # --- compare
 
 

@@ -137,6 +137,7 @@ def _add_settings(command: argparse.ArgumentParser, default: TrainingConfig) -> 
     add = command.add_argument
     add("--preset", choices=list(PRESETS), help=PRESET)
     add("--resume", action="store_true", help="go on with the runs that are in that folder")
+    add("--overwrite", action="store_true", help="replace runs in that folder that were trained otherwise")
     settings = command.add_argument_group("settings, each instead of the preset's")
     digits = PRESETS["digits"]
     for setting in fields(Recipe):

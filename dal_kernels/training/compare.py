@@ -28,7 +28,7 @@ from dal_kernels.training.losses import loss_title
 from dal_kernels.training.noise import NoisyLabels, parse_noise
 from dal_kernels.training.parallel import World, join_world
 from dal_kernels.training.progress import Progress
-from dal_kernels.training.provenance import provenance, read_makers, write_makers
+from dal_kernels.training.provenance import other_setting, provenance, read_makers, write_makers
 from dal_kernels.training.recipes import Recipe
 from dal_kernels.training.records import Run, write_classes, write_metrics, write_rows
 from dal_kernels.training.train import Trainer
@@ -103,7 +103,7 @@ def run_training(config: TrainingConfig, data: DataSet | None = None) -> Results
                 labels = made() if noise.path is None else world.from_main(made)  # a file need be on one disk only
                 say(f"{data.name}, noise {noise}, seed {seed}: {_in_words(labels, data)}")
                 for loss in config.losses:
-                    run = Run(data.name, noise, labels.measured, loss, seed, corrected=config.labels is not None)
+                    run = Run(data.name, noise, labels.measured, loss, seed, corrected=config.labels is not None, inspected=config.inspect)
                     _train_run(config, recipe, data, labels, run, world, folder, made_by, say, tick, progress.tell)
                     runs.append(run)
     return Results(config, runs, time.perf_counter() - start, made_by["command"], world.main, data.verified)
@@ -151,13 +151,19 @@ def _train_run(
         "class_names": data.names,
     }
     trainer = Trainer(recipe, data, given, run.loss, run.seed, config.workers, world, weights, inspector)
-    own = None if folder is None else folder / run.folder
+    own, source = None if folder is None else folder / run.folder, _source(config, data, trainer)
     if own is not None:
 
         def open_folder() -> tuple[dict[str, Any] | None, list[dict[str, str]]]:
             """The state to go on from and how it was made, or else a folder for a new run."""
             if config.resume and (own / CHECKPOINT).exists():
                 return load_checkpoint(own / CHECKPOINT, settings), read_makers(own / RUN, made_by)
+            sources = {name: value for name, value in source.items() if name != "data source"}  # the path says more
+            other = other_setting(own / RUN, {**settings, **sources})
+            if (own / CHECKPOINT).exists() and other is not None and not config.overwrite:
+                raise UsageError(
+                    f"there is another run in {own}, with another {other}: give another --output, or --overwrite"
+                )
             _make_folder(own)
             for left in (CHECKPOINT, BEST, SKIPPED, *TABLES, "metrics.csv", "metrics.jsonl"):  # of a run before this
                 (own / left).unlink(missing_ok=True)
@@ -177,7 +183,7 @@ def _train_run(
         run.made_by.append(made_by)
         if own is not None and world.main:
             write_config(own / CONFIG, config, recipe, run)
-            write_makers(own / RUN, {**settings, **_source(config, data, trainer)}, run.made_by)
+            write_makers(own / RUN, {**settings, **source}, run.made_by)
     resumed = len(trainer.history)
     while not trainer.done:
         trainer.run_epoch(lambda: tick(1))

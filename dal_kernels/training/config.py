@@ -34,6 +34,7 @@ class TrainingConfig:
             Equal seeds give equal numbers, on one kind of machine with the same threads, processes and workers.
         out: folder for what is written, in a folder of the data set a folder for each run; None writes nothing.
         resume: go on with the runs that are there already; otherwise they are trained anew.
+        overwrite: replace runs there of the same names that were trained otherwise, which are refused without it.
         workers: processes that load batches; 0 for data that is in memory.
         threads: of PyTorch on the CPU; more than one does not pay for small networks.
         device: cpu, cuda or cuda:N; under torchrun cuda is a GPU for each process.
@@ -56,6 +57,7 @@ class TrainingConfig:
     inspect: bool = False
     out: Path | None = None
     resume: bool = False
+    overwrite: bool = False
     workers: int = 0
     threads: int = 1
     device: str = "cpu"

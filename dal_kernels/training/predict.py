@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dal_kernels.training.checkpoint import usable
 from dal_kernels.training.data import BAD_IMAGES, check_name
+from dal_kernels.training.data.files import class_labels
 from dal_kernels.training.data.unlabelled import Samples, samples_of
 from dal_kernels.training.errors import UsageError
 from dal_kernels.training.loader import evaluation_loader, first_input
@@ -24,6 +25,8 @@ from dal_kernels.training.records import write_classes, write_rows
 __all__ = ["PredictConfig", "Trained", "find_checkpoint", "load_trained", "predict"]
 
 BATCH = 256
+SHOWN = 5  # names of classes in a sentence
+WRITTEN = ("predictions.csv", "predicted-classes.csv", "predicted-confusion.csv", "predicted-skipped.csv")
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def predict(config: PredictConfig) -> tuple[list[Path], str]:
     if world.size > 1:
         raise UsageError(f"predict runs in one process, got {world.size}; split the samples instead")
     torch.set_num_threads(config.threads)
-    samples = samples_of(config.data, config.data_dir, trained.shape, trained.class_names, config.bad_images)
+    samples = samples_of(config.data, config.data_dir, trained.shape, config.bad_images)
     shape = tuple(first_input(samples.images).shape)
     if shape != trained.shape:
         raise UsageError(f"{path} takes samples of shape {trained.shape}, got {shape} of {config.data}")
@@ -119,6 +122,8 @@ def predict(config: PredictConfig) -> tuple[list[Path], str]:
     loader = evaluation_loader(samples.images, everything, BATCH, config.workers, world)
     found = predictions(trained.network.to(world.device), loader, world.device)
     config.out.mkdir(parents=True, exist_ok=True)
+    for left in WRITTEN:  # of a prediction before this one
+        (config.out / left).unlink(missing_ok=True)
     return _write(config.out, samples, trained, found, loader.unreadable, path)
 
 
@@ -138,10 +143,22 @@ def _write(
     ]
     files = [write_rows(out / "predictions.csv", ("path", "predicted", "confidence"), rows)]
     text = f"{len(rows)} samples, by {checkpoint} (epoch {trained.epoch})"
-    if samples.labels is not None:
-        labels = samples.labels[indices]
+    words = [samples.words[i] for i in indices.tolist()]
+    labels = class_labels(words, names)
+    known, unknown = labels >= 0, {word for word in words if word} - set(names)
+    if known.any():
+        labels, prediction = labels[known], prediction[known]
         files += write_classes(out, labels, prediction, names, of="predicted-")
-        text += f": {(labels == prediction).double().mean().item():.1%} as their labels say"
+        of = "" if known.all() else f" of the {len(labels)} that have a label of the network's classes"
+        text += f": {(labels == prediction).double().mean().item():.1%}{of} as their labels say"
+    if unknown:
+        strange = sorted(unknown)
+        count = sum(word in unknown for word in words)
+        some = ", ".join(strange[:SHOWN]) + (", …" if len(strange) > SHOWN else "")
+        text += (
+            f"; the labels of {count} samples ({some}) are no classes of the network, which knows "
+            f"{', '.join(names[:SHOWN])}{', …' if len(names) > SHOWN else ''}: nothing is said of how well these are told"
+        )
     if unreadable:
         skipped = [("test", samples.paths[i], reason) for i, reason in sorted(unreadable.items())]
         files.append(write_rows(out / "predicted-skipped.csv", ("part", "path", "reason"), skipped))

@@ -18,7 +18,7 @@ from dal_kernels.training.config import TrainingConfig
 from dal_kernels.training.machine import machine
 from dal_kernels.training.parallel import World
 
-__all__ = ["distinct", "provenance", "read_makers", "write_makers"]
+__all__ = ["distinct", "other_setting", "provenance", "read_makers", "write_makers"]
 
 RESUMED = "resumed by"
 
@@ -36,10 +36,25 @@ def provenance(config: TrainingConfig, world: World) -> dict[str, str]:
 
 def write_makers(path: Path, settings: Mapping[str, Any], makers: Sequence[dict[str, str]]) -> None:
     """Write the settings of a run, null for infinity, and the provenance of all that trained it, in order."""
-    finite = {name: None if value == math.inf else value for name, value in settings.items()}
-    content = {**finite, **makers[0], RESUMED: makers[1:]}
+    content = {**_finite(settings), **makers[0], RESUMED: makers[1:]}
     with replacing(path) as partial:
         partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def other_setting(path: Path, settings: Mapping[str, Any]) -> str | None:
+    """The first of ``settings`` that a run has otherwise, by what :func:`write_makers` wrote; all do, if that is lost."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            content = {}
+    except (OSError, ValueError):
+        content = {}
+    ours = json.loads(json.dumps(_finite(settings)))
+    return next((name for name, value in ours.items() if name not in content or content[name] != value), None)
+
+
+def _finite(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: None if value == math.inf else value for name, value in settings.items()}
 
 
 def read_makers(path: Path, names: Iterable[str]) -> list[dict[str, str]]:

@@ -27,7 +27,7 @@ class Run:
 
     ``measured_noise`` is the share of wrong labels among those whose truth is known, before a file of labels
     ``corrected`` them; ``made_by`` says how it was trained, more than one thing if it was resumed in another way;
-    ``inspections`` is of its labels, if they were inspected.
+    ``inspections`` is of its labels, if they were ``inspected``.
     """
 
     data: str
@@ -39,12 +39,14 @@ class Run:
     made_by: list[dict[str, str]] = field(default_factory=list, repr=False)
     inspections: list[Inspection] = field(default_factory=list, repr=False, compare=False)
     corrected: bool = False
+    inspected: bool = False
 
     @property
     def folder(self) -> str:
         """A name of its own among the runs on one data set, good in any file system."""
-        corrected = "-corrected" if self.corrected else ""
-        return quote(f"{self.noise}-{self.loss}-seed{self.seed}{corrected}".replace(":", "-", 1), safe="")
+        # An inspection would otherwise take the place of the network that train made in the same output.
+        kind = "-corrected" * self.corrected + "-inspected" * self.inspected
+        return quote(f"{self.noise}-{self.loss}-seed{self.seed}{kind}".replace(":", "-", 1), safe="")
 
     def rows(self) -> list[dict[str, Any]]:
         """A row for each epoch; noise as the command line takes it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from dal_kernels.training.data.base import NOTHING, DataSet
 from dal_kernels.training.data.table import split_parts
 from dal_kernels.training.errors import UsageError, need
 
-__all__ = ["FeatureRows", "feature_rows", "read_features"]
+__all__ = ["FeatureRows", "feature_rows", "need_finite", "read_features"]
 
 NAMES = ("features", "labels", "split", "paths", "class_names")
 ADVICE = "features (N, ...) and labels (N,), perhaps split (N,), paths (N,) and class_names (C,)"
@@ -58,6 +58,8 @@ def feature_rows(path: Path) -> DataSet:
     names = [str(name) for name in arrays.get("class_names", ())]
     parts = split_parts(path, _words(labels, names, path), None if "split" not in arrays else _text(arrays["split"]))
     train, test = (FeatureRows(features, rows.numpy()) for rows in (parts.train, parts.test))
+    for part in (train, test):
+        need_finite(part, path)
     paths = _text(arrays["paths"]) if "paths" in arrays else list(map(str, range(len(labels))))
     return DataSet(
         f"npz-{path.stem}",
@@ -71,7 +73,7 @@ def feature_rows(path: Path) -> DataSet:
         train_paths=[paths[i] for i in parts.train.tolist()],
         test_paths=[paths[i] for i in parts.test.tolist()],
         verified=False,
-        moments=_moments(train, path),
+        moments=_moments(train),
     )
 
 
@@ -111,16 +113,25 @@ def _words(labels: Any, names: list[str], path: Path) -> list[str]:
     return [names[label] for label in labels.tolist()]
 
 
-def _moments(train: FeatureRows, path: Path) -> tuple[Tensor, Tensor]:
+def _chunks(part: FeatureRows) -> Iterator[tuple[int, Tensor]]:
+    """Features in float64, with the place of the first of them among the rows."""
+    for start in range(0, len(part), CHUNK):
+        yield start, part.batch(range(start, min(start + CHUNK, len(part))), train=False).double()
+
+
+def need_finite(part: FeatureRows, path: Path) -> None:
+    """Raises UsageError, naming the row, where a feature is not finite: a network makes some class of it all the same."""
+    for start, chunk in _chunks(part):
+        bad = (~chunk.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
+        if bad:
+            raise UsageError(f"{path}: features must be finite, got other values in row {part.rows[start + bad[0]]}")
+
+
+def _moments(train: FeatureRows) -> tuple[Tensor, Tensor]:
     """Mean and deviation over the rows, in float64 from chunks."""
     total: Tensor | float = 0.0
     squares: Tensor | float = 0.0
-    for start in range(0, len(train), CHUNK):
-        rows = range(start, min(start + CHUNK, len(train)))
-        chunk = train.batch(rows, train=False).double()
-        bad = (~chunk.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
-        if bad:
-            raise UsageError(f"{path}: features must be finite, got other values in row {train.rows[start + bad[0]]}")
+    for _, chunk in _chunks(train):
         total, squares = total + chunk.sum(0), squares + (chunk**2).sum(0)
     assert isinstance(total, Tensor) and isinstance(squares, Tensor)  # noqa: PT018
     mean = total / len(train)

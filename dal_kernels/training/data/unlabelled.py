@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from dal_kernels.training.data import DATA, load_data
 from dal_kernels.training.data.base import FileImages, Images
-from dal_kernels.training.data.features import FeatureRows, read_features
-from dal_kernels.training.data.files import class_labels, need_folder
+from dal_kernels.training.data.features import FeatureRows, need_finite, read_features
+from dal_kernels.training.data.files import need_folder
 from dal_kernels.training.data.image_folder import images_below
 from dal_kernels.training.data.table import SPLITS, read_table, table_root
 from dal_kernels.training.data.transforms import IMAGENET, ImageTransform
@@ -23,16 +22,14 @@ __all__ = ["Samples", "samples_of"]
 
 @dataclass(frozen=True)
 class Samples:
-    """(M,) each: inputs, what tells them apart, and the labels, if all of them are known."""
+    """(M,) each: inputs, what tells them apart, and what they are labelled as, "" for those that are not."""
 
     images: Images
     paths: Sequence[str]
-    labels: Tensor | None
+    words: Sequence[str]
 
 
-def samples_of(
-    name: str, folder: Path | None, shape: Sequence[int], class_names: Sequence[str], bad_images: str
-) -> Samples:
+def samples_of(name: str, folder: Path | None, shape: Sequence[int], bad_images: str) -> Samples:
     """What the data set ``name`` has to test on; all of it, if it is of the form KIND:PATH and has no such part.
 
     Raises:
@@ -40,23 +37,17 @@ def samples_of(
     """
     if name in DATA:
         data = load_data(name, folder, bad_images=bad_images)
-        return Samples(data.test, data.paths(train=False), data.test_labels)
+        return Samples(data.test, data.paths(train=False), [data.names[label] for label in data.test_labels.tolist()])
     kind, _, place = name.partition(":")
     path = Path(place)
     if kind == "npz":
-        return _features(path, class_names)
+        return _features(path)
     if len(shape) != 3:
         raise UsageError(f"the network takes samples of shape {tuple(shape)}, and {name} has images")
     root, names, words = _folder(path) if kind == "folder" else _table(path)
     transform = ImageTransform(*IMAGENET, side=shape[-1])
     images = FileImages(root, names, transform, skip=bad_images == "skip")
-    return Samples(images, names if kind == "csv" else images.paths, _labels(words, class_names))
-
-
-def _labels(words: Sequence[str] | None, class_names: Sequence[str]) -> Tensor | None:
-    """Each label as its class; None if one of them is none."""
-    labels = None if words is None else class_labels(words, class_names)
-    return None if labels is None or bool((labels < 0).any()) else labels
+    return Samples(images, names if kind == "csv" else images.paths, words)
 
 
 def _folder(path: Path) -> tuple[Path, list[str], list[str]]:
@@ -67,12 +58,12 @@ def _folder(path: Path) -> tuple[Path, list[str], list[str]]:
     return root, names, [Path(name).parts[0] if len(Path(name).parts) > 1 else "" for name in names]
 
 
-def _table(path: Path) -> tuple[Path, list[str], list[str] | None]:
+def _table(path: Path) -> tuple[Path, list[str], list[str]]:
     columns = read_table(path, ("path",), ("label", "split"))
     rows = _tested(columns.get("split"), len(columns["path"]))
     labels = columns.get("label")
     names = [columns["path"][i] for i in rows]
-    return table_root(path, names[0]), names, None if labels is None else [labels[i] for i in rows]
+    return table_root(path, names[0]), names, ["" if labels is None else labels[i] for i in rows]
 
 
 def _tested(split: Sequence[str] | None, count: int) -> list[int]:
@@ -81,17 +72,17 @@ def _tested(split: Sequence[str] | None, count: int) -> list[int]:
     return rows or list(range(count))
 
 
-def _features(path: Path, class_names: Sequence[str]) -> Samples:
+def _features(path: Path) -> Samples:
     arrays = read_features(path, labelled=False)
     split = [str(part) for part in arrays["split"].tolist()] if "split" in arrays else None
     count = len(arrays["features"])
     rows = torch.tensor(_tested(split, count))
     paths = [str(path) for path in arrays["paths"].tolist()] if "paths" in arrays else list(map(str, range(count)))
-    words = None
+    words = [""] * count
     if "labels" in arrays:
         given = arrays["labels"].tolist()
         known = [str(name) for name in arrays.get("class_names", need("numpy").array([])).tolist()]
         words = [known[label] if known and isinstance(label, int) else str(label) for label in given]
-        words = [words[i] for i in rows.tolist()]
     images = FeatureRows(arrays["features"], rows.numpy())
-    return Samples(images, [paths[i] for i in rows.tolist()], _labels(words, class_names))
+    need_finite(images, path)
+    return Samples(images, [paths[i] for i in rows.tolist()], [words[i] for i in rows.tolist()])
