@@ -142,3 +142,12 @@ def test_runs_of_different_length_are_drawn_and_counted(tmp_path: Path, capsys: 
     assert len(set(lengths)) > 1
     assert f", {min(lengths)} to {max(lengths)} epochs a run;" in capsys.readouterr().out
     assert (tmp_path / "digits.png").is_file()
+    for loss in ("cross-entropy", "gce"):
+        chosen = []
+        for path in tmp_path.glob(f"digits/*{loss}*/metrics.csv"):
+            epochs = rows_of(path)
+            chosen.append(float(max(epochs, key=lambda row: float(row["validation_accuracy"]))["test_accuracy"]))
+        text = (tmp_path / "digits.md").read_text(encoding="utf-8")
+        assert f"{100 * numpy.mean(chosen):.1f} ± {100 * numpy.std(chosen, ddof=1):.1f} |" in text
+    assert "chosen by validation is highest at" in text
+    assert "would be ahead" not in text

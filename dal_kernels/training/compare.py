@@ -215,7 +215,11 @@ def _train_run(
     already = f", {resumed} of {len(run.history)} epochs trained before" if resumed else ""
     best = run.history[trainer.best_epoch - 1]
     validated = f"validation {best.validation_accuracy:6.1%} in epoch {best.epoch}, the best, " if trainer.held else ""
-    tested = f"test accuracy {last.test_accuracy:6.1%} (best {last.best_accuracy:6.1%}), " if len(data.test) else ""
+    tested = f"test accuracy {last.test_accuracy:6.1%} (best {last.best_accuracy:6.1%}, by the test labels), "
+    if trainer.held:
+        tested = f"test accuracy {last.test_accuracy:6.1%}, in the epoch validated best {best.test_accuracy:6.1%}, "
+    if not len(data.test):
+        tested = ""
     say(f"  {loss_title(run.loss):<13}  {tested}{validated}{memorised}{time.perf_counter() - start:.1f} s{already}")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 from dal_kernels.training.loader import Batches
 
-__all__ = ["TIMINGS", "EpochMetrics", "StepClock", "count_hits", "predictions", "share"]
+__all__ = ["TIMINGS", "EpochMetrics", "StepClock", "chosen_epoch", "count_hits", "predictions", "share"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,13 @@ class EpochMetrics:
 
 # The only metrics that differ when a run is repeated.
 TIMINGS = ("loss_time_share", "seconds")
+
+
+def chosen_epoch(history: Sequence[EpochMetrics]) -> EpochMetrics:
+    """The first epoch with the highest validation accuracy; the last one where nothing is held out."""
+    if math.isnan(history[-1].validation_accuracy):
+        return history[-1]
+    return max(history, key=lambda epoch: epoch.validation_accuracy)
 
 
 def share(part: float, whole: float) -> float:

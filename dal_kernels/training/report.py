@@ -12,6 +12,7 @@ from dal_kernels.training.compare import Results
 from dal_kernels.training.errors import UsageError, need
 from dal_kernels.training.figures import save_figure
 from dal_kernels.training.losses import loss_title
+from dal_kernels.training.metrics import chosen_epoch
 from dal_kernels.training.noise import Noise
 from dal_kernels.training.provenance import distinct
 from dal_kernels.training.records import Run, write_metrics
@@ -47,7 +48,10 @@ class Spread:
 
 @dataclass(frozen=True)
 class Summary:
-    """One loss with one noise over all seeds. Shares are in [0, 1]; all but ``best`` are of the last epoch."""
+    """One loss with one noise over all seeds. Shares are in [0, 1], of the last epoch but for these.
+
+    ``best`` is chosen by the test, ``chosen`` by the validation; None where nothing is held out.
+    """
 
     noise: Noise
     loss: str
@@ -56,6 +60,12 @@ class Summary:
     best: Spread
     memorised: Spread
     mislabelled_right: Spread
+    chosen: Spread | None = None
+
+    @property
+    def got(self) -> Spread:
+        """Test accuracy of the network that one would keep."""
+        return self.last if self.chosen is None else self.chosen
 
     @property
     def title(self) -> str:
@@ -76,31 +86,28 @@ def summarise(runs: Sequence[Run]) -> list[Summary]:
             best=Spread.of([run.history[-1].best_accuracy for run in group]),
             memorised=Spread.of([run.history[-1].memorised for run in group]),
             mislabelled_right=Spread.of([run.history[-1].mislabelled_right for run in group]),
+            chosen=Spread.of([chosen_epoch(run.history).test_accuracy for run in group]) if _validated(group) else None,
         )
         for (noise, loss), group in groups.items()
     ]
 
 
+def _validated(runs: Sequence[Run]) -> bool:
+    return not any(math.isnan(run.history[-1].validation_accuracy) for run in runs)
+
+
 def markdown_table(summaries: Sequence[Summary]) -> str:
-    header = (
-        "noise",
-        "wrong labels, %",
-        "loss",
-        "test accuracy, last epoch, %",
-        "best epoch, %",
-        "wrong labels memorised, %",
-        "mislabelled put right, %",
-    )
-    rows = [
-        (
-            s.noise.title,
-            s.wrong.percent(),
-            s.title,
-            *(x.percent() for x in (s.last, s.best, s.memorised, s.mislabelled_right)),
-        )
-        for s in summaries
-    ]
-    align = ("left", "right", "left", "right", "right", "right", "right")
+    validated = any(s.chosen is not None for s in summaries)
+    shares = ["test accuracy, last epoch, %", "best epoch, %", "wrong labels memorised, %", "mislabelled put right, %"]
+    if validated:
+        shares.insert(1, "epoch chosen by validation, %")
+    header = ("noise", "wrong labels, %", "loss", *shares)
+    rows = []
+    for s in summaries:
+        chosen = [s.chosen or Spread(math.nan, math.nan)] if validated else []
+        values = (s.last, *chosen, s.best, s.memorised, s.mislabelled_right)
+        rows.append((s.noise.title, s.wrong.percent(), s.title, *(value.percent() for value in values)))
+    align = ("left", "right", "left", *("right" for _ in shares))
     return str(need("tabulate").tabulate(rows, header, tablefmt="pipe", colalign=align, disable_numparse=True))
 
 
@@ -111,11 +118,13 @@ def in_words(summaries: Sequence[Summary]) -> str:
 
 
 def _paragraph(group: Sequence[Summary]) -> str:
-    ranked = sorted(group, key=lambda s: s.last.mean, reverse=True)
+    ranked = sorted(group, key=lambda s: s.got.mean, reverse=True)
     first, rest = ranked[0], ranked[1:]
     ends = "ends highest at" if rest else "ends at"
-    said = [f"Noise {first.noise.title}: {first.title} {ends} {first.last.percent()}%"]
-    said += [f"{100 * (first.last.mean - s.last.mean):.1f} points ahead of {s.title}{_doubt(first, s)}" for s in rest]
+    if first.chosen is not None:
+        ends = f"in the epoch chosen by validation is {'highest ' if rest else ''}at"
+    said = [f"Noise {first.noise.title}: {first.title} {ends} {first.got.percent()}%"]
+    said += [f"{100 * (first.got.mean - s.got.mean):.1f} points ahead of {s.title}{_doubt(first, s)}" for s in rest]
     sentences = [", ".join(said)]
     for s in ranked:
         lost = f"{100 * (s.best.mean - s.last.mean):.1f}"
@@ -126,15 +135,15 @@ def _paragraph(group: Sequence[Summary]) -> str:
             fate += f", by when it has memorised {s.memorised.mean:.1%} of the wrong labels"
         sentences.append(fate[0].upper() + fate[1:])
     best = max(group, key=lambda s: s.best.mean)
-    if best.best.mean > first.best.mean:
+    if first.chosen is None and best.best.mean > first.best.mean:  # a validation says when to stop
         sentences.append(f"Stopped at the best epoch, {best.title} would be ahead at {best.best.percent()}%")
     return ". ".join(sentences) + "."
 
 
 def _doubt(a: Summary, b: Summary) -> str:
     """A remark where two losses differ by less than the seeds do."""
-    spread = math.hypot(a.last.sd, b.last.sd)
-    return " (less than the seeds' own spread: a tie)" if a.last.mean - b.last.mean < spread else ""
+    spread = math.hypot(a.got.sd, b.got.sd)
+    return " (less than the seeds' own spread: a tie)" if a.got.mean - b.got.mean < spread else ""
 
 
 def check_packages() -> None:

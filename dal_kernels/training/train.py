@@ -22,7 +22,7 @@ from dal_kernels.training.errors import UsageError
 from dal_kernels.training.inspector import LabelInspector
 from dal_kernels.training.loader import evaluation_loader, first_input, held_out, stream, training_loader
 from dal_kernels.training.losses import FamilyLoss, KernelLoss, build_loss, checked_loss, exponents
-from dal_kernels.training.metrics import EpochMetrics, StepClock, count_hits, predictions, share
+from dal_kernels.training.metrics import EpochMetrics, StepClock, chosen_epoch, count_hits, predictions, share
 from dal_kernels.training.models import build_model
 from dal_kernels.training.optim import make_optimizer, make_scheduler
 from dal_kernels.training.parallel import World
@@ -112,9 +112,7 @@ class Trainer:
     @property
     def best_epoch(self) -> int:
         """The first epoch, from 1, with the highest validation accuracy; the last one where nothing is held out."""
-        if not self.held:
-            return len(self.history)
-        return max(self.history, key=lambda epoch: epoch.validation_accuracy).epoch if self.history else 0
+        return chosen_epoch(self.history).epoch if self.history else 0
 
     def unreadable(self) -> list[tuple[str, int, str]]:
         """Samples that any process could not read so far: part, number and reason. All processes call this."""

@@ -82,7 +82,7 @@ def _features(path: Path) -> Samples:
     if "labels" in arrays:
         given = arrays["labels"].tolist()
         known = [str(name) for name in arrays.get("class_names", need("numpy").array([])).tolist()]
-        words = [known[label] if known and isinstance(label, int) else str(label) for label in given]
+        words = [known[label] if isinstance(label, int) and 0 <= label < len(known) else str(label) for label in given]
     images = FeatureRows(arrays["features"], rows.numpy())
     need_finite(images, path)
     return Samples(images, [paths[i] for i in rows.tolist()], [words[i] for i in rows.tolist()])
