@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import platform
 from pathlib import Path
 
 import torch
 
+from dal_kernels.training.machine import machine, processor
+
 __all__ = ["cache_bytes", "machine", "peak_memory", "processor"]
 
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
-
-
-def processor() -> str:
-    """The CPU's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def machine() -> str:
-    """CPU, threads and versions in one line."""
-    return (
-        f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"Python {platform.python_version()}"
-    )
 
 
 def cache_bytes(device: torch.device) -> int | None:

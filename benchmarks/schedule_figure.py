@@ -10,8 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.training.errors import need
 from dal_kernels import DynamicsAwareSchedule
+from dal_kernels.training.errors import need
 
 __all__ = ["save_picture"]
 

@@ -8,7 +8,7 @@
 >>> criterion.step()  # once an epoch
 """
 
-from dal_kernels import reference
+from dal_kernels import noise, reference
 from dal_kernels._version import __version__
 from dal_kernels.arguments import RowStats
 from dal_kernels.backends.choose import available_backends
@@ -117,6 +117,7 @@ __all__ = [
     "linear_loss",
     "linear_row_statistics",
     "mean_absolute_error_loss",
+    "noise",
     "normalized_cross_entropy_loss",
     "partially_huberised_cross_entropy_loss",
     "reference",

@@ -13,7 +13,7 @@ learning rate up to C^q_start times that of cross-entropy:
 
 The authors take 0.6 with 10 and 100 classes and 0.4 with 50, so it errs on the safe side. AdamW, which takes the scale
 out of the gradient, needs neither, and the pace "auto" cannot fail so: it holds q below q_end times the confidence of
-the network. A test of benchmarks.training shows stall and cures on 1000 classes.
+the network. A test of dal_kernels.training shows stall and cures on 1000 classes.
 """
 
 from __future__ import annotations

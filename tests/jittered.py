@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.training import main
-from benchmarks.training.data import DATA, DataSet
-from benchmarks.training.data.base import TensorImages
-from benchmarks.training.data.digits import digits
-from benchmarks.training.metrics import EpochMetrics
-from benchmarks.training.train import Trainer
+from dal_kernels.training import main
+from dal_kernels.training.data import DATA, DataSet
+from dal_kernels.training.data.base import TensorImages
+from dal_kernels.training.data.digits import digits
+from dal_kernels.training.metrics import EpochMetrics
+from dal_kernels.training.train import Trainer
 
 
 def jitter(batch: Tensor) -> Tensor:

@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
-from benchmarks.training import TrainingConfig, UsageError, run_training
-from benchmarks.training.compare import CHECKPOINT
-from benchmarks.training.metrics import EpochMetrics
-from benchmarks.training.train import Trainer
+from dal_kernels.training import TrainingConfig, UsageError, run_training
+from dal_kernels.training.compare import CHECKPOINT
+from dal_kernels.training.metrics import EpochMetrics
+from dal_kernels.training.train import Trainer
 
 EPOCHS, STOP = 4, 2
 

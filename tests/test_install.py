@@ -83,6 +83,46 @@ else:
     subprocess.run([sys.executable, "-c", program.format(site=site)], cwd=tmp_path, env=environment, check=True)
 
 
+def test_the_trainer_comes_with_the_wheel(source_tree: Path, tmp_path: Path) -> None:
+    """In an empty folder, with nothing on Python's path but the installed wheel and what torch lies beside."""
+    for module in ("setuptools", "sklearn", "tqdm"):
+        pytest.importorskip(module)
+    build(source_tree, "bdist_wheel", "-d", str(tmp_path), CXX="no-such-compiler", CUDA_HOME=str(tmp_path))
+    (wheel,) = tmp_path.glob("*.whl")
+    site, empty = tmp_path / "site", tmp_path / "empty"
+    empty.mkdir()
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", str(site), wheel]
+    subprocess.run(command, cwd=empty, check=True)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(Path(torch.__file__).parent.parent)])}
+    arguments = ["train", "--data", "digits", "--noise", "0.4", "--epochs", "2", "--output", "out"]
+    trained = subprocess.run(
+        [str(site / "bin" / "dal-train"), *arguments],
+        cwd=empty,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert trained.returncode == 0, trained.stderr
+    assert "test accuracy" in trained.stdout
+    assert len(list(empty.glob("out/digits/*/metrics.csv"))) == 1
+    program = "import dal_kernels.training; print(dal_kernels.training.__file__)"
+    finder = "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f)]; "
+    file = subprocess.check_output([sys.executable, "-c", finder + program], cwd=empty, env=environment, text=True)
+    assert file.startswith(str(site))
+
+
+def test_the_package_imports_nothing_of_the_trainer() -> None:
+    program = """
+import sys, torch
+before = set(sys.modules)
+import dal_kernels
+heavy = ("dal_kernels.training", "sklearn", "matplotlib", "PIL", "tqdm", "tabulate", "yaml")
+found = [name for name in set(sys.modules) - before if name.startswith(heavy)]
+assert not found, found
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+
+
 @pytest.mark.parametrize(
     ("environment", "sentence"),
     [

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.training import UsageError
-from benchmarks.training.data import load_data
-from benchmarks.training.data.kanji import PRIVATE, TEST_FONTS, TRAIN_FONTS, characters, draw_glyphs, find_fonts
+from dal_kernels.training import UsageError
+from dal_kernels.training.data import load_data
+from dal_kernels.training.data.kanji import PRIVATE, TEST_FONTS, TRAIN_FONTS, characters, draw_glyphs, find_fonts
 
 # The extra dal_kernels[demo]; fontTools comes with matplotlib.
 pytest.importorskip("PIL")

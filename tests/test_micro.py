@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from benchmarks import machine
+from benchmarks.machine import cache_bytes, machine, processor
 from benchmarks.micro import __main__ as command
 from benchmarks.micro import instruments, run, tables
 from benchmarks.micro.cases import DTYPES, LARGE, METHODS, MODES, SIZES, TINY, Size, methods
@@ -298,8 +298,8 @@ def test_a_flush_reads_as_much_as_the_cache_holds(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_machine_is_described() -> None:
-    assert f"torch {torch.__version__}" in machine.machine()
-    size = machine.cache_bytes(torch.device("cpu"))
+    assert f"torch {torch.__version__}" in machine()
+    size = cache_bytes(torch.device("cpu"))
     assert size is None or size >= 2**15
 
 
@@ -341,7 +341,7 @@ def test_one_command_writes_a_report_with_its_figures(report: Path) -> None:
         assert f"## {title}\n" in text
     assert re.search(r"\| 8×3 +\| bf16 +\| +[\d.,]+ µs \([\d.,]+ to [\d.,]+\) \| +\d+% \|", text)
     assert "NOT times" in text
-    assert machine.processor() in text
+    assert processor() in text
     pictures = re.findall(r"\((\w+\.png)\)", text)
     assert pictures == ["time.png", "ratios.png", "counts.png"]
     assert {path.name for path in report.iterdir()} == {*pictures, "report.md", "benchmark.json"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
@@ -10,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.training import UsageError
-from benchmarks.training.data.base import UNKNOWN, DataSet, TensorImages
-from benchmarks.training.noise import Noise, NoisyLabels, noise_rate, parse_noise, symmetric_noise
+from dal_kernels.noise import UNKNOWN, cifar_n_labels, noise_rate, symmetric_noise
+from dal_kernels.training import UsageError
+from dal_kernels.training.data.base import DataSet, TensorImages
+from dal_kernels.training.noise import Noise, NoisyLabels, parse_noise
 
 
 def flip(labels: Tensor, rate: float, classes: int, seed: int, include_true: bool = False) -> Tensor:
@@ -62,7 +64,7 @@ def test_symmetric_noise_depends_on_its_generator_alone() -> None:
 
 @pytest.mark.parametrize(("rate", "classes"), [(-0.1, 10), (1.0, 10), (math.nan, 10), (0.4, 1)])
 def test_symmetric_noise_refuses(rate: float, classes: int) -> None:
-    with pytest.raises(UsageError):
+    with pytest.raises(ValueError, match=r"rate must be in|at least 2 classes"):
         flip(torch.zeros(10, dtype=torch.long), rate, classes, seed=0)
 
 
@@ -242,7 +244,7 @@ def test_saved_labels_are_read_back_with_their_seed_and_as_noise_of_their_data_s
     data = data_of(torch.arange(100) % 7, 7)
     path = tmp_path / "run.labels"
     saved = parse_noise("symmetric:0.3").apply(data, seed=5)
-    saved.save(path)
+    saved.save(path, data.paths(train=True), data.names)
     loaded = NoisyLabels.load(path)
     assert torch.equal(loaded.labels, saved.labels)
     assert (loaded.noise, loaded.seed, loaded.measured, loaded.data) == (saved.noise, 5, saved.measured, "made-up")
@@ -254,7 +256,7 @@ def test_saved_labels_are_read_back_with_their_seed_and_as_noise_of_their_data_s
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.npy", [0, 1, 2, 0], "must have 5 labels, as made-up, got 4"),
+        ("a.npy", [0, 1, 2, 0], "must have 5 labels, got 4"),
         ("a.npy", [0, 1, 2, 0, 3], "label 4 must be from 0 to 2, got 3"),
         ("a.npy", [0, 1, -1, 0, 1], "label 2 must be from 0 to 2, got -1"),
         ("a.npy", [0.0, 1.0, 2.0, 0.0, 1.0], "must be int64"),
@@ -264,8 +266,8 @@ def test_saved_labels_are_read_back_with_their_seed_and_as_noise_of_their_data_s
         ("a.npy", b"not an array", "cannot be read"),
         ("a.npy", b"", "cannot be read"),
         ("a.npz", b"PK\x03\x04 and no more", "cannot be read"),
-        ("a.txt", [0, 1, 2, 0], "must have 5 labels, as made-up, got 4"),
-        ("a.txt", "", "must have 5 labels, as made-up, got 0"),
+        ("a.txt", [0, 1, 2, 0], "must have 5 labels, got 4"),
+        ("a.txt", "", "must have 5 labels, got 0"),
         ("a.txt", [0, 1, 3, 0, 1], "a.txt, line 3: the label must be an integer from 0 to 2, got '3'"),
         ("a.txt", "0\n1\n\n0\n1\n", "a.txt, line 3: .* got ''"),
         ("a.txt", "0\n1.0\n2\n0\n1\n", "a.txt, line 2"),
@@ -316,3 +318,58 @@ def test_an_array_and_an_archive_are_not_taken_for_each_other(tmp_path: Path, su
 def test_a_missing_file_of_labels_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"nowhere\.npy cannot be read"):
         Noise("file", path=tmp_path / "nowhere.npy").apply(SMALL, seed=0)
+
+
+# --- labels by people
+
+
+@pytest.fixture
+def people(tmp_path: Path) -> Path:
+    """As the authors of CIFAR-N publish them: a dictionary of numpy arrays."""
+    path = tmp_path / "CIFAR-10_human.pt"
+    true = SMALL.train_labels.numpy()
+    arrays = {"clean_label": true, "worse_label": numpy.array([1, 1, 2, 0, 0]), "aggre_label": true}
+    torch.save(arrays, path)
+    return path
+
+
+def test_labels_by_people(people: Path) -> None:
+    noise = parse_noise(f"cifar-n:worse:{people}")
+    assert str(noise) == f"cifar-n:worse:{people}"
+    assert noise.title == "labels by people (worse)"
+    noisy = noise.apply(SMALL, seed=0)
+    assert noisy.labels.tolist() == [1, 1, 2, 0, 0]
+    assert noisy.measured == 0.4
+    assert parse_noise(f"cifar-n:aggregate:{people}").apply(SMALL, seed=0).measured == 0
+
+
+@pytest.mark.parametrize(
+    ("labels", "true", "message"),
+    [
+        ("worst", None, "LABELS of cifar-n must be one of aggregate, worse, random1"),
+        ("random1", None, "has no labels called 'random_label1', got clean_label, worse_label, aggre_label"),
+        ("worse", [1, 0, 2, 0, 1], "has labels of other images, or in another order, than made-up"),
+    ],
+)
+def test_labels_by_people_that_do_not_fit(people: Path, labels: str, true: list[int] | None, message: str) -> None:
+    data = SMALL if true is None else data_of(torch.tensor(true), 3)
+    with pytest.raises(UsageError, match=message):
+        parse_noise(f"cifar-n:{labels}:{people}").apply(data, seed=0)
+
+
+def test_no_code_is_run_from_labels_by_people(tmp_path: Path) -> None:
+    path = tmp_path / "evil.pt"
+    torch.save({"worse_label": Path("x"), "clean_label": SMALL.train_labels}, path)
+    with pytest.raises(ValueError, match="cannot be read"):
+        cifar_n_labels(path, "worse")
+
+
+# --- labels that nobody verified
+
+
+def test_the_noise_of_a_folder_that_nobody_verified_is_unknown() -> None:
+    data = replace(SMALL, verified=False)
+    assert math.isnan(Noise("none").apply(data, seed=0).measured)
+    assert parse_noise("0.4").apply(data, seed=0).measured == 0.4
+    assert (Noise("none").known(data).true_labels == UNKNOWN).all()
+    assert parse_noise("0.4").known(data) is data

@@ -9,11 +9,12 @@ from shutil import rmtree
 import pytest
 import torch
 
-from benchmarks.training import UsageError
-from benchmarks.training.data import load_data
-from benchmarks.training.data.base import UNKNOWN, FileImages
-from benchmarks.training.data.files import read_label_list
-from benchmarks.training.data.transforms import ImageTransform
+from dal_kernels.noise import UNKNOWN
+from dal_kernels.training import UsageError
+from dal_kernels.training.data import load_data
+from dal_kernels.training.data.base import FileImages
+from dal_kernels.training.data.files import read_label_list
+from dal_kernels.training.data.transforms import ImageTransform
 
 Image = pytest.importorskip("PIL.Image", reason="the extra dal_kernels[demo]")
 

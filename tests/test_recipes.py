@@ -17,7 +17,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from dal_kernels import DynamicsAwareLoss, DynamicsAwareSchedule, dynamics_aware_loss
+from dal_kernels import (
+    DynamicsAwareLoss,
+    DynamicsAwareSchedule,
+    SymmetricCrossEntropyLoss,
+    dynamics_aware_loss,
+    symmetric_cross_entropy_loss,
+)
+from dal_kernels.integrations.timm import MixupLoss
 
 pytest.importorskip("sklearn", reason="the recipes train on scikit-learn's digits")
 
@@ -59,8 +66,8 @@ class Watch:
         self.kill_at: int | None = None
 
     def wrap(self, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def watched(criterion: DynamicsAwareLoss, input: Tensor, target: Tensor) -> Tensor:
-            loss = forward(criterion, input, target)
+        def watched(criterion: DynamicsAwareLoss, input: Tensor, target: Tensor, **options: Any) -> Tensor:
+            loss = forward(criterion, input, target, **options)
             if torch.is_grad_enabled():
                 if len(self.seen) == self.kill_at:
                     raise KilledError
@@ -118,8 +125,8 @@ def test_killed_recipe_resumes_with_the_schedule_it_would_have_had(
     watch.kill_at = None
     recipe.train(tmp_path / "killed", epochs=3, resume=True)
 
-    # Lightning does not restore the order of batches.
-    fields = 2 if recipe.__name__.endswith("lightning_callback") else 4
+    # Lightning does not restore the order of batches, and timm saves nothing of the criterion but the epoch.
+    fields = 2 if recipe.__name__.endswith(("lightning_callback", "timm_task")) else 4
     assert [step[:fields] for step in watch.taken()] == [step[:fields] for step in whole[2 * epoch :]]
 
 
@@ -188,7 +195,11 @@ def hugging_face_trainer(folder: Path, **settings: Any) -> Any:
     )
 
 
-def test_hugging_face_accumulates_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:
+def test_hugging_face_accumulates_the_gradient_of_the_whole_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A schedule that paces itself sees two halves otherwise than a whole.
+    monkeypatch.setattr(load("hugging_face"), "DynamicsAwareLoss", partial(DynamicsAwareLoss, pace="fixed"))
     # 1347 images: the last of the steps of 80 has 67, 40 + 27. Plain SGD without clipping, which would hide a factor.
     trained = []
     for batch, accumulated in ((80, 1), (40, 2)):
@@ -229,12 +240,82 @@ def test_hugging_face_moves_q_to_its_end_by_the_trainers_own_clock(
 def test_hugging_face_evaluates_with_the_mean_loss(tmp_path: Path) -> None:
     trainer = hugging_face_trainer(tmp_path)
     found = trainer.predict(trainer.eval_dataset)
-    expected = dynamics_aware_loss(torch.from_numpy(found.predictions), torch.from_numpy(found.label_ids), 0.6)
+    (callback,) = (one for one in trainer.callback_handler.callbacks if hasattr(one, "criterion"))
+    q = callback.criterion.q
+    expected = dynamics_aware_loss(torch.from_numpy(found.predictions), torch.from_numpy(found.label_ids), q)
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_timm_mixup_makes_the_targets_that_are_refused() -> None:
+@pytest.mark.parametrize("interval", ["epoch", "step"])
+def test_lightning_steps_by_epochs_or_by_steps(interval: Any, tmp_path: Path) -> None:
+    recipe = load("lightning_callback")
+    callbacks = import_module("dal_kernels.integrations.lightning")
+    train_set, _ = recipe.noisy_digits()
+    module = recipe.Classifier(100)
+    trainer = recipe.lightning.Trainer(
+        max_epochs=2,
+        callbacks=[callbacks.ScheduleCallback(interval)],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, recipe.DataLoader(train_set, batch_size=449))
+    assert module.criterion.schedule.position == (1 if interval == "epoch" else 2 * 3 - 1)
+
+
+def test_lightning_without_a_schedule_is_told(tmp_path: Path) -> None:
+    recipe = load("lightning_callback")
+    callbacks = import_module("dal_kernels.integrations.lightning")
+    module = recipe.Classifier(1)
+    module.criterion = torch.nn.CrossEntropyLoss()
+    with pytest.raises(ValueError, match=r"needs a loss of dal_kernels with a schedule .* got none in Classifier"):
+        callbacks.ScheduleCallback().on_train_start(None, module)
+    with pytest.raises(ValueError, match="interval must be one of epoch, step, got 'batch'"):
+        callbacks.ScheduleCallback("batch")
+
+
+def test_hugging_face_takes_a_language_model_and_a_loss_without_a_schedule() -> None:
+    load("hugging_face")
+    integration = import_module("dal_kernels.integrations.transformers")
+    logits, labels = torch.randn(2, 5, 7), torch.randint(7, (2, 5))
+    labels[0, 1] = -100
+    loss = integration.loss_function(SymmetricCrossEntropyLoss(), causal=True)
+    kept = labels[:, 1:] != -100
+    expected = symmetric_cross_entropy_loss(logits[:, :-1][kept], labels[:, 1:][kept], reduction="sum")
+    items = kept.sum()
+    torch.testing.assert_close(loss({"logits": logits}, labels, items), expected / items)
+    torch.testing.assert_close(loss({"logits": logits}, labels), expected / items)
+
+
+# --- timm's mixed targets, which need no timm to be made
+
+
+@pytest.mark.parametrize("criterion", [DynamicsAwareLoss(total_steps=1, pace="fixed"), SymmetricCrossEntropyLoss()])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_mixed_targets_give_the_loss_of_their_shares(criterion: Any, smoothing: float) -> None:
+    logits, labels = torch.randn(6, 10), torch.tensor([0, 1, 2, 3, 3, 9])
+    share = torch.tensor([0.9, 0.5, 0.3, 1.0, 0.7, 0.5])[:, None]
+    clean = torch.full((6, 10), smoothing / 10).scatter(1, labels[:, None], 1 - smoothing + smoothing / 10)
+    mixed = share * clean + (1 - share) * clean.flip(0)
+    loss = MixupLoss(criterion, smoothing)
+    torch.testing.assert_close(loss(logits, mixed), criterion(logits, mixed), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(loss(logits, labels), criterion(logits, labels))
+
+
+def test_mixed_targets_of_timm() -> None:
     load("timm_task")
-    images, target = import_module("timm.data").Mixup(num_classes=10)(torch.rand(4, 1, 8, 8), torch.arange(4))
-    with pytest.raises(TypeError, match="as mixup or label smoothing make them"):
-        DynamicsAwareLoss(total_steps=1)(images.sum((1, 2)) @ torch.rand(8, 10), target)
+    images, target = import_module("timm.data").Mixup(num_classes=10, label_smoothing=0)(
+        torch.rand(4, 1, 8, 8), torch.arange(4)
+    )
+    logits = (images.sum((1, 2)) @ torch.rand(8, 10)).requires_grad_()
+    criterion = MixupLoss(DynamicsAwareLoss(total_steps=2))
+    criterion(logits, target).backward()
+    assert logits.grad is not None
+    criterion.step()
+    assert criterion.schedule.position == 1
+
+
+def test_mixup_refuses_a_smoothing_that_is_none() -> None:
+    with pytest.raises(ValueError, match=r"label_smoothing must be in \[0, 1\), got 1\.5"):
+        MixupLoss(SymmetricCrossEntropyLoss(), 1.5)

@@ -294,7 +294,7 @@ def process_group(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        gc.collect()  # as _leave_group of benchmarks.training.parallel does, and for its reason
+        gc.collect()  # as _leave_group of dal_kernels.training.parallel does, and for its reason
         dist.destroy_process_group()
 
 

@@ -13,17 +13,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.training import PRESETS, Recipe, Run, UsageError
-from benchmarks.training.data import DATA
-from benchmarks.training.data.base import TensorImages
-from benchmarks.training.loader import evaluation_loader, stream, training_loader
-from benchmarks.training.losses import FAMILY, LOSSES, build_loss, exponents
-from benchmarks.training.metrics import EpochMetrics, count_hits, share
-from benchmarks.training.models import build_model
-from benchmarks.training.noise import parse_noise
-from benchmarks.training.parallel import World
-from benchmarks.training.recipes import recipe_for
-from benchmarks.training.report import in_words, summarise
+from dal_kernels.training import PRESETS, Recipe, Run, UsageError
+from dal_kernels.training.data import DATA
+from dal_kernels.training.data.base import TensorImages
+from dal_kernels.training.loader import evaluation_loader, stream, training_loader
+from dal_kernels.training.losses import FAMILY, LOSSES, build_loss, exponents
+from dal_kernels.training.metrics import EpochMetrics, count_hits, share
+from dal_kernels.training.models import build_model
+from dal_kernels.training.noise import parse_noise
+from dal_kernels.training.parallel import World
+from dal_kernels.training.recipes import recipe_for
+from dal_kernels.training.report import in_words, summarise
 
 # The extra dal_kernels[demo].
 for module in ("matplotlib", "sklearn", "tabulate", "tqdm"):
@@ -130,7 +130,11 @@ def torchvision(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.mark.parametrize(
     ("model", "shape", "message"),
     [
-        ("resnet51", (3, 8, 8), "model must be one of mlp, cnn, resnet18-cifar, resnet50, got 'resnet51'"),
+        (
+            "resnet51",
+            (3, 8, 8),
+            "model must be one of auto, mlp, .* resnet50, got 'resnet51'",
+        ),
         ("resnet50", (8, 8), r"takes samples of shape \(3, H, W\), got \(8, 8\)"),
         ("cnn", (64,), r"model cnn takes images, got samples of shape \(64,\)"),
     ],
@@ -245,7 +249,7 @@ def test_losses_are_their_formulas(name: str, expected: Callable[[Tensor], Tenso
     p = logits.softmax(1)[torch.arange(6), labels]
     torch.testing.assert_close(loss(logits, labels), expected(p))
     if name in LOSSES:
-        torch.testing.assert_close(loss.target_prob, p)
+        torch.testing.assert_close(loss.stats.target_prob, p)
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILY if name not in LOSSES])
@@ -253,7 +257,7 @@ def test_losses_of_the_family_are_known_by_name(name: str) -> None:
     logits, labels = torch.randn(6, 10, generator=torch.Generator().manual_seed(0)), torch.arange(6)
     loss = build_loss(name, PRESETS["digits"], 4)
     torch.testing.assert_close(loss(logits, labels), FAMILY[name](logits, labels))
-    torch.testing.assert_close(loss.target_prob, logits.softmax(1)[torch.arange(6), labels])
+    torch.testing.assert_close(loss.stats.target_prob, logits.softmax(1)[torch.arange(6), labels])
 
 
 @pytest.mark.parametrize(
@@ -304,7 +308,7 @@ def test_losses_refuse(name: str, message: str) -> None:
 
 def indices(loader: Any, epoch: int | None = None) -> list[list[int]]:
     if epoch is not None:
-        loader.batch_sampler.sampler.set_epoch(epoch)
+        loader.set_epoch(epoch)
     return [batch.tolist() for _, batch in loader]
 
 
@@ -390,7 +394,7 @@ def test_hits_are_counted_in_evaluation_mode_and_the_mode_is_restored(
     images = TensorImages(nn.functional.one_hot(torch.tensor(prediction), 10).float())
     model = nn.Sequential(nn.Dropout(0.9)).train()
     loader = evaluation_loader(images, torch.arange(1, 5), 3, 0, ALONE)
-    assert count_hits(model, loader, given, true).tolist() == [memorised, right]
+    assert count_hits(model, loader, given, true).tolist() == [memorised, right, 4]
     assert model.training
 
 
@@ -404,7 +408,7 @@ def test_a_share_of_nothing_is_nan() -> None:
 
 def run_of(loss: str, seed: int, accuracies: list[float], noise: str = "0.4") -> Run:
     history = [
-        EpochMetrics(i, 1.0, accuracy, max(accuracies[:i]), 0.5, 0.25, 0.3, math.nan, math.nan, 0.1, 0.1, 1.0)
+        EpochMetrics(i, 1.0, accuracy, max(accuracies[:i]), math.nan, 0.5, 0.25, 0.3, math.nan, math.nan, 0.1, 0.1, 1.0)
         for i, accuracy in enumerate(accuracies, start=1)
     ]
     return Run("digits", parse_noise(noise), 0.4, loss, seed, history)

@@ -15,11 +15,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.training import UsageError
-from benchmarks.training.data import DATA, load_data
-from benchmarks.training.data.base import byte_images
-from benchmarks.training.data.cifar import read_pickle
-from benchmarks.training.data.fashion_mnist import IDX_FILES, fashion_mnist, read_idx
+from dal_kernels.training import UsageError
+from dal_kernels.training.data import DATA, load_data
+from dal_kernels.training.data.base import byte_images
+from dal_kernels.training.data.cifar import read_pickle
+from dal_kernels.training.data.fashion_mnist import IDX_FILES, fashion_mnist, read_idx
 
 # The extra dal_kernels[demo].
 for module in ("sklearn", "PIL"):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.training.data.transforms import ImageTransform, crop_and_flip
+from dal_kernels.training.data.transforms import ImageTransform, crop_and_flip
 
 Image = pytest.importorskip("PIL.Image", reason="the extra dal_kernels[demo]")
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.training import UsageError
-from benchmarks.training.data import DataSet, load_data
-from benchmarks.training.data.udhr import ARCHIVE, ENOUGH, count_grams, read_paragraphs
+from dal_kernels.training import UsageError
+from dal_kernels.training.data import DataSet, load_data
+from dal_kernels.training.data.udhr import ARCHIVE, ENOUGH, count_grams, read_paragraphs
 
 # Two pairs of look-alikes, by the letters that they are written in; none is next to its own.
 ALPHABETS = {"aaa": "abcde", "bbb": "ψφχωλ", "ccc": "abcdf", "ddd": "ψφχωμ"}

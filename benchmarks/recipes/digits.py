@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from benchmarks.training.data import load_data
-from benchmarks.training.models import build_model
-from benchmarks.training.noise import symmetric_noise
-from benchmarks.training.recipes import PRESETS
+from dal_kernels.noise import symmetric_noise
+from dal_kernels.training.data import load_data
+from dal_kernels.training.models import build_model
+from dal_kernels.training.recipes import PRESETS
 
 __all__ = ["digits_model", "noisy_digits", "show"]
 

@@ -1,61 +1,21 @@
-"""Hugging Face Trainer. The criterion, and the two lines in the Trainer:
-
-    criterion = DynamicsAwareLoss(total_steps=1, reduction="sum")
-
-    compute_loss_func=lambda outputs, labels, num_items_in_batch: criterion(outputs.logits, labels) / num_items_in_batch
-    callbacks=[StepSchedule(criterion)]
-
-The Trainer leaves the division to this function: ``num_items_in_batch`` counts the labels other than -100 in all the
-batches of one optimiser step, on all processes. Evaluation calls it too. Run with transformers 5.24, torch 2.13.
-
-The Trainer saves nothing of the criterion. Its position comes from the Trainer, and how far the network has come the
-schedule sees again within some twenty batches, with a smaller q until then.
-
-Read the log when you resume: a model whose weights transformers saves under other names than it trains them under (ViT
-in this release) goes on with fresh ones, and only a warning of missing keys says so.
-"""
+"""A whole training by the Hugging Face Trainer; dal_kernels.integrations.transformers says what matters."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from torch.utils.data import default_collate
 from transformers import (
     ConvNextConfig,
     ConvNextForImageClassification,
     Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
     TrainingArguments,
     set_seed,
 )
 
 from benchmarks.recipes.digits import noisy_digits, show
 from dal_kernels import DynamicsAwareLoss
-
-
-class StepSchedule(TrainerCallback):
-    """Sets a loss's schedule to the share of the training that the Trainer has done, which it restores on resuming.
-
-    By its count of optimiser steps, and of them in all: those are right with ``max_steps``, which ends a training
-    whatever its number of epochs, and with gradient accumulation, where ``state.epoch`` counts micro-batches. The
-    processes average what they have learnt once an epoch.
-    """
-
-    def __init__(self, criterion: DynamicsAwareLoss) -> None:
-        self.criterion = criterion
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.criterion.step(state.global_step / state.max_steps)
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.criterion.schedule.synchronize()
+from dal_kernels.integrations.transformers import ScheduleCallback, loss_function
 
 
 def make_trainer(args: TrainingArguments) -> Trainer:
@@ -65,7 +25,7 @@ def make_trainer(args: TrainingArguments) -> Trainer:
     config = ConvNextConfig(
         num_channels=1, patch_size=2, num_stages=2, hidden_sizes=[32, 64], depths=[1, 1], num_labels=10
     )
-    criterion = DynamicsAwareLoss(total_steps=1, reduction="sum")
+    criterion = DynamicsAwareLoss(total_steps=1)
     return Trainer(
         ConvNextForImageClassification(config),
         args,
@@ -73,10 +33,8 @@ def make_trainer(args: TrainingArguments) -> Trainer:
         eval_dataset=test_set,
         data_collator=lambda samples: dict(zip(("pixel_values", "labels"), default_collate(samples), strict=True)),
         compute_metrics=lambda found: {"accuracy": (found.predictions.argmax(1) == found.label_ids).mean()},
-        compute_loss_func=lambda outputs, labels, num_items_in_batch: (
-            criterion(outputs.logits, labels) / num_items_in_batch
-        ),
-        callbacks=[StepSchedule(criterion)],
+        compute_loss_func=loss_function(criterion),
+        callbacks=[ScheduleCallback(criterion)],
     )
 
 

@@ -1,13 +1,4 @@
-"""PyTorch Lightning. The two lines, in the module's ``__init__`` and in the Trainer:
-
-    self.criterion = DynamicsAwareLoss(total_steps=epochs)  # instead of nn.CrossEntropyLoss()
-    callbacks=[StepSchedule()]
-
-The criterion has no parameters, so DDP has nothing of it to average: each process paces q by its own share of a batch,
-the callback averages over them what they have learnt, once an epoch, and equal shares give the gradient of the whole.
-``torch.compile(module)`` takes the loss into its graph and compiles nothing again as q grows. Run with lightning 2.6.6,
-torch 2.13.
-"""
+"""A whole training by PyTorch Lightning; dal_kernels.integrations.lightning says what matters."""
 
 from __future__ import annotations
 
@@ -15,24 +6,13 @@ from pathlib import Path
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from benchmarks.recipes.digits import digits_model, noisy_digits, show
 from dal_kernels import DynamicsAwareLoss
-
-
-class StepSchedule(Callback):
-    """Sets the loss's schedule to the epoch that Lightning counts.
-
-    A training resumed in the middle of an epoch begins without this call: there the schedule's position comes from the
-    checkpoint, because the criterion is part of the module.
-    """
-
-    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        pl_module.criterion.step(trainer.current_epoch)
-        pl_module.criterion.schedule.synchronize()
+from dal_kernels.integrations.lightning import ScheduleCallback
 
 
 class Classifier(lightning.LightningModule):
@@ -61,7 +41,7 @@ def train(folder: Path, epochs: int = 30, resume: bool = False) -> float:
     train_set, test_set = noisy_digits()
     trainer = lightning.Trainer(
         max_epochs=epochs,
-        callbacks=[StepSchedule(), ModelCheckpoint(folder, save_last=True)],
+        callbacks=[ScheduleCallback(), ModelCheckpoint(folder, save_last=True)],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -1,14 +1,4 @@
-"""timm. The two lines, where its training script makes its task and begins an epoch:
-
-    task = ClassificationTask(model, criterion=DynamicsAwareLoss(total_steps=epochs))
-    task.criterion.step(epoch)  # beside lr_scheduler.step(epoch)
-
-A task's checkpoint holds the model and the epoch, not the criterion: give ``step`` the epoch. How far the network has
-come the schedule sees again within some twenty batches, with a smaller q until then; to lose nothing, save the
-criterion's state dict too. In a distributed training call ``task.criterion.schedule.synchronize()`` after each epoch.
-Mixup and CutMix make targets of floats (N, C), which the loss refuses. Run with timm 1.0.31, torchvision 0.25, torch
-2.10. Beside a torch without CUDA torchvision's CUDA wheel breaks timm: "operator torchvision::nms does not exist".
-"""
+"""A whole training by timm; dal_kernels.integrations.timm says what matters."""
 
 from __future__ import annotations
 
@@ -23,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.recipes.digits import noisy_digits, show
 from dal_kernels import DynamicsAwareLoss
+from dal_kernels.integrations.timm import MixupLoss
 
 
 def train(folder: Path, epochs: int = 30, resume: bool = False) -> float:
@@ -30,7 +21,7 @@ def train(folder: Path, epochs: int = 30, resume: bool = False) -> float:
     torch.manual_seed(0)
     train_set, test_set = noisy_digits()
     model = timm.create_model("test_resnet", in_chans=1, num_classes=10)
-    task = ClassificationTask(model, criterion=DynamicsAwareLoss(total_steps=epochs), verbose=False)
+    task = ClassificationTask(model, criterion=MixupLoss(DynamicsAwareLoss(total_steps=epochs)), verbose=False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     lr_scheduler = CosineLRScheduler(optimizer, t_initial=epochs)
     saver = CheckpointSaver(model, optimizer, task=task, checkpoint_dir=str(folder), max_history=1)

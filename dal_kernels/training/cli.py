@@ -1,0 +1,228 @@
+"""The command line: ``train`` and ``compare`` networks, ``inspect`` labels, ``predict``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+from torch import distributed
+
+from dal_kernels import ScheduleWarning
+from dal_kernels.training.compare import Results, run_training
+from dal_kernels.training.config import TrainingConfig
+from dal_kernels.training.config_file import arguments_of
+from dal_kernels.training.data import BAD_IMAGES, DATA, SOURCES, DataSet
+from dal_kernels.training.errors import UsageError
+from dal_kernels.training.inspect_report import write_inspection
+from dal_kernels.training.losses import FAMILY, FIXED, LOSSES
+from dal_kernels.training.parallel import first_to_say
+from dal_kernels.training.predict import PredictConfig, predict
+from dal_kernels.training.recipes import OFFICIAL, PRESETS, Recipe
+from dal_kernels.training.report import check_packages, write_report
+
+__all__ = ["main", "parse", "sentence"]
+
+OUT = Path("demo-output")
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage above it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog.split()[0]}: {message}\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    made = OneLineParser(
+        prog="dal-train",
+        description="Train on wrong labels. Defaults are in parentheses. Under torchrun processes share each batch.",
+    )
+    commands = made.add_subparsers(dest="to_do", required=True, metavar="train|compare|inspect|predict")
+    default = TrainingConfig()
+
+    train = commands.add_parser("train", help="a network", description="Train a network, or one of each asked for.")
+    _add_grid(train, noise=("none",), losses=("dal",), seeds=(0,))
+    compare = commands.add_parser(
+        "compare",
+        help="losses x noise x seeds, with a table and figures",
+        description="Train a network with each loss, noise and seed, and compare them in a table and figures.",
+    )
+    _add_grid(compare, default.noise, default.losses, default.seeds)
+    inspect = commands.add_parser(
+        "inspect",
+        help="which labels look wrong",
+        description="Train a network and rank the labels that it does not believe: suggested.csv, confusion.csv, "
+        "inspect.md and worst.png. Labels of suggested.csv are trained on by train --labels.",
+    )
+    _add_grid(inspect, noise=("none",), losses=("dal",), seeds=(0,))
+    for command in (train, compare):
+        command.add_argument("--labels", type=Path, metavar="FILE", help=LABELS)
+    for command in (train, compare, inspect):
+        command.add_argument("--config", type=Path, metavar="FILE", help=CONFIG)
+        _add_common(command, default)
+        _add_settings(command, default)
+    predict = commands.add_parser(
+        "predict",
+        help="what a trained network says",
+        description="Write predictions.csv: path, predicted class and its probability of the samples to test on, or of "
+        "all of a folder or table without such a part; where they have labels also two tables of how well.",
+    )
+    predict.add_argument("--checkpoint", type=Path, metavar="FILE", help=CHECKPOINT)
+    _add_common(predict, default)
+    return made
+
+
+def _add_grid(
+    command: argparse.ArgumentParser, noise: tuple[str, ...], losses: tuple[str, ...], seeds: tuple[int, ...]
+) -> None:
+    add = command.add_argument
+    add("--noise", nargs="+", default=noise, metavar="NOISE", help=f"{NOISE} ({' '.join(noise)})")
+    add("--losses", "--loss", nargs="+", default=losses, metavar="NAME", help=f"{LOSS} ({' '.join(losses)})")
+    add(
+        "--seeds",
+        "--seed",
+        nargs="+",
+        type=int,
+        default=seeds,
+        metavar="N",
+        help=f"{SEED} ({' '.join(map(str, seeds))})",
+    )
+
+
+NOISE = "wrong labels: none, KIND:RATE, RATE alone for symmetric, file:PATH or cifar-n:LABELS:PATH"
+LOSS = f"{', '.join(dict.fromkeys([*LOSSES, *FIXED, *FAMILY]))}, or package.module:attribute"
+PRESET = f"settings to start from (those of the data set); the authors' own are {', '.join(OFFICIAL)}"
+DATA_HELP = f"{', '.join(DATA)}; or {', '.join(f'{kind}:PATH' for kind in SOURCES)}"
+LABELS = (
+    "a table with columns path, suggested (or label) and perhaps weight: labels instead of those after the noise, such "
+    "as the suggested.csv of inspect"
+)
+CONFIG = "YAML, TOML or JSON of these options, without their dashes in front; those of the command line override it"
+CHECKPOINT = "of a run (that of the newest run below the output: best.pt if there is one, else checkpoint.pt)"
+SEED = "fixes wrong labels, first weights and batches"
+
+
+def _add_common(command: argparse.ArgumentParser, default: TrainingConfig) -> None:
+    add = command.add_argument
+    add("--data", metavar="DATA", default=default.data, help=f"{DATA_HELP} ({default.data})")
+    add("--data-dir", type=Path, metavar="DIR", help="folder of its files, if not the usual place")
+    add(
+        "--bad-images",
+        choices=BAD_IMAGES,
+        default=default.bad_images,
+        help=f"what is done about images that cannot be read ({default.bad_images}: go on without them, and list them)",
+    )
+    add(
+        "--output",
+        "--out",
+        dest="out",
+        type=Path,
+        metavar="DIR",
+        default=OUT,
+        help=f"folder for all that is written ({OUT})",
+    )
+    add("--workers", type=int, metavar="N", default=default.workers, help="processes that load batches (0: none)")
+    add("--threads", type=int, metavar="N", default=default.threads, help=f"CPU threads ({default.threads})")
+    add("--device", metavar="NAME", default=default.device, help=f"cpu, cuda or cuda:N ({default.device})")
+
+
+def _add_settings(command: argparse.ArgumentParser, default: TrainingConfig) -> None:
+    add = command.add_argument
+    add("--preset", choices=list(PRESETS), help=PRESET)
+    add("--resume", action="store_true", help="go on with the runs that are in that folder")
+    add("--overwrite", action="store_true", help="replace runs in that folder that were trained otherwise")
+    settings = command.add_argument_group("settings, each instead of the preset's")
+    digits = PRESETS["digits"]
+    for setting in fields(Recipe):
+        kind = type(getattr(digits, setting.name))
+        options: dict[str, Any] = {"type": kind, "metavar": kind.__name__.upper()}
+        if kind is bool:
+            options = {"action": argparse.BooleanOptionalAction}
+        elif setting.metadata["names"]:
+            options = {"choices": setting.metadata["names"]}
+        elif kind is tuple:
+            options = {"type": int, "nargs": "*", "metavar": "N"}
+        flag = f"--{setting.name.replace('_', '-')}"
+        settings.add_argument(flag, default=argparse.SUPPRESS, help=setting.metadata["help"], **options)
+
+
+def parse(argv: Sequence[str] | None = None) -> TrainingConfig:
+    """The configuration that a command line asks for.
+
+    Raises:
+        UsageError: a value makes no sense, or a package is missing.
+        SystemExit: the command line itself is wrong, or asks for help.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = vars(parser().parse_args(argv))
+    config_file = arguments.pop("config")
+    if config_file is not None:  # what comes later overrides
+        switches = {setting.name for setting in fields(Recipe) if isinstance(setting.default, bool)}
+        arguments = vars(parser().parse_args([argv[0], *arguments_of(config_file, switches), *argv[1:]]))
+        del arguments["config"]
+    to_do = arguments.pop("to_do")
+    if to_do != "train":
+        check_packages()
+    arguments["inspect"] = to_do == "inspect"
+    recipe = {setting.name for setting in fields(Recipe)}
+    as_tuple = {
+        name: tuple(value) if isinstance(value, (list, tuple)) else (value,)
+        for name, value in arguments.items()
+        if name in ("noise", "losses", "seeds", "widths")
+    }
+    arguments |= as_tuple
+    changes = {name: value for name, value in arguments.items() if name in recipe}
+    others = {name: value for name, value in arguments.items() if name not in recipe}
+    launcher = ["dal-train"]
+    if distributed.is_torchelastic_launched():
+        launcher = ["torchrun", "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"], "-m", "dal_kernels.training"]
+    command = shlex.join([*launcher, *argv])
+    return TrainingConfig(**others, changes=changes, command=command)
+
+
+def _write_inspection(results: Results, data: DataSet) -> tuple[list[Path], str]:
+    (run,), out = results.runs, results.config.out
+    assert out is not None  # it has a default here
+    return write_inspection(out, run.noise.known(data), run.inspections[0], results.command)
+
+
+def _predict(argv: Sequence[str]) -> int:
+    arguments = vars(parser().parse_args(argv))
+    del arguments["to_do"]
+    files, text = predict(PredictConfig(**arguments))
+    print(f"{text}\nWritten: {', '.join(map(str, files))}")
+    return 0
+
+
+def sentence(error: UsageError) -> str:
+    """What went wrong, in a line; from a process that loads batches it comes below that one's traceback."""
+    return str(error).strip().splitlines()[-1].removeprefix(f"{UsageError.__module__}.UsageError: ")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    warnings.simplefilter("always", ScheduleWarning)  # for each run, not once for all
+    try:
+        if argv[:1] == ["predict"]:
+            return _predict(argv)
+        config = parse(argv)
+        data = config.load()
+        results = run_training(config, data)
+        if results.writes and argv[0] in ("compare", "inspect"):
+            files, text = write_report(results) if argv[0] == "compare" else _write_inspection(results, data)
+            print(f"\n{text}\nWritten: {', '.join(map(str, files))}")
+        elif results.writes and config.out is not None:
+            print(f"Written: {', '.join(str(config.out / run.data / run.folder) for run in results.runs)}")
+    except UsageError as error:
+        if first_to_say(said := f"dal-train: {sentence(error)}"):
+            print(said, file=sys.stderr)
+        return 2
+    return 0

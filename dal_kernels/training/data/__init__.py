@@ -1,0 +1,80 @@
+"""The data sets, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from dal_kernels.training.data.base import DataSet, FileImages
+from dal_kernels.training.data.cifar import cifar10, cifar100
+from dal_kernels.training.data.clothing1m import clothing1m
+from dal_kernels.training.data.digits import digits
+from dal_kernels.training.data.fashion_mnist import fashion_mnist
+from dal_kernels.training.data.features import feature_rows
+from dal_kernels.training.data.image_folder import folder_images, image_folder
+from dal_kernels.training.data.kanji import CLASSES, kanji
+from dal_kernels.training.data.table import table_images
+from dal_kernels.training.data.udhr import udhr
+from dal_kernels.training.data.webvision import mini_webvision, webvision
+from dal_kernels.training.errors import UsageError
+
+__all__ = ["BAD_IMAGES", "DATA", "SOURCES", "DataSet", "check_name", "load_data"]
+
+BAD_IMAGES = ("skip", "error")
+
+DATA: dict[str, Callable[[Path | None], DataSet]] = {
+    "digits": digits,
+    "fashion-mnist": fashion_mnist,
+    **{name: partial(kanji, name) for name in CLASSES},
+    "udhr": udhr,
+    "cifar-10": cifar10,
+    "cifar-100": cifar100,
+    "mini-webvision": mini_webvision,
+    "webvision": webvision,
+    "clothing1m": clothing1m,
+    "image-folder": image_folder,
+}
+# Data of the user's own, KIND:PATH: what opens the path with the images' side (0: their own).
+SOURCES: dict[str, Callable[[Path, int], DataSet]] = {
+    "folder": folder_images,
+    "csv": table_images,
+    "npz": lambda path, image_size: feature_rows(path),
+}
+
+
+def check_name(name: str) -> None:
+    """Raises UsageError where ``name`` says no data set."""
+    kind, _, path = name.partition(":")
+    if name not in DATA and not (kind in SOURCES and path):
+        accepted = (*DATA, *(f"{kind}:PATH" for kind in SOURCES))
+        raise UsageError(f"data must be one of {', '.join(accepted)}, got {name!r}")
+
+
+def load_data(name: str, folder: Path | None = None, image_size: int = 0, bad_images: str = "error") -> DataSet:
+    """The data set called ``name``, or that of ``KIND:PATH``, a kind in ``SOURCES``.
+
+    Args:
+        folder: holds the files of a data set with a name, if it has any.
+        image_size: side of the inputs in pixels, for ``SOURCES`` only; 0: that of the images, up to 224.
+        bad_images: "skip" or "error", what is done about files that cannot be read.
+
+    Raises:
+        UsageError: there is no such data set, or its files are missing or wrong.
+    """
+    check_name(name)
+    kind, _, path = name.partition(":")
+    if name in DATA:
+        if image_size:
+            raise UsageError(f"image_size is for images of folder:PATH and csv:PATH, got {image_size} for {name}")
+        data = DATA[name](folder)
+    else:
+        if folder is not None:
+            raise UsageError(f"data_dir is for data sets with a name, got {folder} for {name}")
+        data = SOURCES[kind](Path(path), image_size)
+    skip = bad_images == "skip"
+    train, test = (
+        replace(images, skip=skip) if isinstance(images, FileImages) else images for images in (data.train, data.test)
+    )
+    return replace(data, train=train, test=test)

@@ -1,0 +1,191 @@
+"""What a data set gives to the trainer."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from dal_kernels.training.data.transforms import ImageTransform
+from dal_kernels.training.errors import UsageError, need
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = [
+    "NOTHING",
+    "ByteImages",
+    "DataSet",
+    "FileImages",
+    "Images",
+    "TensorImages",
+    "UnreadableError",
+    "byte_images",
+]
+
+
+class UnreadableError(UsageError):
+    """One sample cannot be read; others can."""
+
+
+class Images(Protocol):
+    """The inputs of one part of a data set, fetched a batch at a time."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Sequence[int], train: bool) -> Tensor:
+        """Inputs (len(indices), ...), float32, standardised; augmented at random (torch's generator) if ``train``."""
+        ...
+
+
+@dataclass(frozen=True)
+class TensorImages:
+    """Inputs that fit in memory: (N, ...) float32, standardised; ``augment`` takes and gives a batch.
+
+    ``pictures`` is what they look like, where standardising has changed that.
+    """
+
+    inputs: Tensor
+    augment: Callable[[Tensor], Tensor] | None = None
+    pictures: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def batch(self, indices: Sequence[int], train: bool) -> Tensor:
+        picked = self.inputs[torch.as_tensor(indices)]
+        return self.augment(picked) if train and self.augment is not None else picked
+
+
+# The part of a data set that it does not have.
+NOTHING = TensorImages(torch.empty(0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByteImages(TensorImages):
+    """Images that fit in memory a byte a pixel: (N, C, H, W) uint8, standardised as they are fetched.
+
+    ``mean`` and ``sd`` are (C,) float32, in the unit of the pixels, 0 to 255; ``augment`` takes and gives a batch of
+    uint8.
+    """
+
+    mean: Tensor
+    sd: Tensor
+
+    def batch(self, indices: Sequence[int], train: bool) -> Tensor:
+        return (super().batch(indices, train) - self.mean[:, None, None]) / self.sd[:, None, None]
+
+
+def byte_images(
+    train: Tensor, test: Tensor, augment: Callable[[Tensor], Tensor] | None = None
+) -> tuple[ByteImages, ByteImages]:
+    """Both parts, (N, C, H, W) uint8, standardised by each channel's mean and deviation over the training part."""
+    levels = torch.arange(256, dtype=torch.float64)
+    # (C, 256): moments from counts need no copy of the pixels in a wider type
+    shares = torch.stack([torch.bincount(train[:, c].flatten(), minlength=256) for c in range(train.shape[1])]).double()
+    shares /= shares.sum(1, keepdim=True)
+    mean = shares @ levels
+    mean, sd = mean.float(), (shares @ levels**2 - mean**2).sqrt().float()
+    return ByteImages(train, augment, mean=mean, sd=sd), ByteImages(test, mean=mean, sd=sd)
+
+
+@dataclass(frozen=True)
+class FileImages:
+    """Images in files, ``names`` below the folder ``root``, opened as they are fetched.
+
+    Attributes:
+        skip: whether who fetches goes on without the files that cannot be read.
+
+    Raises:
+        UsageError: there is no name, or one of the first files is missing; looking for a million would take minutes.
+        UnreadableError: by ``batch``, of a file that is missing, empty, no image, or one of so many pixels that it may
+            be meant to fill the memory (by Pillow's limit, 89 million).
+    """
+
+    root: Path
+    names: Sequence[str]
+    transform: ImageTransform
+    skip: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.names:
+            raise UsageError(f"no images are named for {self.root}")
+        for name in self.names[:3]:
+            if not (self.root / name).is_file():
+                raise UsageError(f"the image {self.root / name} is missing")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def paths(self) -> list[str]:
+        return [str(self.root / name) for name in self.names]
+
+    def batch(self, indices: Sequence[int], train: bool) -> Tensor:
+        return torch.stack([self.transform(self.open(i), train) for i in indices])
+
+    def open(self, index: int) -> Image:
+        """A photograph in RGB, as it is in its file."""
+        library, path = need("PIL.Image", "pillow"), self.root / self.names[index]
+        try:
+            if os.path.getsize(path) == 0:
+                raise ValueError("the file is empty")
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", library.DecompressionBombWarning)
+                with library.open(path) as image:
+                    return image.convert("RGB")
+        except Exception as error:  # a damaged image can raise anything
+            raise UnreadableError(f"the image {path} cannot be read: {error}") from error
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set as it lies on the disk, before any label is made wrong.
+
+    Attributes:
+        name: in the registry.
+        classes: how many.
+        train, test: the images.
+        train_labels: (N,) int64, as the data set gives them; wrong already where it was labelled by the web.
+        true_labels: (N,) int64, the truth about the training samples, ``UNKNOWN`` where nobody knows it; for a clean
+            data set the same as ``train_labels``.
+        test_labels: (M,) int64, clean.
+        flips: (C,) int64, the class that each class is taken for in asymmetric noise; a class that maps to itself is
+            not flipped. None: the next class, the last to the first.
+        class_names: (C,) what the classes are called; None: by their numbers.
+        train_paths, test_paths: what tells the samples apart outside of a training, such as their files; None: their
+            numbers.
+        verified: whether ``true_labels`` is what somebody made sure of. Where it is not, it is the labels given, from
+            which noise can be made and measured, but of which nobody knows how many are wrong.
+        moments: mean and deviation, each shaped like an input, that the network itself takes off its inputs.
+    """
+
+    name: str
+    classes: int
+    train: Images
+    train_labels: Tensor
+    true_labels: Tensor
+    test: Images
+    test_labels: Tensor
+    flips: Tensor | None = None
+    class_names: Sequence[str] | None = None
+    train_paths: Sequence[str] | None = None
+    test_paths: Sequence[str] | None = None
+    verified: bool = True
+    moments: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """What the classes are called, (C,)."""
+        return list(map(str, range(self.classes))) if self.class_names is None else list(self.class_names)
+
+    def paths(self, train: bool) -> list[str]:
+        """What tells the samples of a part apart."""
+        known = self.train_paths if train else self.test_paths
+        return list(map(str, range(len(self.train if train else self.test)))) if known is None else list(known)

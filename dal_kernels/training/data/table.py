@@ -1,0 +1,140 @@
+"""Images listed in a table, CSV or Parquet: columns path, label and (optional) split."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dal_kernels.training.data.base import NOTHING, DataSet, FileImages
+from dal_kernels.training.data.files import class_labels, ordered
+from dal_kernels.training.data.image_folder import natural_side
+from dal_kernels.training.data.transforms import IMAGENET, ImageTransform
+from dal_kernels.training.errors import UsageError, need
+
+__all__ = ["SPLITS", "Parts", "read_table", "split_parts", "table_images", "table_root"]
+
+SPLITS = {"": True, "train": True, "val": False, "valid": False, "validation": False, "test": False}
+
+
+def table_images(path: Path, image_size: int = 0) -> DataSet:
+    """The images that a table lists, inputs (3, side, side).
+
+    A path is relative to the table's folder, or to the working folder if it is not there. Labels are any words or
+    numbers. Rows whose split is val, valid, validation or test are tested on, those of train, or without a split, are
+    trained on. Nobody verified the labels.
+
+    Args:
+        image_size: side of the inputs in pixels; 0: as ``natural_side``.
+
+    Raises:
+        UsageError: the table cannot be read, lacks a column or has a row that says nothing; it names the row.
+    """
+    columns = read_table(path, ("path", "label"), ("split",))
+    names = columns["path"]
+    parts = split_parts(path, columns["label"], columns.get("split"))
+    root = table_root(path, names[0])
+    transform = ImageTransform(*IMAGENET)
+    train_paths, test_paths = ([names[i] for i in rows.tolist()] for rows in (parts.train, parts.test))
+    transform = ImageTransform(*IMAGENET, side=image_size or natural_side(FileImages(root, train_paths, transform)))
+    return DataSet(
+        f"csv-{path.stem}",
+        len(parts.classes),
+        FileImages(root, train_paths, transform),
+        parts.labels[parts.train],
+        parts.labels[parts.train],
+        FileImages(root, test_paths, transform) if test_paths else NOTHING,
+        parts.labels[parts.test],
+        class_names=parts.classes,
+        train_paths=train_paths,
+        test_paths=test_paths,
+        verified=False,
+    )
+
+
+def table_root(path: Path, name: str) -> Path:
+    """What the paths in a table are relative to: its folder, or the working folder if its first path is there alone."""
+    return Path() if Path(name).exists() and not (path.parent / name).exists() else path.parent
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the rows of a table are for.
+
+    Attributes:
+        classes: their names, in the order of their numbers.
+        labels: (N,) int64.
+        train, test: which rows.
+    """
+
+    classes: list[str]
+    labels: Tensor
+    train: Tensor
+    test: Tensor
+
+
+def split_parts(path: Path, labels: Sequence[str], split: Sequence[str] | None) -> Parts:
+    """Rows with a label and, perhaps, a split each, in the order of the file at ``path``; row 1 is the first.
+
+    Raises:
+        UsageError: a row has no label or another split than there are, there are fewer than 2 classes, or one of the
+            test has no row to train on.
+    """
+    trained = []
+    for row, (label, part) in enumerate(zip(labels, split or [""] * len(labels), strict=True), start=1):
+        if not label:
+            raise UsageError(f"{path}, row {row}: the label is empty")
+        if part.strip().lower() not in SPLITS:
+            raise UsageError(f"{path}, row {row}: split must be one of {', '.join(filter(None, SPLITS))}, got {part!r}")
+        trained.append(SPLITS[part.strip().lower()])
+    train = torch.tensor(trained, dtype=torch.bool)
+    classes = ordered(label for label, used in zip(labels, trained, strict=True) if used)
+    if len(classes) < 2:
+        raise UsageError(f"{path}: the rows to train on must be of at least 2 classes, got {len(classes)}")
+    numbers = class_labels(labels, classes)
+    strange = (numbers < 0).nonzero()[:, 0].tolist()
+    if strange:
+        raise UsageError(f"{path}, row {strange[0] + 1}: no row to train on has the label {labels[strange[0]]!r}")
+    return Parts(classes, numbers, train.nonzero()[:, 0], (~train).nonzero()[:, 0])
+
+
+def read_table(path: Path, needed: Sequence[str], optional: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Columns of a CSV file, or of a Parquet file by its suffix, as text; those ``optional`` only if they are there.
+
+    Raises:
+        UsageError: the file is missing, damaged or empty, or lacks a column.
+    """
+    try:
+        columns = _read_parquet(path) if path.suffix.lower() in (".parquet", ".pq") else _read_csv(path)
+    except UsageError:
+        raise
+    except Exception as error:  # a damaged file can raise anything
+        raise UsageError(f"{path} cannot be read: {error}") from error
+    missing = [name for name in needed if name not in columns]
+    if missing:
+        raise UsageError(f"{path} must have the columns {', '.join(needed)}, got {', '.join(columns) or 'none'}")
+    if not columns[needed[0]]:
+        raise UsageError(f"{path} has no rows")
+    return {name: columns[name] for name in (*needed, *optional) if name in columns}
+
+
+def _read_csv(path: Path) -> dict[str, list[str]]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.reader(file)
+        names = [name.strip() for name in next(reader, [])]
+        rows = [row for row in reader if row]
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(names):
+            raise UsageError(f"{path}, row {number}: must have {len(names)} values, got {len(row)}")
+    return {name: [row[i] for row in rows] for i, name in enumerate(names)}
+
+
+def _read_parquet(path: Path) -> dict[str, list[str]]:
+    table = need("pyarrow.parquet", "pyarrow").read_table(path)
+    return {
+        name: ["" if value is None else str(value) for value in values] for name, values in table.to_pydict().items()
+    }

@@ -1,0 +1,41 @@
+"""What the user can put right, said in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from types import ModuleType
+
+__all__ = ["UsageError", "need", "usage_errors"]
+
+
+class UsageError(ValueError):
+    """A wrong setting, a missing file or a missing package; the message says what to do."""
+
+
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """What the public functions refuse as a ValueError is something that the user of the trainer can put right."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def need(module: str, package: str | None = None) -> ModuleType:
+    """Import an optional module; ``package`` is what pip calls it, if that differs.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        name = package or module.partition(".")[0]
+        raise UsageError(
+            f"{name} is missing ({error}): install the extra dal_kernels[training], in a checkout: "
+            "pip install '.[training]'"
+        ) from error

@@ -1,0 +1,130 @@
+"""What ``dal-train inspect`` writes: the ranking, who is taken for whom, and the worst to look at."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from torch import Tensor
+
+from dal_kernels.noise import UNKNOWN
+from dal_kernels.training.contact_sheet import save_contact_sheet
+from dal_kernels.training.data.base import DataSet
+from dal_kernels.training.errors import need
+from dal_kernels.training.inspection import FEW, LEARNT_MARGIN, Inspection
+from dal_kernels.training.records import write_rows
+
+__all__ = ["auroc", "precision_at", "write_inspection"]
+
+SHOWN = 15  # pairs of classes in the text
+
+
+def write_inspection(out: Path, data: DataSet, inspection: Inspection, made_by: str) -> tuple[list[Path], str]:
+    """Write suggested.csv, confusion.csv, inspect.md and, of images, worst.png below ``out``; gives files and text.
+
+    Args:
+        data: with the truth as far as it is known.
+        made_by: the command.
+    """
+    ranking, confusion, words = out / "suggested.csv", out / "confusion.csv", out / "inspect.md"
+    inspection.save_csv(ranking, data.paths(train=True), data.names)
+    pairs = [(data.names[given], data.names[other], count) for given, other, count in inspection.confusion()]
+    write_rows(confusion, ("given", "suggested", "samples"), pairs)
+    text = _text(data, inspection, pairs, made_by)
+    words.write_text(text, encoding="utf-8")
+    (out / "worst.png").unlink(missing_ok=True)  # of an inspection before this one
+    sheet = save_contact_sheet(out / "worst.png", data, inspection)
+    return [ranking, confusion, words, *([sheet] if sheet else [])], text
+
+
+def auroc(score: Tensor, positive: Tensor) -> float:
+    """Area under the curve of a score (N,) that is to be high where ``positive`` (N,) bool holds; NaN of one kind."""
+    if positive.all() or not positive.any():
+        return float("nan")
+    return float(need("sklearn.metrics", "scikit-learn").roc_auc_score(positive.numpy(), score.numpy()))
+
+
+def precision_at(order: Tensor, positive: Tensor) -> float:
+    """Of the first samples in ``order`` (M,), as many as there are positive ones, the share that is."""
+    count = int(positive[order].sum())
+    return positive[order[:count]].double().mean().item()
+
+
+def _text(data: DataSet, inspection: Inspection, pairs: list[tuple[str, str, int]], made_by: str) -> str:
+    seen, mixture = len(inspection.order), inspection.mixture
+    changed = sum(count for *_, count in pairs)
+    lines = [
+        f"# {data.name}: which labels look wrong",
+        "",
+        f"Of {len(data.train)} training samples {seen} were seen. {_estimate(inspection)} In suggested.csv {changed} labels "
+        f"are replaced{', those likelier wrong than right' if changed else ''}.",
+        "",
+    ]
+    if mixture is not None:
+        lines += [
+            "The margins of wrong and of right labels are fitted by two normal distributions, with means "
+            f"{mixture.wrong_mean:.2f} and {mixture.right_mean:.2f}, deviation {mixture.sd:.2f}, and "
+            f"{mixture.wrong_share:.1%} in that of wrong labels; confidence in suggested.csv is its probability.",
+            "",
+        ]
+    else:
+        lines += [
+            "The margins of wrong labels could not be fitted by a distribution of their own: there are fewer than "
+            f"{FEW} on a side of 0, or they lie among those of labels that the network believes. So confidence in "
+            "suggested.csv is the share of visits in which the network preferred another class, recent ones counting "
+            "more.",
+            "",
+        ]
+    lines += _truth(data, inspection)
+    shown = pairs[:SHOWN]
+    if shown:
+        table = need("tabulate").tabulate(
+            shown, ("given", "suggested", "samples"), tablefmt="pipe", disable_numparse=True
+        )
+        rest = f"\n\nThe commonest {len(shown)} of {len(pairs)} pairs." if len(pairs) > len(shown) else ""
+        lines += [f"{table}{rest}", ""]
+    return "\n".join([*lines, f"- command: `{made_by}`", ""])
+
+
+def _estimate(inspection: Inspection) -> str:
+    """How many labels are wrong, or why that cannot be said."""
+    if not inspection.learnt:
+        return (
+            f"The network has not learnt enough to judge labels: its mean margin of right labels is "
+            f"{inspection.right_margin:.2f}, and should be {LEARNT_MARGIN} at least. So no share of wrong labels is "
+            "estimated and no label replaced; train for more epochs, or with other settings."
+        )
+    if math.isnan(inspection.noise_rate):
+        return "How many labels are wrong cannot be estimated."
+    return (
+        f"The network prefers another class to the label of {inspection.noise_rate:.1%} of them, which is the estimated "
+        "share of wrong labels."
+    )
+
+
+def _truth(data: DataSet, inspection: Inspection) -> list[str]:
+    """How good the ranking is, where somebody verified the labels, or noise was made from them."""
+    known = (data.true_labels != UNKNOWN) & (inspection.rank > 0)
+    if not known.any():
+        return []
+    wrong = known & (inspection.given != data.true_labels)
+    rate = (wrong.sum() / known.sum()).item()
+    if data.verified:
+        said, such = f"The truth is known here: {rate:.1%} of the labels are wrong.", "are wrong"
+    elif wrong.any():
+        said = f"{rate:.1%} of the labels were changed on purpose; how many were wrong before is unknown."
+        such = "were changed"
+    else:
+        return []
+    if wrong.any():
+        found = inspection.order[known[inspection.order]]
+        right = (inspection.suggested == data.true_labels)[wrong].double().mean().item()
+        said += (
+            f" AUROC of the ranking {auroc(-inspection.margin[known], wrong[known]):.4f}; of as many labels from its top "
+            f"as {such}, {precision_at(found, wrong):.1%} {such.partition(' ')[0]}. Of those that {such} {right:.1%} are "
+            "suggested right."
+        )
+    spoilt = int((known & ~wrong & (inspection.suggested != inspection.given)).sum())
+    if data.verified:
+        said += f" Of the right labels {spoilt} are replaced."
+    return [said, ""]

@@ -1,0 +1,166 @@
+"""What a trained network says of samples, with labels or without."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dal_kernels.training.checkpoint import usable
+from dal_kernels.training.data import BAD_IMAGES, check_name
+from dal_kernels.training.data.files import class_labels
+from dal_kernels.training.data.unlabelled import Samples, samples_of
+from dal_kernels.training.errors import UsageError
+from dal_kernels.training.loader import evaluation_loader, first_input
+from dal_kernels.training.metrics import predictions
+from dal_kernels.training.models import build_model
+from dal_kernels.training.parallel import join_world
+from dal_kernels.training.recipes import Recipe
+from dal_kernels.training.records import write_classes, write_rows
+
+__all__ = ["PredictConfig", "Trained", "find_checkpoint", "load_trained", "predict"]
+
+BATCH = 256
+SHOWN = 5  # names of classes in a sentence
+WRITTEN = ("predictions.csv", "predicted-classes.csv", "predicted-confusion.csv", "predicted-skipped.csv")
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """What to predict with what.
+
+    Attributes:
+        data: as of ``TrainingConfig``; of a folder or a table that has a part to test on, that part, else all of it,
+            with or without labels.
+        checkpoint: of a run; None: of the newest run below ``out``, that of its best epoch if there is one.
+        out: folder for predictions.csv.
+    """
+
+    data: str
+    out: Path
+    data_dir: Path | None = None
+    checkpoint: Path | None = None
+    bad_images: str = "skip"
+    workers: int = 0
+    threads: int = 1
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        check_name(self.data)
+        if self.bad_images not in BAD_IMAGES:
+            raise UsageError(f"bad_images must be one of {', '.join(BAD_IMAGES)}, got {self.bad_images!r}")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network from a checkpoint, what its classes are called, and the shape of a sample."""
+
+    network: nn.Module
+    class_names: list[str]
+    shape: tuple[int, ...]
+    epoch: int
+
+
+def find_checkpoint(out: Path) -> Path:
+    """Of the newest run below ``out`` the checkpoint of the best epoch, else of the last.
+
+    Raises:
+        UsageError: there is none.
+    """
+    runs = sorted(out.glob("*/*/checkpoint.pt"), key=os.path.getmtime)
+    if not runs:
+        raise UsageError(f"predict needs a checkpoint: none was given, and there is no run below {out}")
+    best = runs[-1].with_name("best.pt")
+    return best if best.exists() else runs[-1]
+
+
+def load_trained(path: Path) -> Trained:
+    """The network that a run of ``dal-train`` saved; runs no code from the file.
+
+    Raises:
+        UsageError: it cannot be read, or is no checkpoint of a run.
+    """
+    with usable(path):
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        settings = state["settings"]
+        recipe = Recipe(**{field.name: settings[field.name] for field in fields(Recipe)})
+        names, shape = list(settings["class_names"]), tuple(state["shape"])
+        network = build_model(recipe, shape, len(names), 0, state["moments"])
+        weights: dict[str, Tensor] = state["network"]
+        if "average" in state:
+            saved = state["average"].items()
+            weights = {name.removeprefix("module."): value for name, value in saved if name.startswith("module.")}
+        network.load_state_dict(weights)
+        return Trained(network.eval(), names, shape, len(state["history"]))
+
+
+def predict(config: PredictConfig) -> tuple[list[Path], str]:
+    """Write predictions.csv (path, predicted, confidence) and, where labels are known, predicted-classes.csv and
+    predicted-confusion.csv.
+
+    Returns:
+        The files, and what there is to say.
+
+    Raises:
+        UsageError: the checkpoint or the data is missing, damaged, or they do not fit each other.
+    """
+    path = config.checkpoint or find_checkpoint(config.out)
+    trained = load_trained(path)
+    world = join_world(config.device)
+    if world.size > 1:
+        raise UsageError(f"predict runs in one process, got {world.size}; split the samples instead")
+    torch.set_num_threads(config.threads)
+    samples = samples_of(config.data, config.data_dir, trained.shape, config.bad_images)
+    shape = tuple(first_input(samples.images).shape)
+    if shape != trained.shape:
+        raise UsageError(f"{path} takes samples of shape {trained.shape}, got {shape} of {config.data}")
+    everything = torch.arange(len(samples.images))
+    loader = evaluation_loader(samples.images, everything, BATCH, config.workers, world)
+    found = predictions(trained.network.to(world.device), loader, world.device)
+    config.out.mkdir(parents=True, exist_ok=True)
+    for left in WRITTEN:  # of a prediction before this one
+        (config.out / left).unlink(missing_ok=True)
+    return _write(config.out, samples, trained, found, loader.unreadable, path)
+
+
+def _write(
+    out: Path,
+    samples: Samples,
+    trained: Trained,
+    found: tuple[Tensor, Tensor, Tensor],
+    unreadable: dict[int, str],
+    checkpoint: Path,
+) -> tuple[list[Path], str]:
+    indices, prediction, confidence = found
+    names = trained.class_names
+    rows = [
+        (samples.paths[i], names[label], f"{sure:.6f}")
+        for i, label, sure in zip(indices.tolist(), prediction.tolist(), confidence.tolist(), strict=True)
+    ]
+    files = [write_rows(out / "predictions.csv", ("path", "predicted", "confidence"), rows)]
+    text = f"{len(rows)} samples, by {checkpoint} (epoch {trained.epoch})"
+    words = [samples.words[i] for i in indices.tolist()]
+    labels = class_labels(words, names)
+    known, unknown = labels >= 0, {word for word in words if word} - set(names)
+    if known.any():
+        labels, prediction = labels[known], prediction[known]
+        files += write_classes(out, labels, prediction, names, of="predicted-")
+        of = "" if known.all() else f" of the {len(labels)} that have a label of the network's classes"
+        text += f": {(labels == prediction).double().mean().item():.1%}{of} as their labels say"
+    if unknown:
+        strange = sorted(unknown)
+        count = sum(word in unknown for word in words)
+        some = ", ".join(strange[:SHOWN]) + (", …" if len(strange) > SHOWN else "")
+        text += (
+            f"; the labels of {count} samples ({some}) are no classes of the network, which knows "
+            f"{', '.join(names[:SHOWN])}{', …' if len(names) > SHOWN else ''}: nothing is said of how well these are told"
+        )
+    if unreadable:
+        skipped = [("test", samples.paths[i], reason) for i, reason in sorted(unreadable.items())]
+        files.append(write_rows(out / "predicted-skipped.csv", ("part", "path", "reason"), skipped))
+        text += f"; {len(skipped)} could not be read"
+    return files, text

@@ -1,0 +1,187 @@
+"""Results as a table and in words: computed from the runs, whoever wins."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+
+from dal_kernels.training.compare import Results
+from dal_kernels.training.errors import UsageError, need
+from dal_kernels.training.figures import save_figure
+from dal_kernels.training.losses import loss_title
+from dal_kernels.training.metrics import chosen_epoch
+from dal_kernels.training.noise import Noise
+from dal_kernels.training.provenance import distinct
+from dal_kernels.training.records import Run, write_metrics
+
+__all__ = ["Spread", "Summary", "check_packages", "in_words", "markdown_table", "summarise", "write_report"]
+
+
+TEST_LABELS = {
+    True: "The test labels are clean",
+    False: "The test labels are taken for clean, but nobody verified them",
+}
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation over seeds; the deviation of one seed is NaN, as are both of a NaN."""
+
+    mean: float
+    sd: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        if any(map(math.isnan, values)):  # statistics.stdev stumbles over it
+            return cls(math.nan, math.nan)
+        return cls(mean(values), stdev(values) if len(values) > 1 else math.nan)
+
+    def percent(self) -> str:
+        """Such as "94.9 ± 1.3", without a sign for per cent; "n/a" of nothing."""
+        if math.isnan(self.mean):
+            return "n/a"
+        return f"{100 * self.mean:.1f}" + ("" if math.isnan(self.sd) else f" ± {100 * self.sd:.1f}")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One loss with one noise over all seeds. Shares are in [0, 1], of the last epoch but for these.
+
+    ``best`` is chosen by the test, ``chosen`` by the validation; None where nothing is held out.
+    """
+
+    noise: Noise
+    loss: str
+    wrong: Spread
+    last: Spread
+    best: Spread
+    memorised: Spread
+    mislabelled_right: Spread
+    chosen: Spread | None = None
+
+    @property
+    def got(self) -> Spread:
+        """Test accuracy of the network that one would keep."""
+        return self.last if self.chosen is None else self.chosen
+
+    @property
+    def title(self) -> str:
+        return loss_title(self.loss)
+
+
+def summarise(runs: Sequence[Run]) -> list[Summary]:
+    """One summary for each noise and loss, in the order of the runs."""
+    groups: dict[tuple[Noise, str], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.noise, run.loss), []).append(run)
+    return [
+        Summary(
+            noise,
+            loss,
+            wrong=Spread.of([run.measured_noise for run in group]),
+            last=Spread.of([run.history[-1].test_accuracy for run in group]),
+            best=Spread.of([run.history[-1].best_accuracy for run in group]),
+            memorised=Spread.of([run.history[-1].memorised for run in group]),
+            mislabelled_right=Spread.of([run.history[-1].mislabelled_right for run in group]),
+            chosen=Spread.of([chosen_epoch(run.history).test_accuracy for run in group]) if _validated(group) else None,
+        )
+        for (noise, loss), group in groups.items()
+    ]
+
+
+def _validated(runs: Sequence[Run]) -> bool:
+    return not any(math.isnan(run.history[-1].validation_accuracy) for run in runs)
+
+
+def markdown_table(summaries: Sequence[Summary]) -> str:
+    validated = any(s.chosen is not None for s in summaries)
+    shares = ["test accuracy, last epoch, %", "best epoch, %", "wrong labels memorised, %", "mislabelled put right, %"]
+    if validated:
+        shares.insert(1, "epoch chosen by validation, %")
+    header = ("noise", "wrong labels, %", "loss", *shares)
+    rows = []
+    for s in summaries:
+        chosen = [s.chosen or Spread(math.nan, math.nan)] if validated else []
+        values = (s.last, *chosen, s.best, s.memorised, s.mislabelled_right)
+        rows.append((s.noise.title, s.wrong.percent(), s.title, *(value.percent() for value in values)))
+    align = ("left", "right", "left", *("right" for _ in shares))
+    return str(need("tabulate").tabulate(rows, header, tablefmt="pipe", colalign=align, disable_numparse=True))
+
+
+def in_words(summaries: Sequence[Summary]) -> str:
+    """What the table says, a paragraph for each noise."""
+    noises = dict.fromkeys(s.noise for s in summaries)
+    return "\n\n".join(_paragraph([s for s in summaries if s.noise == noise]) for noise in noises)
+
+
+def _paragraph(group: Sequence[Summary]) -> str:
+    ranked = sorted(group, key=lambda s: s.got.mean, reverse=True)
+    first, rest = ranked[0], ranked[1:]
+    ends = "ends highest at" if rest else "ends at"
+    if first.chosen is not None:
+        ends = f"in the epoch chosen by validation is {'highest ' if rest else ''}at"
+    said = [f"Noise {first.noise.title}: {first.title} {ends} {first.got.percent()}%"]
+    said += [f"{100 * (first.got.mean - s.got.mean):.1f} points ahead of {s.title}{_doubt(first, s)}" for s in rest]
+    sentences = [", ".join(said)]
+    for s in ranked:
+        lost = f"{100 * (s.best.mean - s.last.mean):.1f}"
+        fate = f"{s.title} loses {lost} points from its best epoch to its last"
+        if lost == "0.0":
+            fate = f"{s.title} keeps its best accuracy to the last epoch"
+        if not math.isnan(s.memorised.mean):
+            fate += f", by when it has memorised {s.memorised.mean:.1%} of the wrong labels"
+        sentences.append(fate[0].upper() + fate[1:])
+    best = max(group, key=lambda s: s.best.mean)
+    if first.chosen is None and best.best.mean > first.best.mean:  # a validation says when to stop
+        sentences.append(f"Stopped at the best epoch, {best.title} would be ahead at {best.best.percent()}%")
+    return ". ".join(sentences) + "."
+
+
+def _doubt(a: Summary, b: Summary) -> str:
+    """A remark where two losses differ by less than the seeds do."""
+    spread = math.hypot(a.got.sd, b.got.sd)
+    return " (less than the seeds' own spread: a tie)" if a.got.mean - b.got.mean < spread else ""
+
+
+def check_packages() -> None:
+    """Miss an optional package before the training, not after it."""
+    for module in ("matplotlib", "tabulate", "tqdm"):
+        need(module)
+
+
+def write_report(results: Results) -> tuple[list[Path], str]:
+    """Write metrics of all runs, table with words, and figure; returns all files and the text, for printing.
+
+    Raises:
+        UsageError: the results were not given a folder, or a package is missing.
+    """
+    config = results.config
+    if config.out is None:
+        raise UsageError("a report needs a folder, got no out")
+    summaries = summarise(results.runs)
+    lengths, seeds = [len(run.history) for run in results.runs], ", ".join(map(str, config.seeds))
+    epochs = " to ".join(map(str, sorted({min(lengths), max(lengths)})))
+    spread = "Mean ± standard deviation over the seeds" if len(config.seeds) > 1 else "Single runs with seed"
+    makers = distinct([maker for run in results.runs for maker in run.made_by])
+    makers["command"] = list(dict.fromkeys([results.command, *makers["command"]]))
+    made_by = "\n".join(f"- {name}: {', '.join(f'`{value}`' for value in values)}" for name, values in makers.items())
+    text = f"""# {results.runs[0].data}: training with wrong labels
+
+{markdown_table(summaries)}
+
+{spread} {seeds}, {epochs} epochs a run; {results.seconds:.0f} s in all.
+{TEST_LABELS[results.verified]}; "best epoch" is chosen by them, so it is what a perfect early stop would give, not what
+one gets.
+
+{in_words(summaries)}
+
+{made_by}
+"""
+    base = config.out / results.runs[0].data
+    table, figure = base.with_suffix(".md"), base.with_suffix(".png")
+    table.write_text(text, encoding="utf-8")
+    save_figure(results.runs, figure)
+    return [*write_metrics(base, results.runs), table, figure], text
