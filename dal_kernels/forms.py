@@ -30,8 +30,9 @@ class Loss(Protocol):
 
 def check_loss(loss: Loss) -> None:
     """Raise TypeError for what is no loss of the family."""
-    if not hasattr(loss, "for_form"):
-        raise TypeError(f"loss must be a module of dal_kernels, as DynamicsAwareLoss(...), got {type(loss).__name__}")
+    if isinstance(loss, type) or not hasattr(loss, "for_form"):
+        got = f"the class {loss.__name__}" if isinstance(loss, type) else type(loss).__name__
+        raise TypeError(f"loss must be a module of dal_kernels, as DynamicsAwareLoss(...), got {got}")
 
 
 def plain_form(
@@ -203,6 +204,11 @@ class LinearLoss(nn.Module):
         check_budget(chunk_bytes)
         check_shift(shift)
         check_softcap(softcap)
+        if classifier is not None and not (bias and device is None and dtype is None):
+            raise ValueError(
+                "bias, device and dtype must be left out beside a classifier, whose own they are, "
+                f"got bias {bias}, device {device}, dtype {dtype}"
+            )
         if classifier is None:
             classifier = nn.Linear(in_features, num_classes, bias=bias, device=device, dtype=dtype)
         elif isinstance(classifier, nn.Parameter):

@@ -39,7 +39,8 @@ def apply_to(model: _Model, loss: Any, *, chunk_bytes: int | None = None) -> _Mo
 
     Raises:
         TypeError: ``model`` is no such model, or ``loss`` no module of the family.
-        ValueError: at the first training call: the model's logits are not those of its head.
+        ValueError: ``model`` has a ``forward`` of its own beside its class's; or, at the first training call, its
+            logits are not those of its head, or it does not call its ``base_model``.
     """
     check_loss(loss)
     check_budget(chunk_bytes)
@@ -51,6 +52,11 @@ def apply_to(model: _Model, loss: Any, *, chunk_bytes: int | None = None) -> _Mo
         raise TypeError(
             "model must be a causal language model of Hugging Face whose forward takes labels and logits_to_keep, "
             f"got {given.__name__}"
+        )
+    if "forward" in vars(model):
+        raise ValueError(
+            "model must have no forward of its own beside its class's, which would hide the loss: call apply_to before "
+            "whatever wraps the model's forward"
         )
     changed = type(given.__name__, (given,), {"forward": _forward_of(given), "_without_robust_loss": given})
     changed.__module__, changed.__qualname__ = given.__module__, given.__qualname__
@@ -71,7 +77,9 @@ def _forward_of(given: type) -> Any:
         labels, shifted = named.get("labels"), named.get("shift_labels")
         if labels is None and shifted is None:
             return plain(self, **named)
-        named["labels"] = None
+        as_tuple = not (named.get("return_dict") is None or named["return_dict"])
+        as_tuple = as_tuple or (named.get("return_dict") is None and not getattr(self.config, "return_dict", True))
+        named["labels"], named["return_dict"] = None, True
         items = named.pop("num_items_in_batch", None)
         named.pop("shift_labels", None)
         fits = self._robust_loss_fits
@@ -85,14 +93,23 @@ def _forward_of(given: type) -> Any:
             output = plain(self, **named)
         finally:
             handle.remove()
+        if not seen:
+            raise ValueError(
+                f"model must call its base_model in its forward, got a {given.__name__} that does not: "
+                "call the loss on the model's logits instead"
+            )
         head = _head(self, shift=1 if shifted is None else 0)
         if self.training and not fits and not torch.compiler.is_compiling():
-            _check_logits(output[0], head.logits(seen[0][:, :1]))
+            _check_logits(output.logits, head.logits(seen[0][:, :1]))
             self.__dict__["_robust_loss_fits"] = True
         target: Any = labels if shifted is None else shifted
         mean = head.loss.reduction == "mean"
         made = head(seen[0], target.to(seen[0].device), num_items=items if mean else None)
-        return (made, *output) if isinstance(output, tuple) else type(output)(loss=made, **output)
+        balance = getattr(output, "aux_loss", None)  # of a mixture of experts, which the model adds to its own loss
+        if balance is not None:
+            made = made + self.router_aux_loss_coef * balance.to(made.device)
+        whole = type(output)(loss=made, **{name: value for name, value in output.items() if name != "loss"})
+        return whole.to_tuple() if as_tuple else whole
 
     return forward
 

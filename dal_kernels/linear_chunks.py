@@ -122,7 +122,7 @@ class LayerGradients:
         self.features, self.changes, self.dtype = features, changes, dtype
         self.sums = loss_dtype_of(dtype)
         self.outer_scale = None if changes.softcap else changes.scale
-        self.bias = None if bias is None else self.scaled(bias)
+        self.given_bias, self.bias = bias, None if bias is None else self.scaled(bias)
         self.wanted = [bool(want) for want in wanted] + [False] * (5 - len(wanted))
         self.makes = list(self.wanted)
         if self.wanted[3] and self.outer_scale is not None:  # whose gradient is made of those of features and bias
@@ -153,7 +153,10 @@ class LayerGradients:
                 self.of_scale += (at_target * shift).sum()
         if softcap:
             if of_scale:
-                self.of_scale += softcap * torch.linalg.vecdot(gradient, tanh).sum(dtype=self.sums)
+                # A few rows at a time where they are widened first: the sum of a row of halves would be rounded to one.
+                size = len(gradient) if gradient.dtype == self.sums else 8
+                for some, those in zip(gradient.split(size), tanh.split(size), strict=True):
+                    self.of_scale += softcap * torch.linalg.vecdot(some.to(self.sums), those.to(self.sums)).sum()
             gradient.addcmul_(gradient, tanh.square_(), value=-1)
             if scale is not None:
                 gradient.mul_(scale)
@@ -165,8 +168,8 @@ class LayerGradients:
             # z is linear in what makes it, so that sum g z is what the gradients of features and bias say of them.
             if scale is not None:
                 self.of_scale += (made.features * self.features).sum()
-                if self.bias is not None:
-                    self.of_scale += (made.bias * self.bias).sum() / scale
+                if self.given_bias is not None:  # not the scaled one, which at a scale of 0 says nothing
+                    self.of_scale += (made.bias * self.given_bias).sum()
             made.scale.copy_(self.of_scale)
         if scale is not None:  # in that of the classifier it is already: it stands in the features
             made.features.mul_(scale)

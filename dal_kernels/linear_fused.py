@@ -104,10 +104,11 @@ class _FusedLinear(torch.autograd.Function):
             gradients = [scaled(gradient, upstream) for gradient in ctx.saved_tensors]
         else:
             features, classifier, bias, scale, target_shift, *kept = ctx.saved_tensors
-            made = linear_gradient(
-                features, classifier, bias, *kept, upstream, ignore_index, backend, chunk, dtype, wanted[:5],
-                softcap, target_shift, scale,
-            )  # fmt: skip
+            with torch.no_grad():  # under create_graph too: its products write into what is there
+                made = linear_gradient(
+                    features, classifier, bias, *kept, upstream, ignore_index, backend, chunk, dtype, wanted[:5],
+                    softcap, target_shift, scale,
+                )  # fmt: skip
             gradients = [*made, upstream.new_empty(0)]
         return (*finished(gradients, ctx.dtypes, ctx.anchors, wanted), *rest)
 

@@ -28,6 +28,7 @@ from dal_kernels.quantities import (
 )
 from dal_kernels.slices import IGNORED, Statistics, joined, statistics
 from dal_kernels.surroundings import is_recording
+from dal_kernels.tensors import shape_of
 
 __all__ = ["linear_row_statistics"]
 
@@ -54,6 +55,13 @@ def linear_row_statistics(
         As :func:`dal_kernels.row_statistics` and :func:`dal_kernels.linear_loss`.
     """
     layer, logits = layer_of(input, linear_weight, linear_bias, chunk_bytes, names=CLASSES_LAST)
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target must be a tensor, got {type(target).__name__}")
+    if target.shape != input.shape[:-1]:
+        raise ValueError(
+            f"target must have shape {tuple(input.shape[:-1])} for input of shape {shape_of(input)}, "
+            f"got {shape_of(target)}"
+        )
     call = check(logits, target.reshape(-1), row_statistics_of, (), None, ignore_index, "none", True)
     call = call._replace(shape=target.shape)
     (row,), prediction = linear_quantities(layer, UNCHANGED, call, (call.target,), backend=choose(backend, input))
@@ -131,9 +139,10 @@ class _LinearQuantities(torch.autograd.Function):
         if len(local) > 1 and upstream[0] is not None:
             # Of other targets no kernel knows: their terms are added to their classes.
             others = (local[1:], torch.where(local[0] == IGNORED, 0.0, upstream[0][1:]))
-        gradients = linear_gradient(
-            features, classifier, bias, local[0], fields, at_argmax, one, IGNORED, backend, chunk, dtype, wanted,
-            softcap, target_shift, scale, *others,
-        )  # fmt: skip
+        with torch.no_grad():  # under create_graph too: its products write into what is there
+            gradients = linear_gradient(
+                features, classifier, bias, local[0], fields, at_argmax, one, IGNORED, backend, chunk, dtype, wanted,
+                softcap, target_shift, scale, *others,
+            )  # fmt: skip
         dtypes = [None if tensor is None else tensor.dtype for tensor in tensors]
         return (*finished(gradients, dtypes, anchors, wanted), *(None,) * 8)

@@ -256,7 +256,8 @@ class _SliceLinearLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         backend, chunk, dtype, wanted, group, gathered = ctx.plan
-        gradients = linear_gradient(*ctx.saved_tensors, upstream, IGNORED, backend, chunk, dtype, wanted)[:3]
+        with torch.no_grad():  # under create_graph too: its products write into what is there
+            gradients = linear_gradient(*ctx.saved_tensors, upstream, IGNORED, backend, chunk, dtype, wanted)[:3]
         if wanted[0] and gathered:
             gradients = (scattered_sum(gradients[0], group), *gradients[1:])
         elif wanted[0]:

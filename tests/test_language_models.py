@@ -128,3 +128,38 @@ def test_what_is_no_language_model_is_refused() -> None:
         apply_to(nn.Linear(3, 4), CrossEntropyLoss())
     with pytest.raises(TypeError, match="loss must be a module of dal_kernels"):
         apply_to(model("llama"), nn.CrossEntropyLoss())
+
+
+@pytest.mark.parametrize("always", [False, True], ids=["asked for", "of its configuration"])
+@pytest.mark.parametrize("as_tuple", [False, True], ids=["output", "tuple"])
+def test_the_balance_of_experts_is_part_of_the_loss(always: bool, as_tuple: bool) -> None:
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(
+        "mixtral", **SMALL, num_local_experts=3, router_aux_loss_coef=0.5, output_router_logits=always
+    )
+    plain = transformers.AutoModelForCausalLM.from_config(config).train()
+    fused = apply_to(copy.deepcopy(plain), CrossEntropyLoss())
+    asked = {} if always else {"output_router_logits": True}
+    expected, found = (net(**batch(), **asked, return_dict=not as_tuple)[0] for net in (plain, fused))
+    torch.testing.assert_close(found, expected)
+    found.backward()
+    expected.backward()
+    for of_found, of_expected in zip(fused.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(of_found.grad, of_expected.grad)
+
+
+def test_a_forward_of_its_own_would_hide_the_loss() -> None:
+    net = model("llama")
+    net.forward = net.forward
+    with pytest.raises(ValueError, match="call apply_to before"):
+        apply_to(net, CrossEntropyLoss())
+
+
+def test_a_model_that_goes_around_its_base_model_is_refused() -> None:
+    config = transformers.AutoConfig.for_model(
+        "opt", vocab_size=VOCABULARY, hidden_size=16, ffn_dim=24, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=32, word_embed_proj_dim=16,
+    )  # fmt: skip
+    net = apply_to(transformers.AutoModelForCausalLM.from_config(config).train(), CrossEntropyLoss())
+    with pytest.raises(ValueError, match="must call its base_model"):
+        net(**batch())

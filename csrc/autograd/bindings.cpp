@@ -94,7 +94,8 @@ PyObject* loss(PyObject*, PyObject* const* given, Py_ssize_t count) {
   const std::optional<Tensor> knobs = knobs_of(given[kKnobs], objective, logits_object, logits);
   if (!knobs) Py_RETURN_NONE;
 
-  const Tensor target = (dense ? labels->reshape(-1) : *labels).to(at::kLong);
+  Tensor target = dense ? labels->reshape(-1) : *labels;
+  if (target.scalar_type() != at::kLong) target = target.to(at::kLong);
   const bool want_gradient = logits.requires_grad() && at::GradMode::is_enabled();
   const int want_stats = PyObject_IsTrue(given[kReturnStats]);
   if (want_stats < 0) return nullptr;

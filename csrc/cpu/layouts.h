@@ -24,7 +24,9 @@ class GivenRows {
     const RowKernel<S>& kernel = kernel_of<S>(row_kernels());
     if (kernel.lane_rows && classes <= (class_stride == 1 ? kernel.lane_classes : kMostApart)) {
       rows_are_apart_ = dims == 3 && class_stride != 1;
-      const Layout own = {inner, dims == 3 ? given.stride(0) : 0, given.stride(dims == 3 ? 2 : 0), class_stride};
+      Layout own = {inner, dims == 3 ? given.stride(0) : 0, given.stride(dims == 3 ? 2 : 0), class_stride};
+      // As one image, because to find the image of a row takes longer than much of what is made of it.
+      if (own.outer_stride == inner * own.inner_stride) own.inner = given.size(0) * inner;
       layouts_ = Layouts{own, rows_are_apart_ ? Layout{inner, classes * inner, 1, inner} : Layout{0, 0, 0, 1}};
     } else {
       if (dims == 3) rows_ = torch::stable::reshape(torch::stable::transpose(given, 1, 2), {-1, classes});

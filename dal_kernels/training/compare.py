@@ -103,7 +103,15 @@ def run_training(config: TrainingConfig, data: DataSet | None = None) -> Results
                 labels = made() if noise.path is None else world.from_main(made)  # a file need be on one disk only
                 say(f"{data.name}, noise {noise}, seed {seed}: {_in_words(labels, data)}")
                 for loss in config.losses:
-                    run = Run(data.name, noise, labels.measured, loss, seed, corrected=config.labels is not None, inspected=config.inspect)
+                    run = Run(
+                        data.name,
+                        noise,
+                        labels.measured,
+                        loss,
+                        seed,
+                        corrected=config.labels is not None,
+                        inspected=config.inspect,
+                    )
                     _train_run(config, recipe, data, labels, run, world, folder, made_by, say, tick, progress.tell)
                     runs.append(run)
     return Results(config, runs, time.perf_counter() - start, made_by["command"], world.main, data.verified)

@@ -1,0 +1,83 @@
+"""What a reader of the layer forms once found wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from dal_kernels import (
+    BrierLoss,
+    CrossEntropyLoss,
+    GeneralizedCrossEntropyLoss,
+    LinearLoss,
+    linear_loss,
+    linear_row_statistics,
+)
+
+
+@pytest.mark.parametrize("classes", [20, 4300])
+def test_the_gradient_of_a_scale_of_0(classes: int) -> None:
+    torch.manual_seed(0)
+    features, weight, bias = torch.randn(7, 5), torch.randn(classes, 5), torch.randn(classes)
+    target = torch.randint(classes, (7,))
+    scales = [torch.zeros((), requires_grad=True) for _ in range(2)]
+    F.cross_entropy(F.linear(features, weight, bias) * scales[0], target).backward()
+    linear_loss(CrossEntropyLoss(), features, weight, target, linear_bias=bias, scale=scales[1]).backward()
+    torch.testing.assert_close(scales[1].grad, scales[0].grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_the_gradient_of_a_scale_under_a_cap(dtype: torch.dtype) -> None:
+    torch.manual_seed(1)
+    features, weight, target = (
+        torch.randn(64, 32).to(dtype),
+        torch.randn(5000, 32).to(dtype),
+        torch.randint(5000, (64,)),
+    )
+
+    def gradient_of(features: torch.Tensor, weight: torch.Tensor, plain: bool) -> torch.Tensor:
+        scale = torch.tensor(0.7, dtype=features.dtype if plain else torch.float32, requires_grad=True)
+        if plain:
+            F.cross_entropy(scale * 10 * torch.tanh(F.linear(features, weight) / 10), target).backward()
+        else:
+            linear_loss(CrossEntropyLoss(), features, weight, target, scale=scale, softcap=10.0).backward()
+        assert scale.grad is not None
+        return scale.grad.double()
+
+    truth = gradient_of(features.double(), weight.double(), plain=True)
+    plain = (gradient_of(features, weight, plain=True) - truth).abs()
+    found = (gradient_of(features, weight, plain=False) - truth).abs()
+    assert found <= plain + 2 * torch.finfo(dtype).eps * truth.abs()
+
+
+def test_statistics_take_a_target_of_the_rows_shape_alone() -> None:
+    features, weight = torch.randn(2, 6, 4), torch.randn(9, 4)
+    with pytest.raises(ValueError, match=r"target must have shape \(2, 6\)"):
+        linear_row_statistics(features, weight, torch.zeros(6, 2, dtype=torch.long))
+    with pytest.raises(TypeError, match="target must be a tensor, got list"):
+        linear_row_statistics(features, weight, [0, 1])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("options", [{"reduction": "none"}, {"mix": True}], ids=str)
+def test_create_graph_gives_the_first_derivative_and_refuses_the_second(options: dict[str, Any]) -> None:
+    torch.manual_seed(2)
+    features, weight = torch.randn(6, 4, requires_grad=True), torch.randn(9, 4)
+    target = torch.randint(9, (6,))
+    if "mix" in options:
+        options = {"mix": (target.flip(0), 0.3)}
+    loss = linear_loss(BrierLoss(), features, weight, target, **options).sum()
+    (gradient,) = torch.autograd.grad(loss, features, create_graph=True)
+    again = linear_loss(BrierLoss(), features, weight, target, **options).sum()
+    torch.testing.assert_close(gradient.detach(), torch.autograd.grad(again, features)[0])
+    with pytest.raises(RuntimeError, match="second derivative"):
+        gradient.square().sum().backward()
+
+
+def test_a_class_is_no_loss_and_options_of_a_new_classifier_are_not_for_one_that_is_given() -> None:
+    with pytest.raises(TypeError, match="got the class BrierLoss"):
+        LinearLoss(BrierLoss, 3, 4)
+    with pytest.raises(ValueError, match="bias, device and dtype must be left out"):
+        LinearLoss(GeneralizedCrossEntropyLoss(), 3, 4, bias=False, classifier=torch.nn.Linear(3, 4))
