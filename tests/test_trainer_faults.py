@@ -11,7 +11,9 @@ import torch
 
 from dal_kernels.training import main
 from dal_kernels.training.contact_sheet import save_contact_sheet
-from dal_kernels.training.data.base import NOTHING, DataSet, TensorImages
+from dal_kernels.training.data import load_data
+from dal_kernels.training.data.base import NOTHING, DataSet, FileImages, TensorImages
+from dal_kernels.training.data.transforms import ImageTransform
 from dal_kernels.training.inspection import inspect
 
 for module in ("matplotlib", "numpy", "sklearn", "tabulate", "tqdm"):
@@ -130,6 +132,56 @@ def test_features_of_the_test_are_finite(tmp_path: Path, capsys: pytest.CaptureF
     bad = features(tmp_path / "g.npz", features=values, split=numpy.array(["train"] * 100 + ["test"] * 100))
     assert main([command, "--data", bad, "--output", str(tmp_path)]) == 2
     assert "features must be finite, got other values in row 150" in capsys.readouterr().err
+
+
+def test_a_validation_is_no_part_of_the_test(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    split = numpy.array(["train"] * 100 + ["val"] * 60 + ["test"] * 40)
+    table = features(tmp_path / "f.npz", split=split)
+    assert len(load_data(table).test) == 40
+    assert main(["train", "--data", table, "--epochs", "1", "--output", str(tmp_path)]) == 0
+    assert "rows of the validation are not used" in capsys.readouterr().out
+    assert main(["predict", "--data", table, "--output", str(tmp_path)]) == 0
+    assert len(rows_of(tmp_path / "predictions.csv")) == 40
+    assert len(load_data(features(tmp_path / "g.npz", split=split[:160], rows=160)).test) == 60
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_the_test_folder_is_tested_on_if_it_has_classes(tmp_path: Path, labelled: bool) -> None:
+    image = pytest.importorskip("PIL.Image")
+    for part in ("train/a", "train/b", "val/a", "test/b" if labelled else "test"):
+        (tmp_path / part).mkdir(parents=True)
+        image.new("RGB", (8, 8)).save(tmp_path / part / "0.png")
+    data = load_data(f"folder:{tmp_path}")
+    assert data.test_labels.tolist() == [int(labelled)]
+    assert data.note.startswith(str(tmp_path / ("val" if labelled else "test")))
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "int32"])
+def test_grey_of_16_bits_is_not_all_white(tmp_path: Path, dtype: str) -> None:
+    image = pytest.importorskip("PIL.Image")
+    levels = numpy.array([[0, 257 * 10], [257 * 100, 65535]], dtype=dtype)
+    name = "a.png" if dtype == "uint16" else "a.tif"
+    image.fromarray(levels).save(tmp_path / name)
+    images = FileImages(tmp_path, [name], ImageTransform((0.0,), (1.0,)))
+    assert numpy.asarray(images.open(0))[..., 1].tolist() == [[0, 10], [100, 255]]
+
+
+@pytest.mark.parametrize("bad", ["missing", "broken"])
+def test_a_bad_file_is_skipped_wherever_it_is(tmp_path: Path, bad: str) -> None:
+    image = pytest.importorskip("PIL.Image")
+    for i in range(12):
+        image.new("RGB", (8, 8), (20 * i,) * 3).save(tmp_path / f"{i}.png")
+    (tmp_path / "0.png").unlink()
+    if bad == "broken":
+        (tmp_path / "0.png").write_bytes(b"no image")
+    rows = [f"{i}.png,{i % 2}" for i in range(12)]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows]), encoding="utf-8")
+    command = ["train", "--data", f"csv:{tmp_path / 'list.csv'}", "--epochs", "1", "--batch-size", "4"]
+    out = ["--output", str(tmp_path / "out")]
+    assert main([*command, "--noise", "instance:0.3", "--val-fraction", "0.25", *out]) == 0
+    (skipped,) = rows_of(next(tmp_path.glob("out/*/*/skipped.csv")))
+    assert skipped["path"] == "0.png"
+    assert main([*command, "--bad-images", "error", *out]) == 2
 
 
 # --- compare

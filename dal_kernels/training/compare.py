@@ -92,6 +92,8 @@ def run_training(config: TrainingConfig, data: DataSet | None = None) -> Results
                 if not silent:
                     bar.write(line)
 
+            if data.note:
+                say(f"{data.name}: {data.note}")
             progress = Progress(total, say if bar.disable else lambda line: None)
 
             def tick(batches: int) -> None:

@@ -74,6 +74,7 @@ def feature_rows(path: Path) -> DataSet:
         test_paths=[paths[i] for i in parts.test.tolist()],
         verified=False,
         moments=_moments(train),
+        note=parts.note,
     )
 
 
