@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import csv
+import math
+import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 
-from dal_kernels.training import main
+from dal_kernels.noise import asymmetric_noise, instance_noise, symmetric_noise
+from dal_kernels.training import main, progress
 from dal_kernels.training.contact_sheet import save_contact_sheet
 from dal_kernels.training.data import load_data
 from dal_kernels.training.data.base import NOTHING, DataSet, FileImages, TensorImages
 from dal_kernels.training.data.transforms import ImageTransform
 from dal_kernels.training.inspection import inspect
+from dal_kernels.training.parallel import World
+from dal_kernels.training.recipes import recipe_for
+from dal_kernels.training.train import Trainer
 
 for module in ("matplotlib", "numpy", "sklearn", "tabulate", "tqdm"):
     pytest.importorskip(module)
@@ -203,3 +210,103 @@ def test_runs_of_different_length_are_drawn_and_counted(tmp_path: Path, capsys: 
         assert f"{100 * numpy.mean(chosen):.1f} ± {100 * numpy.std(chosen, ddof=1):.1f} |" in text
     assert "chosen by validation is highest at" in text
     assert "would be ahead" not in text
+
+
+# --- settings
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("train --val-fraction 0.9999", "val_fraction must hold out one sample at least and leave one to train on"),
+        ("train --val-fraction 0.0001", "val_fraction must hold out one sample at least"),
+        ("inspect --val-fraction 0.2", "inspect trains on all labels to the last epoch: val_fraction must be 0"),
+        ("inspect --patience 3", "inspect trains on all labels to the last epoch: patience must be 0"),
+    ],
+)
+def test_settings_that_do_not_suit_are_named(
+    arguments: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments.split(), "--epochs", "1", "--output", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("batch_size", [8, 9, 10, 13])
+def test_no_part_of_a_batch_is_one_sample(batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    digits, recipe = load_data("digits"), recipe_for("digits", batch_size=batch_size, accumulate=4)
+    trainer = Trainer(recipe, digits, digits.train_labels, "gce", 0, 0, World(0, 1, torch.device("cpu")))
+    sizes = []
+    forward = trainer._forward
+    monkeypatch.setattr(trainer, "_forward", lambda inputs: sizes.append(len(inputs)) or forward(inputs))
+    for samples in range(2, batch_size + 2):
+        trainer._train_step(torch.rand(samples, 8, 8), torch.arange(samples))
+    assert min(sizes) == 2
+    assert max(sizes) <= -(-batch_size // 4) + 1
+
+
+def test_time_left_is_of_what_is_trained_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    told = progress.Progress(100, lines.append, lambda batches: None)
+    told.skip(80)
+    for _ in range(10):
+        told.tick()
+    now[0] += 30
+    epoch = Mock(epoch=9, train_loss=1.0, test_accuracy=0.5, validation_accuracy=math.nan)
+    told.tell(Mock(history=[epoch], loss_name="dal"))
+    assert lines[0].endswith("all done in 0:00:30")
+
+
+def test_an_output_that_cannot_be_written_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--epochs", "1", "--output", str(tmp_path)]) == 0
+    (checkpoint,) = tmp_path.glob("digits/*/checkpoint.pt")
+    capsys.readouterr()
+    (tmp_path / "file").write_text("")
+    assert main(["predict", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "file" / "below")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("dal-train: ")
+    assert error.count("\n") == 1
+
+
+def test_inspect_misses_a_package_before_the_training(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.mixture", None)
+    assert main(["inspect"]) == 2
+    printed, error = capsys.readouterr()
+    assert "scikit-learn is missing" in error
+    assert printed == ""
+
+
+def test_a_package_of_no_extra_is_named_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    assert main(["train", "--data", f"csv:{tmp_path / 'a.parquet'}"]) == 2
+    assert capsys.readouterr().err.endswith(": pip install pyarrow\n")
+
+
+MAKERS = {
+    "symmetric": lambda labels: symmetric_noise(labels, 0.5, 4, torch.Generator()),
+    "asymmetric": lambda labels: asymmetric_noise(labels, 0.5, torch.tensor([1, 2, 3, 0]), torch.Generator()),
+    "instance": lambda labels: instance_noise(
+        labels, 0.5, 4, torch.Generator(), torch.linspace(-1, 1, 120).view(40, 3)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_noise_takes_integers_of_any_width_and_checks_them(kind: str) -> None:
+    labels = torch.arange(40) % 4
+    made = MAKERS[kind](labels)
+    for dtype in (torch.uint8, torch.int16, torch.int32):
+        assert torch.equal(MAKERS[kind](labels.to(dtype)), made)
+    for bad, message in (
+        (labels.float(), r"labels must be integers \(N,\), got torch.float32 \(40,\)"),
+        (labels[:, None], r"labels must be integers \(N,\), got torch.int64 \(40, 1\)"),
+        (labels - 1, "labels must be from 0 to 3, got -1 at 0"),
+        (labels + 1, "labels must be from 0 to 3, got 4 at 3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            MAKERS[kind](bad)

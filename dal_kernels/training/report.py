@@ -146,10 +146,12 @@ def _doubt(a: Summary, b: Summary) -> str:
     return " (less than the seeds' own spread: a tie)" if a.got.mean - b.got.mean < spread else ""
 
 
-def check_packages() -> None:
+def check_packages(inspect: bool = False) -> None:
     """Miss an optional package before the training, not after it."""
     for module in ("matplotlib", "tabulate", "tqdm"):
         need(module)
+    if inspect:
+        need("sklearn.mixture", "scikit-learn")
 
 
 def write_report(results: Results) -> tuple[list[Path], str]:

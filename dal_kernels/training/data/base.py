@@ -152,7 +152,7 @@ class FileImages:
 
 
 def _eight_bits(image: Image) -> Image:
-    """Grey of 16 bits, which converting alone would cut off at 255, so that all of it were white; others as they are."""
+    """Grey of 16 bits, which converting alone would cut off at 255, so that all were white; others as they are."""
     if not image.mode.startswith("I"):
         return image
     grey = need("numpy").asarray(image).clip(0, 65535) / 257  # of 65535 it makes 255

@@ -28,8 +28,8 @@ def table_images(path: Path, image_size: int = 0) -> DataSet:
     """The images that a table lists, inputs (3, side, side).
 
     A path is relative to the table's folder, or to the working folder if it is not there. Labels are any words or
-    numbers. Rows whose split is test are tested on, or without any those of val, valid or validation; those of train, or
-    without a split, are trained on. Nobody verified the labels.
+    numbers. Rows whose split is test are tested on, or without any those of val, valid or validation; those of train,
+    or without a split, are trained on. Nobody verified the labels.
 
     Args:
         image_size: side of the inputs in pixels; 0: as ``natural_side``.
@@ -150,7 +150,7 @@ def _read_csv(path: Path) -> dict[str, list[str]]:
 
 
 def _read_parquet(path: Path) -> dict[str, list[str]]:
-    table = need("pyarrow.parquet", "pyarrow").read_table(path)
+    table = need("pyarrow.parquet", "pyarrow", in_extra=False).read_table(path)
     return {
         name: ["" if value is None else str(value) for value in values] for name, values in table.to_pydict().items()
     }
