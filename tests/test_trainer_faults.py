@@ -212,6 +212,19 @@ def test_runs_of_different_length_are_drawn_and_counted(tmp_path: Path, capsys: 
     assert "would be ahead" not in text
 
 
+def test_losses_without_a_test_are_compared_by_the_validation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["compare", "--noise", "0.2", "--losses", "dal", "gce", "--seeds", "0", "1", "--epochs", "2"]
+    assert main([*command, "--data", features(tmp_path / "f.npz"), "--output", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "nan" not in printed
+    assert "n/a" not in printed
+    assert "validation accuracy, best epoch, %" in printed
+    assert "There is no test" in printed
+    assert "how many were wrong before is unknown" in (tmp_path / "npz-f.md").read_text(encoding="utf-8")
+
+
 # --- settings
 
 
