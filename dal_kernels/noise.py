@@ -42,6 +42,7 @@ CIFAR_N = {
     "cifar-100": "noisy_label",
 }
 
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64)
 SPREAD = 0.1  # standard deviation of a sample's own rate in instance-dependent noise
 CHUNK = 256  # samples projected at once: photographs of a whole class may not fit in memory
 
@@ -49,20 +50,20 @@ CHUNK = 256  # samples projected at once: photographs of a whole class may not f
 def symmetric_noise(
     labels: Tensor, rate: float, classes: int, generator: Generator, include_true: bool = False
 ) -> Tensor:
-    """A copy of ``labels`` of which exactly ``round(rate * N)`` are drawn anew.
+    """``labels`` (N,) as int64, of which exactly ``round(rate * N)`` are drawn anew.
 
     They are drawn uniformly from the *other* classes, so that ``rate`` is the share of wrong labels. Some authors,
     DAL's among them, draw from all classes, the true one too, as ``include_true`` does: their "40 %" of 10 classes is
     about 36 % wrong.
 
     Args:
-        labels: (N,) int64, each in [0, ``classes``).
+        labels: (N,) integers of any width, each in [0, ``classes``).
         rate: in [0, 1).
 
     Raises:
-        ValueError: the rate is not in [0, 1), or there are fewer than 2 classes.
+        ValueError: the rate is not in [0, 1), there are fewer than 2 classes, or a label is none of them.
     """
-    _check(rate, classes)
+    labels = _check(labels, rate, classes)
     drawn = torch.randperm(len(labels), generator=generator)[: round(rate * len(labels))]
     shift = torch.randint(0 if include_true else 1, classes, (len(drawn),), generator=generator)
     noisy = labels.clone()
@@ -71,19 +72,21 @@ def symmetric_noise(
 
 
 def asymmetric_noise(labels: Tensor, rate: float, flips: Tensor, generator: Generator) -> Tensor:
-    """A copy of ``labels`` in which each class is taken for one other, ``flips`` (C,), at ``rate``.
+    """``labels`` (N,) as int64, in which each class is taken for one other, ``flips`` (C,), at ``rate``.
 
     Exactly that share (rounded) of the samples of classes that do not map to themselves is wrong; where some do, fewer
     than that of all samples.
 
     Args:
-        labels: (N,) int64, each in [0, C).
-        flips: (C,) int64, the class that each class is taken for; a class that maps to itself keeps its labels.
+        labels: (N,) integers of any width, each in [0, C).
+        flips: (C,) integers, the class that each class is taken for; a class that maps to itself keeps its labels.
 
     Raises:
-        ValueError: the rate is not in [0, 1), there are fewer than 2 classes, or no label's class is taken for another.
+        ValueError: the rate is not in [0, 1), there are fewer than 2 classes, a label or a flip is none of them, or no
+            label's class is taken for another.
     """
-    _check(rate, len(flips))
+    labels = _check(labels, rate, len(flips))
+    flips = _checked("flips", flips, len(flips))
     movable = (flips[labels] != labels).nonzero()[:, 0]
     if not len(movable):
         raise ValueError("asymmetric noise needs a class of the labels that flips takes for another, got none")
@@ -104,7 +107,7 @@ def instance_noise(
     be 0.08, so 0 is refused.
 
     Args:
-        labels: (N,) int64, each in [0, ``classes``).
+        labels: (N,) integers of any width, each in [0, ``classes``).
         inputs: (N, ...) floating, best standardised; or what gives them for indices (B,), for those that do not fit
             in memory.
 
@@ -112,9 +115,9 @@ def instance_noise(
         (N,) int64.
 
     Raises:
-        ValueError: the rate is not in (0, 1), or there are fewer than 2 classes.
+        ValueError: the rate is not in (0, 1), there are fewer than 2 classes, or a label is none of them.
     """
-    _check(rate, classes)
+    labels = _check(labels, rate, classes)
     if rate == 0:
         raise ValueError("the rate of instance noise must be above 0: none leaves the labels as they are")
     own_rate = torch.nn.init.trunc_normal_(torch.empty(len(labels)), rate, SPREAD, 0, 1, generator=generator)
@@ -253,10 +256,23 @@ def as_labels(array: Any, path: Path) -> Tensor:
     return torch.from_numpy(array)
 
 
-def _check(rate: float, classes: int) -> None:
+def _check(labels: Tensor, rate: float, classes: int) -> Tensor:
+    """The labels as int64."""
     check_rate(rate)
     if classes < 2:
         raise ValueError(f"noise needs at least 2 classes, got {classes}")
+    return _checked("labels", labels, classes)
+
+
+def _checked(name: str, labels: Tensor, classes: int) -> Tensor:
+    if labels.ndim != 1 or labels.dtype not in INTEGERS:
+        raise ValueError(f"{name} must be integers (N,), got {labels.dtype} {tuple(labels.shape)}")
+    labels = labels.long()
+    outside = ((labels < 0) | (labels >= classes)).nonzero()[:, 0].tolist()
+    if outside:
+        i = outside[0]
+        raise ValueError(f"{name} must be from 0 to {classes - 1}, got {labels[i].item()} at {i}")
+    return labels
 
 
 def check_rate(rate: float) -> None:

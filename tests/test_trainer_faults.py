@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import csv
+import math
+import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 
-from dal_kernels.training import main
+from dal_kernels.noise import asymmetric_noise, instance_noise, symmetric_noise
+from dal_kernels.training import main, progress
 from dal_kernels.training.contact_sheet import save_contact_sheet
-from dal_kernels.training.data.base import NOTHING, DataSet, TensorImages
+from dal_kernels.training.data import load_data
+from dal_kernels.training.data.base import NOTHING, DataSet, FileImages, TensorImages
+from dal_kernels.training.data.transforms import ImageTransform
 from dal_kernels.training.inspection import inspect
+from dal_kernels.training.parallel import World
+from dal_kernels.training.recipes import recipe_for
+from dal_kernels.training.train import Trainer
 
 for module in ("matplotlib", "numpy", "sklearn", "tabulate", "tqdm"):
     pytest.importorskip(module)
@@ -132,6 +141,56 @@ def test_features_of_the_test_are_finite(tmp_path: Path, capsys: pytest.CaptureF
     assert "features must be finite, got other values in row 150" in capsys.readouterr().err
 
 
+def test_a_validation_is_no_part_of_the_test(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    split = numpy.array(["train"] * 100 + ["val"] * 60 + ["test"] * 40)
+    table = features(tmp_path / "f.npz", split=split)
+    assert len(load_data(table).test) == 40
+    assert main(["train", "--data", table, "--epochs", "1", "--output", str(tmp_path)]) == 0
+    assert "rows of the validation are not used" in capsys.readouterr().out
+    assert main(["predict", "--data", table, "--output", str(tmp_path)]) == 0
+    assert len(rows_of(tmp_path / "predictions.csv")) == 40
+    assert len(load_data(features(tmp_path / "g.npz", split=split[:160], rows=160)).test) == 60
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_the_test_folder_is_tested_on_if_it_has_classes(tmp_path: Path, labelled: bool) -> None:
+    image = pytest.importorskip("PIL.Image")
+    for part in ("train/a", "train/b", "val/a", "test/b" if labelled else "test"):
+        (tmp_path / part).mkdir(parents=True)
+        image.new("RGB", (8, 8)).save(tmp_path / part / "0.png")
+    data = load_data(f"folder:{tmp_path}")
+    assert data.test_labels.tolist() == [int(labelled)]
+    assert data.note.startswith(str(tmp_path / ("val" if labelled else "test")))
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "int32"])
+def test_grey_of_16_bits_is_not_all_white(tmp_path: Path, dtype: str) -> None:
+    image = pytest.importorskip("PIL.Image")
+    levels = numpy.array([[0, 257 * 10], [257 * 100, 65535]], dtype=dtype)
+    name = "a.png" if dtype == "uint16" else "a.tif"
+    image.fromarray(levels).save(tmp_path / name)
+    images = FileImages(tmp_path, [name], ImageTransform((0.0,), (1.0,)))
+    assert numpy.asarray(images.open(0))[..., 1].tolist() == [[0, 10], [100, 255]]
+
+
+@pytest.mark.parametrize("bad", ["missing", "broken"])
+def test_a_bad_file_is_skipped_wherever_it_is(tmp_path: Path, bad: str) -> None:
+    image = pytest.importorskip("PIL.Image")
+    for i in range(12):
+        image.new("RGB", (8, 8), (20 * i,) * 3).save(tmp_path / f"{i}.png")
+    (tmp_path / "0.png").unlink()
+    if bad == "broken":
+        (tmp_path / "0.png").write_bytes(b"no image")
+    rows = [f"{i}.png,{i % 2}" for i in range(12)]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows]), encoding="utf-8")
+    command = ["train", "--data", f"csv:{tmp_path / 'list.csv'}", "--epochs", "1", "--batch-size", "4"]
+    out = ["--output", str(tmp_path / "out")]
+    assert main([*command, "--noise", "instance:0.3", "--val-fraction", "0.25", *out]) == 0
+    (skipped,) = rows_of(next(tmp_path.glob("out/*/*/skipped.csv")))
+    assert skipped["path"] == "0.png"
+    assert main([*command, "--bad-images", "error", *out]) == 2
+
+
 # --- compare
 
 
@@ -151,3 +210,116 @@ def test_runs_of_different_length_are_drawn_and_counted(tmp_path: Path, capsys: 
         assert f"{100 * numpy.mean(chosen):.1f} ± {100 * numpy.std(chosen, ddof=1):.1f} |" in text
     assert "chosen by validation is highest at" in text
     assert "would be ahead" not in text
+
+
+def test_losses_without_a_test_are_compared_by_the_validation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["compare", "--noise", "0.2", "--losses", "dal", "gce", "--seeds", "0", "1", "--epochs", "2"]
+    assert main([*command, "--data", features(tmp_path / "f.npz"), "--output", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "nan" not in printed
+    assert "n/a" not in printed
+    assert "validation accuracy, best epoch, %" in printed
+    assert "There is no test" in printed
+    assert "how many were wrong before is unknown" in (tmp_path / "npz-f.md").read_text(encoding="utf-8")
+
+
+# --- settings
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("train --val-fraction 0.9999", "val_fraction must hold out one sample at least and leave one to train on"),
+        ("train --val-fraction 0.0001", "val_fraction must hold out one sample at least"),
+        ("inspect --val-fraction 0.2", "inspect trains on all labels to the last epoch: val_fraction must be 0"),
+        ("inspect --patience 3", "inspect trains on all labels to the last epoch: patience must be 0"),
+    ],
+)
+def test_settings_that_do_not_suit_are_named(
+    arguments: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments.split(), "--epochs", "1", "--output", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("batch_size", [8, 9, 10, 13])
+def test_no_part_of_a_batch_is_one_sample(batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    digits, recipe = load_data("digits"), recipe_for("digits", batch_size=batch_size, accumulate=4)
+    trainer = Trainer(recipe, digits, digits.train_labels, "gce", 0, 0, World(0, 1, torch.device("cpu")))
+    sizes = []
+    forward = trainer._forward
+    monkeypatch.setattr(trainer, "_forward", lambda inputs: sizes.append(len(inputs)) or forward(inputs))
+    for samples in range(2, batch_size + 2):
+        trainer._train_step(torch.rand(samples, 8, 8), torch.arange(samples))
+    assert min(sizes) == 2
+    assert max(sizes) <= -(-batch_size // 4) + 1
+
+
+def test_time_left_is_of_what_is_trained_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    told = progress.Progress(100, lines.append, lambda batches: None)
+    told.skip(80)
+    for _ in range(10):
+        told.tick()
+    now[0] += 30
+    epoch = Mock(epoch=9, train_loss=1.0, test_accuracy=0.5, validation_accuracy=math.nan)
+    told.tell(Mock(history=[epoch], loss_name="dal"))
+    assert lines[0].endswith("all done in 0:00:30")
+
+
+def test_an_output_that_cannot_be_written_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--epochs", "1", "--output", str(tmp_path)]) == 0
+    (checkpoint,) = tmp_path.glob("digits/*/checkpoint.pt")
+    capsys.readouterr()
+    (tmp_path / "file").write_text("")
+    assert main(["predict", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "file" / "below")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("dal-train: ")
+    assert error.count("\n") == 1
+
+
+def test_inspect_misses_a_package_before_the_training(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.mixture", None)
+    assert main(["inspect"]) == 2
+    printed, error = capsys.readouterr()
+    assert "scikit-learn is missing" in error
+    assert printed == ""
+
+
+def test_a_package_of_no_extra_is_named_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    assert main(["train", "--data", f"csv:{tmp_path / 'a.parquet'}"]) == 2
+    assert capsys.readouterr().err.endswith(": pip install pyarrow\n")
+
+
+MAKERS = {
+    "symmetric": lambda labels: symmetric_noise(labels, 0.5, 4, torch.Generator()),
+    "asymmetric": lambda labels: asymmetric_noise(labels, 0.5, torch.tensor([1, 2, 3, 0]), torch.Generator()),
+    "instance": lambda labels: instance_noise(
+        labels, 0.5, 4, torch.Generator(), torch.linspace(-1, 1, 120).view(40, 3)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_noise_takes_integers_of_any_width_and_checks_them(kind: str) -> None:
+    labels = torch.arange(40) % 4
+    made = MAKERS[kind](labels)
+    for dtype in (torch.uint8, torch.int16, torch.int32):
+        assert torch.equal(MAKERS[kind](labels.to(dtype)), made)
+    for bad, message in (
+        (labels.float(), r"labels must be integers \(N,\), got torch.float32 \(40,\)"),
+        (labels[:, None], r"labels must be integers \(N,\), got torch.int64 \(40, 1\)"),
+        (labels - 1, "labels must be from 0 to 3, got -1 at 0"),
+        (labels + 1, "labels must be from 0 to 3, got 4 at 3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            MAKERS[kind](bad)

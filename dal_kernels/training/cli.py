@@ -169,7 +169,7 @@ def parse(argv: Sequence[str] | None = None) -> TrainingConfig:
         del arguments["config"]
     to_do = arguments.pop("to_do")
     if to_do != "train":
-        check_packages()
+        check_packages(inspect=to_do == "inspect")
     arguments["inspect"] = to_do == "inspect"
     recipe = {setting.name for setting in fields(Recipe)}
     as_tuple = {
@@ -201,7 +201,7 @@ def _predict(argv: Sequence[str]) -> int:
     return 0
 
 
-def sentence(error: UsageError) -> str:
+def sentence(error: UsageError | OSError) -> str:
     """What went wrong, in a line; from a process that loads batches it comes below that one's traceback."""
     return str(error).strip().splitlines()[-1].removeprefix(f"{UsageError.__module__}.UsageError: ")
 
@@ -221,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"\n{text}\nWritten: {', '.join(map(str, files))}")
         elif results.writes and config.out is not None:
             print(f"Written: {', '.join(str(config.out / run.data / run.folder) for run in results.runs)}")
-    except UsageError as error:
+    except (UsageError, OSError) as error:  # of files: what cannot be written
         if first_to_say(said := f"dal-train: {sentence(error)}"):
             print(said, file=sys.stderr)
         return 2

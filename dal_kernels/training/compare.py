@@ -92,12 +92,9 @@ def run_training(config: TrainingConfig, data: DataSet | None = None) -> Results
                 if not silent:
                     bar.write(line)
 
-            progress = Progress(total, say if bar.disable else lambda line: None)
-
-            def tick(batches: int) -> None:
-                bar.update(batches)
-                progress.batches += batches
-
+            if data.note:
+                say(f"{data.name}: {data.note}")
+            progress = Progress(total, say if bar.disable else lambda line: None, bar.update)
             for noise, seed in product(map(parse_noise, config.noise), config.seeds):
                 made = partial(noise.apply, data, seed)
                 labels = made() if noise.path is None else world.from_main(made)  # a file need be on one disk only
@@ -112,7 +109,7 @@ def run_training(config: TrainingConfig, data: DataSet | None = None) -> Results
                         corrected=config.labels is not None,
                         inspected=config.inspect,
                     )
-                    _train_run(config, recipe, data, labels, run, world, folder, made_by, say, tick, progress.tell)
+                    _train_run(config, recipe, data, labels, run, world, folder, made_by, say, progress)
                     runs.append(run)
     return Results(config, runs, time.perf_counter() - start, made_by["command"], world.main, data.verified)
 
@@ -136,8 +133,7 @@ def _train_run(
     folder: Path | None,
     made_by: dict[str, str],
     say: Callable[[str], None],
-    tick: Callable[[int], object],
-    tell: Callable[[Trainer], object],
+    progress: Progress,
 ) -> None:
     """Train one network, or what is left of its training, and fill ``run.history``."""
     start = time.perf_counter()
@@ -186,7 +182,7 @@ def _train_run(
                 trainer.restore(state)
             if world.main:  # whoever was killed after a checkpoint left them without its epoch
                 write_metrics(own / "metrics", [replace(run, history=trainer.history)])
-            tick(len(trainer.history) * len(trainer.batches))
+            progress.skip(len(trainer.history) * len(trainer.batches))
     if not trainer.done and made_by not in run.made_by:
         run.made_by.append(made_by)
         if own is not None and world.main:
@@ -194,9 +190,9 @@ def _train_run(
             write_makers(own / RUN, {**settings, **source}, run.made_by)
     resumed = len(trainer.history)
     while not trainer.done:
-        trainer.run_epoch(lambda: tick(1))
+        trainer.run_epoch(progress.tick)
         unreadable = trainer.unreadable()
-        tell(trainer)
+        progress.tell(trainer)
         if own is not None and world.main:
             state = {"settings": settings, "shape": trainer.shape, "moments": data.moments, **trainer.state()}
             save_checkpoint(own / CHECKPOINT, state)
@@ -206,6 +202,7 @@ def _train_run(
             if unreadable:
                 rows = [(part, data.paths(part == "train")[i], why) for part, i, why in unreadable]
                 write_rows(own / SKIPPED, ("part", "path", "reason"), rows)
+    progress.skip((recipe.epochs - len(trainer.history)) * len(trainer.batches))
     if unreadable := trainer.unreadable():
         where = "" if own is None else f", see {own / SKIPPED}"
         say(f"  {len(unreadable)} images could not be read and were left out{where}")

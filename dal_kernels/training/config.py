@@ -72,6 +72,9 @@ class TrainingConfig:
         for name, values in (("noise", noise), ("losses", self.losses), ("seeds", self.seeds)):
             if not values or len(set(values)) != len(values):
                 raise UsageError(f"{name} must be one or more different values, got {list(values)}")
+        for name in ("val_fraction", "patience"):
+            if self.inspect and self.changes.get(name):
+                raise UsageError(f"inspect trains on all labels to the last epoch: {name} must be 0")
         for loss in self.losses:
             build_loss(loss, self.recipe, total_steps=1)
         for name, value, least in (

@@ -25,8 +25,8 @@ def usage_errors() -> Iterator[None]:
         raise UsageError(str(error)) from error
 
 
-def need(module: str, package: str | None = None) -> ModuleType:
-    """Import an optional module; ``package`` is what pip calls it, if that differs.
+def need(module: str, package: str | None = None, in_extra: bool = True) -> ModuleType:
+    """Import an optional module; ``package`` is what pip calls it, if that differs; not all are ``in_extra``.
 
     Raises:
         UsageError: it is not installed.
@@ -35,7 +35,5 @@ def need(module: str, package: str | None = None) -> ModuleType:
         return import_module(module)
     except ImportError as error:
         name = package or module.partition(".")[0]
-        raise UsageError(
-            f"{name} is missing ({error}): install the extra dal_kernels[training], in a checkout: "
-            "pip install '.[training]'"
-        ) from error
+        advice = "install the extra dal_kernels[training], in a checkout: pip install '.[training]'"
+        raise UsageError(f"{name} is missing ({error}): {advice if in_extra else f'pip install {name}'}") from error

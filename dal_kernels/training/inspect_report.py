@@ -56,8 +56,8 @@ def _text(data: DataSet, inspection: Inspection, pairs: list[tuple[str, str, int
     lines = [
         f"# {data.name}: which labels look wrong",
         "",
-        f"Of {len(data.train)} training samples {seen} were seen. {_estimate(inspection)} In suggested.csv {changed} labels "
-        f"are replaced{', those likelier wrong than right' if changed else ''}.",
+        f"Of {len(data.train)} training samples {seen} were seen. {_estimate(inspection)} In suggested.csv {changed} "
+        f"labels are replaced{', those likelier wrong than right' if changed else ''}.",
         "",
     ]
     if mixture is not None:
@@ -97,8 +97,8 @@ def _estimate(inspection: Inspection) -> str:
     if math.isnan(inspection.noise_rate):
         return "How many labels are wrong cannot be estimated."
     return (
-        f"The network prefers another class to the label of {inspection.noise_rate:.1%} of them, which is the estimated "
-        "share of wrong labels."
+        f"The network prefers another class to the label of {inspection.noise_rate:.1%} of them, which is the "
+        "estimated share of wrong labels."
     )
 
 
@@ -120,9 +120,9 @@ def _truth(data: DataSet, inspection: Inspection) -> list[str]:
         found = inspection.order[known[inspection.order]]
         right = (inspection.suggested == data.true_labels)[wrong].double().mean().item()
         said += (
-            f" AUROC of the ranking {auroc(-inspection.margin[known], wrong[known]):.4f}; of as many labels from its top "
-            f"as {such}, {precision_at(found, wrong):.1%} {such.partition(' ')[0]}. Of those that {such} {right:.1%} are "
-            "suggested right."
+            f" AUROC of the ranking {auroc(-inspection.margin[known], wrong[known]):.4f}; of as many labels from its "
+            f"top as {such}, {precision_at(found, wrong):.1%} {such.partition(' ')[0]}. Of those that {such} "
+            f"{right:.1%} are suggested right."
         )
     spoilt = int((known & ~wrong & (inspection.suggested != inspection.given)).sum())
     if data.verified:

@@ -50,8 +50,8 @@ class Inspection:
             has memorised are not. NaN where the network has not ``learnt``, or the component of wrong labels in the
             mixture lies among labels that the network believes, so that there is nothing to tell them by.
         right_margin: mean margin of right labels: by the mixture, without one of those that are not below 0.
-        mixture: None where too few labels are suspicious to fit one, or the component of wrong labels has a mean that is
-            not below 0.
+        mixture: None where too few labels are suspicious to fit one, or the component of wrong labels has a mean that
+            is not below 0.
     """
 
     given: Tensor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,8 +23,9 @@ from dal_kernels.noise import (
     read_arrays,
     symmetric_noise,
 )
-from dal_kernels.training.data.base import DataSet
+from dal_kernels.training.data.base import DataSet, FileImages, UnreadableError
 from dal_kernels.training.errors import UsageError, need, usage_errors
+from dal_kernels.training.loader import first_input
 
 __all__ = ["Noise", "NoisyLabels", "parse_noise"]
 
@@ -43,7 +45,17 @@ def _asymmetric(data: DataSet, rate: float, generator: Generator) -> Tensor:
 
 def _instance(data: DataSet, rate: float, generator: Generator) -> Tensor:
     def inputs(indices: Tensor) -> Tensor:
-        return data.train.batch(indices.tolist(), train=False)
+        try:
+            return data.train.batch(indices.tolist(), train=False)
+        except UnreadableError:
+            if not (isinstance(data.train, FileImages) and data.train.skip):
+                raise
+        # Those that cannot be read are not trained on, so their labels do not count; zeros are the mean input.
+        found = torch.zeros(len(indices), *first_input(data.train).shape)
+        for place, index in enumerate(indices.tolist()):
+            with suppress(UnreadableError):
+                found[place] = data.train.batch([index], train=False)[0]
+        return found
 
     return instance_noise(data.train_labels, rate, data.classes, generator, inputs)
 

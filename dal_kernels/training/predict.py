@@ -157,7 +157,7 @@ def _write(
         some = ", ".join(strange[:SHOWN]) + (", …" if len(strange) > SHOWN else "")
         text += (
             f"; the labels of {count} samples ({some}) are no classes of the network, which knows "
-            f"{', '.join(names[:SHOWN])}{', …' if len(names) > SHOWN else ''}: nothing is said of how well these are told"
+            f"{', '.join(names[:SHOWN])}{', …' if len(names) > SHOWN else ''}: how well these are told is unknown"
         )
     if unreadable:
         skipped = [("test", samples.paths[i], reason) for i, reason in sorted(unreadable.items())]

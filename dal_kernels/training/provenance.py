@@ -42,7 +42,7 @@ def write_makers(path: Path, settings: Mapping[str, Any], makers: Sequence[dict[
 
 
 def other_setting(path: Path, settings: Mapping[str, Any]) -> str | None:
-    """The first of ``settings`` that a run has otherwise, by what :func:`write_makers` wrote; all do, if that is lost."""
+    """Which of ``settings`` a run had otherwise, by what :func:`write_makers` wrote; if that is lost, the first one."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):

@@ -12,7 +12,7 @@ from dal_kernels.training.compare import Results
 from dal_kernels.training.errors import UsageError, need
 from dal_kernels.training.figures import save_figure
 from dal_kernels.training.losses import loss_title
-from dal_kernels.training.metrics import chosen_epoch
+from dal_kernels.training.metrics import EpochMetrics, chosen_epoch
 from dal_kernels.training.noise import Noise
 from dal_kernels.training.provenance import distinct
 from dal_kernels.training.records import Run, write_metrics
@@ -24,6 +24,10 @@ TEST_LABELS = {
     True: "The test labels are clean",
     False: "The test labels are taken for clean, but nobody verified them",
 }
+BEST = """"best epoch" is chosen by them, so it is what a perfect early stop would give, not what
+one gets."""
+NO_TEST = "There is no test: accuracies are of training samples held out, by the labels given, wrong ones among them."
+CHANGED = "\nWrong labels are those changed on purpose here; how many were wrong before is unknown."
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ class Spread:
 class Summary:
     """One loss with one noise over all seeds. Shares are in [0, 1], of the last epoch but for these.
 
-    ``best`` is chosen by the test, ``chosen`` by the validation; None where nothing is held out.
+    ``best`` is chosen by the test, ``chosen`` by the validation; None where nothing is held out. Where nothing is
+    ``tested`` it is of the validation itself.
     """
 
     noise: Noise
@@ -61,10 +66,11 @@ class Summary:
     memorised: Spread
     mislabelled_right: Spread
     chosen: Spread | None = None
+    tested: bool = True
 
     @property
     def got(self) -> Spread:
-        """Test accuracy of the network that one would keep."""
+        """Accuracy of the network that one would keep."""
         return self.last if self.chosen is None else self.chosen
 
     @property
@@ -86,7 +92,8 @@ def summarise(runs: Sequence[Run]) -> list[Summary]:
             best=Spread.of([run.history[-1].best_accuracy for run in group]),
             memorised=Spread.of([run.history[-1].memorised for run in group]),
             mislabelled_right=Spread.of([run.history[-1].mislabelled_right for run in group]),
-            chosen=Spread.of([chosen_epoch(run.history).test_accuracy for run in group]) if _validated(group) else None,
+            chosen=Spread.of([_accuracy(chosen_epoch(run.history)) for run in group]) if _validated(group) else None,
+            tested=not math.isnan(group[0].history[-1].test_accuracy),
         )
         for (noise, loss), group in groups.items()
     ]
@@ -96,16 +103,24 @@ def _validated(runs: Sequence[Run]) -> bool:
     return not any(math.isnan(run.history[-1].validation_accuracy) for run in runs)
 
 
+def _accuracy(epoch: EpochMetrics) -> float:
+    return epoch.validation_accuracy if math.isnan(epoch.test_accuracy) else epoch.test_accuracy
+
+
 def markdown_table(summaries: Sequence[Summary]) -> str:
     validated = any(s.chosen is not None for s in summaries)
     shares = ["test accuracy, last epoch, %", "best epoch, %", "wrong labels memorised, %", "mislabelled put right, %"]
     if validated:
         shares.insert(1, "epoch chosen by validation, %")
+    tested = any(s.tested for s in summaries)
+    if not tested:
+        shares = ["validation accuracy, best epoch, %", *shares[-2:]]
     header = ("noise", "wrong labels, %", "loss", *shares)
     rows = []
     for s in summaries:
         chosen = [s.chosen or Spread(math.nan, math.nan)] if validated else []
-        values = (s.last, *chosen, s.best, s.memorised, s.mislabelled_right)
+        accuracies = (s.last, *chosen, s.best) if tested else (s.got,)
+        values = (*accuracies, s.memorised, s.mislabelled_right)
         rows.append((s.noise.title, s.wrong.percent(), s.title, *(value.percent() for value in values)))
     align = ("left", "right", "left", *("right" for _ in shares))
     return str(need("tabulate").tabulate(rows, header, tablefmt="pipe", colalign=align, disable_numparse=True))
@@ -123,11 +138,19 @@ def _paragraph(group: Sequence[Summary]) -> str:
     ends = "ends highest at" if rest else "ends at"
     if first.chosen is not None:
         ends = f"in the epoch chosen by validation is {'highest ' if rest else ''}at"
+    if not first.tested:
+        ends = f"is {'highest ' if rest else ''}in validation at"
     said = [f"Noise {first.noise.title}: {first.title} {ends} {first.got.percent()}%"]
     said += [f"{100 * (first.got.mean - s.got.mean):.1f} points ahead of {s.title}{_doubt(first, s)}" for s in rest]
     sentences = [", ".join(said)]
     for s in ranked:
         lost = f"{100 * (s.best.mean - s.last.mean):.1f}"
+        if not s.tested:
+            if not math.isnan(s.memorised.mean):
+                sentences.append(
+                    f"{s.title} has memorised {s.memorised.mean:.1%} of the wrong labels by its last epoch"
+                )
+            continue
         fate = f"{s.title} loses {lost} points from its best epoch to its last"
         if lost == "0.0":
             fate = f"{s.title} keeps its best accuracy to the last epoch"
@@ -146,10 +169,12 @@ def _doubt(a: Summary, b: Summary) -> str:
     return " (less than the seeds' own spread: a tie)" if a.got.mean - b.got.mean < spread else ""
 
 
-def check_packages() -> None:
+def check_packages(inspect: bool = False) -> None:
     """Miss an optional package before the training, not after it."""
     for module in ("matplotlib", "tabulate", "tqdm"):
         need(module)
+    if inspect:
+        need("sklearn.mixture", "scikit-learn")
 
 
 def write_report(results: Results) -> tuple[list[Path], str]:
@@ -168,13 +193,13 @@ def write_report(results: Results) -> tuple[list[Path], str]:
     makers = distinct([maker for run in results.runs for maker in run.made_by])
     makers["command"] = list(dict.fromkeys([results.command, *makers["command"]]))
     made_by = "\n".join(f"- {name}: {', '.join(f'`{value}`' for value in values)}" for name, values in makers.items())
+    tests = f"{TEST_LABELS[results.verified]}; {BEST}" if summaries[0].tested else NO_TEST
     text = f"""# {results.runs[0].data}: training with wrong labels
 
 {markdown_table(summaries)}
 
 {spread} {seeds}, {epochs} epochs a run; {results.seconds:.0f} s in all.
-{TEST_LABELS[results.verified]}; "best epoch" is chosen by them, so it is what a perfect early stop would give, not what
-one gets.
+{tests}{"" if results.verified else CHANGED}
 
 {in_words(summaries)}
 

@@ -81,6 +81,11 @@ class Trainer:
 
         held, kept = held_out(len(data.train), recipe.val_fraction, seed)
         self.held = len(held)
+        if recipe.val_fraction and not (len(held) and len(kept)):
+            raise UsageError(
+                f"val_fraction must hold out one sample at least and leave one to train on, got "
+                f"{recipe.val_fraction} of {len(data.train)}"
+            )
         self.batches = training_loader(data.train, recipe.batch_size, seed, workers, world, kept if len(held) else None)
         self.loss_name = loss
         steps = recipe.epochs * (len(self.batches) if recipe.loss_step == "iteration" else 1)
@@ -195,7 +200,8 @@ class Trainer:
     def _train_step(self, inputs: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
         """One step of the optimiser; the loss () and p_y of the labels (B,), NaN if the loss does not tell."""
         self.optimizer.zero_grad()
-        parts = list(zip(inputs.chunk(self.recipe.accumulate), indices.chunk(self.recipe.accumulate), strict=True))
+        count = self._parts_of(len(inputs))
+        parts = list(zip(inputs.tensor_split(count), indices.tensor_split(count), strict=True))
         losses, target_probs = [], []
         for i, (part, its_indices) in enumerate(parts):
             together: AbstractContextManager[None] = nullcontext()
@@ -215,6 +221,14 @@ class Trainer:
             self.average.update_parameters(self.network)
         self.clock.add(start, start, start)
         return torch.stack(losses).sum(), torch.cat(target_probs)
+
+    def _parts_of(self, samples: int) -> int:
+        """How many parts a batch of so many samples is taken in, none larger than one of a whole batch, as far as none
+        then has one sample alone, on which batch normalisation cannot train.
+        """
+        most = self.recipe.batch_size / (self.world.size * self.recipe.accumulate)
+        count = math.ceil(samples / max(1.0, most))
+        return count if most < 2 else max(1, min(count, samples // 2))
 
     def _add_gradient(self, inputs: Tensor, indices: Tensor, share_of_batch: float) -> tuple[Tensor, Tensor]:
         """The gradient of a part of a batch; what it adds to the loss (), and p_y of the labels (B,)."""
@@ -247,7 +261,8 @@ class Trainer:
                 raise
             raise UsageError(  # batch normalisation: all other layers take one sample
                 f"model {self.recipe.model} cannot train on a batch of one sample ({error}): batch_size must be at "
-                f"least {2 * self.world.size}, 2 for each process, got {self.recipe.batch_size}, of "
+                f"least {2 * self.world.size * self.recipe.accumulate}, 2 for each process"
+                f"{' and part of accumulate' * (self.recipe.accumulate > 1)}, got {self.recipe.batch_size}, of "
                 f"{len(self.data.train)} training samples"
             ) from error
 

@@ -74,6 +74,9 @@ def load_data(name: str, folder: Path | None = None, image_size: int = 0, bad_im
             raise UsageError(f"data_dir is for data sets with a name, got {folder} for {name}")
         data = SOURCES[kind](Path(path), image_size)
     skip = bad_images == "skip"
+    for images in (data.train, data.test):
+        if isinstance(images, FileImages) and not skip and (missing := images.missing()):
+            raise UsageError(f"the image {missing[0]} is missing")
     train, test = (
         replace(images, skip=skip) if isinstance(images, FileImages) else images for images in (data.train, data.test)
     )

@@ -30,6 +30,9 @@ __all__ = [
 ]
 
 
+FIRST = 3  # files that are looked for before a training
+
+
 class UnreadableError(UsageError):
     """One sample cannot be read; others can."""
 
@@ -103,7 +106,7 @@ class FileImages:
         skip: whether who fetches goes on without the files that cannot be read.
 
     Raises:
-        UsageError: there is no name, or one of the first files is missing; looking for a million would take minutes.
+        UsageError: there is no name, or the first files are missing; looking for a million would take minutes.
         UnreadableError: by ``batch``, of a file that is missing, empty, no image, or one of so many pixels that it may
             be meant to fill the memory (by Pillow's limit, 89 million).
     """
@@ -116,12 +119,16 @@ class FileImages:
     def __post_init__(self) -> None:
         if not self.names:
             raise UsageError(f"no images are named for {self.root}")
-        for name in self.names[:3]:
-            if not (self.root / name).is_file():
-                raise UsageError(f"the image {self.root / name} is missing")
+        missing = self.missing()
+        if len(missing) == len(self.names[:FIRST]):
+            raise UsageError(f"the image {missing[0]} is missing")
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def missing(self) -> list[Path]:
+        """Which of the first files are."""
+        return [path for name in self.names[:FIRST] if not (path := self.root / name).is_file()]
 
     @property
     def paths(self) -> list[str]:
@@ -139,9 +146,17 @@ class FileImages:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", library.DecompressionBombWarning)
                 with library.open(path) as image:
-                    return image.convert("RGB")
+                    return _eight_bits(image).convert("RGB")
         except Exception as error:  # a damaged image can raise anything
             raise UnreadableError(f"the image {path} cannot be read: {error}") from error
+
+
+def _eight_bits(image: Image) -> Image:
+    """Grey of 16 bits, which converting alone would cut off at 255, so that all were white; others as they are."""
+    if not image.mode.startswith("I"):
+        return image
+    grey = need("numpy").asarray(image).clip(0, 65535) / 257  # of 65535 it makes 255
+    return need("PIL.Image", "pillow").fromarray(grey.round().astype("uint8"))
 
 
 @dataclass(frozen=True)
@@ -164,6 +179,7 @@ class DataSet:
         verified: whether ``true_labels`` is what somebody made sure of. Where it is not, it is the labels given, from
             which noise can be made and measured, but of which nobody knows how many are wrong.
         moments: mean and deviation, each shaped like an input, that the network itself takes off its inputs.
+        note: what whoever trains on it is to be told, such as what of it is not used.
     """
 
     name: str
@@ -179,6 +195,7 @@ class DataSet:
     test_paths: Sequence[str] | None = None
     verified: bool = True
     moments: tuple[Tensor, Tensor] | None = None
+    note: str = ""
 
     @property
     def names(self) -> list[str]:

@@ -74,6 +74,7 @@ def feature_rows(path: Path) -> DataSet:
         test_paths=[paths[i] for i in parts.test.tolist()],
         verified=False,
         moments=_moments(train),
+        note=parts.note,
     )
 
 
@@ -120,7 +121,7 @@ def _chunks(part: FeatureRows) -> Iterator[tuple[int, Tensor]]:
 
 
 def need_finite(part: FeatureRows, path: Path) -> None:
-    """Raises UsageError, naming the row, where a feature is not finite: a network makes some class of it all the same."""
+    """Raises UsageError, naming the row, where a feature is not finite: a network makes a class of it all the same."""
     for start, chunk in _chunks(part):
         bad = (~chunk.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
         if bad:

@@ -15,14 +15,14 @@ from dal_kernels.training.data.files import need_folder, ordered
 from dal_kernels.training.data.transforms import IMAGENET, ImageTransform
 from dal_kernels.training.errors import UsageError, need
 
-__all__ = ["folder_images", "image_folder", "images_below", "natural_side", "read_class_folders"]
+__all__ = ["folder_images", "image_folder", "images_below", "natural_side", "read_class_folders", "test_folder"]
 
 ADVICE = "place the images in train/CLASS/ and val/CLASS/ (or test/CLASS/) below it"
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
 def image_folder(folder: Path | None = None) -> DataSet:
-    """Any photographs, inputs (3, 224, 224) by ImageNet's mean and deviation; tested on val/, or test/ without it.
+    """Any photographs, inputs (3, 224, 224) by ImageNet's mean and deviation; tested on test/, or val/ without it.
 
     As :func:`folder_images`, with the side and the settings of photographs.
 
@@ -45,6 +45,7 @@ def image_folder(folder: Path | None = None) -> DataSet:
         train_paths=train.paths,
         test_paths=test.paths,
         verified=False,
+        note=_note(folder),
     )
 
 
@@ -75,6 +76,7 @@ def folder_images(folder: Path, image_size: int = 0) -> DataSet:
         train_paths=train.paths,
         test_paths=test.paths,
         verified=False,
+        note=_note(folder),
     )
 
 
@@ -105,20 +107,33 @@ def read_class_folders(
         UsageError: train/ or val/ and test/ is missing or empty, there are fewer than 2 classes, a class has no
             training image, or a class of the test is not in train/.
     """
-    test_folder = next((path for part in ("val", "test") if (path := folder / part).is_dir()), None)
-    if not (folder / "train").is_dir() or test_folder is None:
+    tests = test_folder(folder)
+    if not (folder / "train").is_dir() or tests is None:
         raise UsageError(f"{name}: {folder} has no train/ and val/ (or test/); {ADVICE}")
     classes = _class_names(folder / "train")
     if len(classes) < 2:
         raise UsageError(f"{name}: {folder / 'train'} must hold at least 2 folders of classes, got {len(classes)}")
-    unknown = sorted(set(_class_names(test_folder)) - set(classes))
+    unknown = sorted(set(_class_names(tests)) - set(classes))
     if unknown:
-        raise UsageError(f"{name}: {test_folder / unknown[0]} is no class of {folder / 'train'}")
-    train, test = _scan(folder / "train", classes), _scan(test_folder, classes)
+        raise UsageError(f"{name}: {tests / unknown[0]} is no class of {folder / 'train'}")
+    train, test = _scan(folder / "train", classes), _scan(tests, classes)
     empty = [name for name, files in train.items() if not files]
     if empty:
         raise UsageError(f"{name}: {folder / 'train' / empty[0]} holds no image ({', '.join(SUFFIXES)})")
-    return classes, *_part(folder / "train", train, transform), *_part(test_folder, test, transform)
+    return classes, *_part(folder / "train", train, transform), *_part(tests, test, transform)
+
+
+def test_folder(folder: Path) -> Path | None:
+    """test/, or val/ where that is missing or has no folders of classes, as ImageNet's has none."""
+    parts = [path for part in ("test", "val") if (path := folder / part).is_dir()]
+    return next((path for path in parts if _class_names(path)), parts[-1] if parts else None)
+
+
+def _note(folder: Path) -> str:
+    """What is to be said of a part that is there and not used."""
+    used = test_folder(folder)
+    other = folder / ("val" if used == folder / "test" else "test")
+    return f"{other} is not used, as {used} is tested on; --val-fraction validates on others" if other.is_dir() else ""
 
 
 def _hidden(name: str) -> bool:

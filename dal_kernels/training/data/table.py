@@ -16,17 +16,20 @@ from dal_kernels.training.data.image_folder import natural_side
 from dal_kernels.training.data.transforms import IMAGENET, ImageTransform
 from dal_kernels.training.errors import UsageError, need
 
-__all__ = ["SPLITS", "Parts", "read_table", "split_parts", "table_images", "table_root"]
+__all__ = ["Parts", "read_table", "split_parts", "table_images", "table_root", "tested_rows"]
 
-SPLITS = {"": True, "train": True, "val": False, "valid": False, "validation": False, "test": False}
+# What each split is; the test is VALIDATION where no row is of TEST.
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
+SPLITS = {"": TRAIN, "train": TRAIN, "val": VALIDATION, "valid": VALIDATION, "validation": VALIDATION, "test": TEST}
+UNUSED = "the rows of the validation are not used, as there are rows of the test; --val-fraction validates on others"
 
 
 def table_images(path: Path, image_size: int = 0) -> DataSet:
     """The images that a table lists, inputs (3, side, side).
 
     A path is relative to the table's folder, or to the working folder if it is not there. Labels are any words or
-    numbers. Rows whose split is val, valid, validation or test are tested on, those of train, or without a split, are
-    trained on. Nobody verified the labels.
+    numbers. Rows whose split is test are tested on, or without any those of val, valid or validation; those of train,
+    or without a split, are trained on. Nobody verified the labels.
 
     Args:
         image_size: side of the inputs in pixels; 0: as ``natural_side``.
@@ -53,6 +56,7 @@ def table_images(path: Path, image_size: int = 0) -> DataSet:
         train_paths=train_paths,
         test_paths=test_paths,
         verified=False,
+        note=parts.note,
     )
 
 
@@ -69,12 +73,21 @@ class Parts:
         classes: their names, in the order of their numbers.
         labels: (N,) int64.
         train, test: which rows.
+        note: what is to be said of other rows.
     """
 
     classes: list[str]
     labels: Tensor
     train: Tensor
     test: Tensor
+    note: str
+
+
+def tested_rows(split: Sequence[str]) -> tuple[list[int], bool]:
+    """Rows to test on, by names in ``SPLITS``, and whether there are others, of a validation, that are not used."""
+    parts = [SPLITS.get(part.strip().lower(), TRAIN) for part in split]
+    of = {kind: [row for row, part in enumerate(parts) if part == kind] for kind in (TEST, VALIDATION)}
+    return of[TEST] or of[VALIDATION], bool(of[TEST] and of[VALIDATION])
 
 
 def split_parts(path: Path, labels: Sequence[str], split: Sequence[str] | None) -> Parts:
@@ -90,7 +103,7 @@ def split_parts(path: Path, labels: Sequence[str], split: Sequence[str] | None) 
             raise UsageError(f"{path}, row {row}: the label is empty")
         if part.strip().lower() not in SPLITS:
             raise UsageError(f"{path}, row {row}: split must be one of {', '.join(filter(None, SPLITS))}, got {part!r}")
-        trained.append(SPLITS[part.strip().lower()])
+        trained.append(SPLITS[part.strip().lower()] == TRAIN)
     train = torch.tensor(trained, dtype=torch.bool)
     classes = ordered(label for label, used in zip(labels, trained, strict=True) if used)
     if len(classes) < 2:
@@ -99,7 +112,10 @@ def split_parts(path: Path, labels: Sequence[str], split: Sequence[str] | None) 
     strange = (numbers < 0).nonzero()[:, 0].tolist()
     if strange:
         raise UsageError(f"{path}, row {strange[0] + 1}: no row to train on has the label {labels[strange[0]]!r}")
-    return Parts(classes, numbers, train.nonzero()[:, 0], (~train).nonzero()[:, 0])
+    tested, others = tested_rows(split or ())
+    return Parts(
+        classes, numbers, train.nonzero()[:, 0], torch.tensor(tested, dtype=torch.long), UNUSED if others else ""
+    )
 
 
 def read_table(path: Path, needed: Sequence[str], optional: Sequence[str] = ()) -> dict[str, list[str]]:
@@ -134,7 +150,7 @@ def _read_csv(path: Path) -> dict[str, list[str]]:
 
 
 def _read_parquet(path: Path) -> dict[str, list[str]]:
-    table = need("pyarrow.parquet", "pyarrow").read_table(path)
+    table = need("pyarrow.parquet", "pyarrow", in_extra=False).read_table(path)
     return {
         name: ["" if value is None else str(value) for value in values] for name, values in table.to_pydict().items()
     }

@@ -12,8 +12,8 @@ from dal_kernels.training.data import DATA, load_data
 from dal_kernels.training.data.base import FileImages, Images
 from dal_kernels.training.data.features import FeatureRows, need_finite, read_features
 from dal_kernels.training.data.files import need_folder
-from dal_kernels.training.data.image_folder import images_below
-from dal_kernels.training.data.table import SPLITS, read_table, table_root
+from dal_kernels.training.data.image_folder import images_below, test_folder
+from dal_kernels.training.data.table import read_table, table_root, tested_rows
 from dal_kernels.training.data.transforms import IMAGENET, ImageTransform
 from dal_kernels.training.errors import UsageError, need
 
@@ -53,7 +53,7 @@ def samples_of(name: str, folder: Path | None, shape: Sequence[int], bad_images:
 def _folder(path: Path) -> tuple[Path, list[str], list[str]]:
     """Where the images are, their names below it, and the folder that each is in."""
     need_folder("folder", path, "give a folder of images")
-    root = next((path / part for part in ("val", "test") if (path / part).is_dir()), path)
+    root = test_folder(path) or path
     names = images_below(root)
     return root, names, [Path(name).parts[0] if len(Path(name).parts) > 1 else "" for name in names]
 
@@ -68,8 +68,7 @@ def _table(path: Path) -> tuple[Path, list[str], list[str]]:
 
 def _tested(split: Sequence[str] | None, count: int) -> list[int]:
     """Rows to test on; all, where no row is said to be."""
-    rows = [i for i, part in enumerate(split or ()) if not SPLITS.get(part.strip().lower(), True)]
-    return rows or list(range(count))
+    return tested_rows(split or ())[0] or list(range(count))
 
 
 def _features(path: Path) -> Samples:
