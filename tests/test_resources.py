@@ -62,9 +62,9 @@ OTHERS = [
     Variant("merge_splits", "fp32", LONG, "wide, fields and prediction, no gradient", FEW_ROWS),
     Variant("merge_statistics", "fp32", LONG, "wide sums", FEW_ROWS),
     # As many classes as lanes and warps keep of rows that lie apart.
-    Variant("loss_rows", "bf16", 22, "hard, fields and prediction", 8 * IMAGE, IMAGE),
-    Variant("loss_rows", "fp32", 44, "soft, fields and prediction", 8 * ODD_IMAGE, ODD_IMAGE),
-    Variant("loss_rows", "fp32", 352, "wide, fields and prediction", 8 * IMAGE, IMAGE),
+    Variant("loss_rows", "bf16", 21, "hard, fields and prediction", 8 * IMAGE, IMAGE),
+    Variant("loss_rows", "fp32", 42, "soft, fields and prediction", 8 * ODD_IMAGE, ODD_IMAGE),
+    Variant("loss_rows", "fp32", 336, "wide, fields and prediction", 8 * IMAGE, IMAGE),
     Variant("gradient_rows_apart", "bf16", 384, "wide, unreduced", 8 * IMAGE, IMAGE),
 ]
 # What is not an element of a block: knobs, label, its logit, fields, sums, the corrected classes. Some are loaded
@@ -99,9 +99,11 @@ def test_elements_are_read_and_written_16_bytes_at_a_time(variant: Variant, targ
     assert binary.wide_loads in (needed, needed + 1), binary
     assert binary.loads - binary.wide_loads <= MOST_SCALAR_LOADS, binary
     # As many again where each branch of a condition stores: with a bootstrap, without one, and, where a program has a
-    # single row, for one that is ignored.
-    branches = (0,) if variant.kernel in ("loss_long_rows", "row_statistics") else (1, 2, 3)
-    assert binary.wide_stores in [needed * times for times in branches], binary
+    # single row, for one that is ignored. What two branches store alike a compiler may make one of.
+    if variant.kernel in ("loss_long_rows", "row_statistics"):
+        assert binary.wide_stores == 0, binary
+    else:
+        assert needed <= binary.wide_stores <= 3 * needed, binary
     assert binary.stores - binary.wide_stores <= MOST_SCALAR_STORES, binary
 
 

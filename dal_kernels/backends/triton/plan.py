@@ -20,8 +20,9 @@ TILED_CLASSES, TILE = 32768, 2048
 # cache of some hundreds of nanoseconds, which is less than a launch of its own takes. Four times as many would be more.
 JOINED = 1024
 # Of rows that lie apart: values whose exponentials and exponents a lane keeps, and warps that share the classes of a
-# row at most, who have registers for three quarters of that. (With 48 values ptxas spills, and saves registers by it.)
-KEPT_VALUES, MOST_SHARES = 44, 16
+# row at most, who have registers for three quarters of that. (With 48 values ptxas spills, and saves registers by it;
+# with 44, two positions of 22 classes, it does where the predicted class has a term.)
+KEPT_VALUES, MOST_SHARES = 42, 16
 # Of the program that adds up those of more programs, or of none, in a launch of its own.
 REDUCING_WARPS = 4
 
