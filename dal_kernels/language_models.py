@@ -77,8 +77,8 @@ def _forward_of(given: type) -> Any:
         labels, shifted = named.get("labels"), named.get("shift_labels")
         if labels is None and shifted is None:
             return plain(self, **named)
-        as_tuple = not (named.get("return_dict") is None or named["return_dict"])
-        as_tuple = as_tuple or (named.get("return_dict") is None and not getattr(self.config, "return_dict", True))
+        asked = named.get("return_dict")
+        as_tuple = not (getattr(self.config, "return_dict", True) if asked is None else asked)
         named["labels"], named["return_dict"] = None, True
         items = named.pop("num_items_in_batch", None)
         named.pop("shift_labels", None)

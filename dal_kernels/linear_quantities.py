@@ -16,6 +16,7 @@ from dal_kernels.linear_chunks import UNCHANGED, Changes, LayerInChunks
 from dal_kernels.linear_eager import changed_logits
 from dal_kernels.linear_fused import anchors_of, wanted_of
 from dal_kernels.linear_ops import finished, linear_gradient
+from dal_kernels.linear_rows import Rows
 from dal_kernels.objective import RowQuantities
 from dal_kernels.objectives import row_statistics_of
 from dal_kernels.quantities import (
@@ -28,7 +29,6 @@ from dal_kernels.quantities import (
 )
 from dal_kernels.slices import IGNORED, Statistics, joined, statistics
 from dal_kernels.surroundings import is_recording
-from dal_kernels.tensors import shape_of
 
 __all__ = ["linear_row_statistics"]
 
@@ -54,15 +54,9 @@ def linear_row_statistics(
     Returns, Raises:
         As :func:`dal_kernels.row_statistics` and :func:`dal_kernels.linear_loss`.
     """
+    rows = Rows(input, target, None, None).without_last(0)
     layer, logits = layer_of(input, linear_weight, linear_bias, chunk_bytes, names=CLASSES_LAST)
-    if not isinstance(target, Tensor):
-        raise TypeError(f"target must be a tensor, got {type(target).__name__}")
-    if target.shape != input.shape[:-1]:
-        raise ValueError(
-            f"target must have shape {tuple(input.shape[:-1])} for input of shape {shape_of(input)}, "
-            f"got {shape_of(target)}"
-        )
-    call = check(logits, target.reshape(-1), row_statistics_of, (), None, ignore_index, "none", True)
+    call = check(logits, rows.flat_target, row_statistics_of, (), None, ignore_index, "none", True)
     call = call._replace(shape=target.shape)
     (row,), prediction = linear_quantities(layer, UNCHANGED, call, (call.target,), backend=choose(backend, input))
     return as_statistics(call, row, prediction)

@@ -92,3 +92,15 @@ def report(name: str, world: int, folder: Path) -> None:
         assert outcome.exists(), f"rank {rank} did not get here: see the checks before"
         if failure := outcome.read_text():
             pytest.fail(f"rank {rank}: {failure}", pytrace=False)
+
+
+def finished_ranks(module: str) -> Any:
+    """The fixture that runs the checks of a module once in two and once in four processes: (world, folder)."""
+
+    @pytest.fixture(scope="module", params=[2, 4], ids=lambda world: f"{world} ranks")
+    def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
+        folder = tmp_path_factory.mktemp("ranks")
+        run(module, request.param, folder)
+        return request.param, folder
+
+    return finished

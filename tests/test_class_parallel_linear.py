@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import C, Collectives, N, close, names_of, raises, report, run
+from ranks import C, Collectives, N, close, finished_ranks, names_of, raises, report
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
@@ -209,11 +209,7 @@ def check_what_is_saved_is_loaded_by_another_number_of_ranks(world: int) -> None
         shutil.rmtree(names[0])
 
 
-@pytest.fixture(scope="module", params=[2, 4], ids=lambda world: f"{world} ranks")
-def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
-    folder = tmp_path_factory.mktemp("ranks")
-    run(__name__, request.param, folder)
-    return request.param, folder
+finished = finished_ranks(__name__)
 
 
 @pytest.mark.xdist_group("ranks")

@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from children import PATIENCE
-from ranks import C, Collectives, N, case, close, names_of, raises, report, run, upstream_of
+from ranks import C, Collectives, N, case, close, finished_ranks, names_of, raises, report, upstream_of
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -348,11 +348,7 @@ def check_training(world: int) -> None:
     close(local.detach(), place.of(whole.detach(), 0), 1e-5)
 
 
-@pytest.fixture(scope="module", params=[2, 4], ids=lambda world: f"{world} ranks")
-def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
-    folder = tmp_path_factory.mktemp("ranks")
-    run(__name__, request.param, folder)
-    return request.param, folder
+finished = finished_ranks(__name__)
 
 
 @pytest.mark.xdist_group("ranks")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import C, Collectives, N, case, close, names_of, raises, report, run, upstream_of
+from ranks import C, Collectives, N, case, close, finished_ranks, names_of, raises, report, upstream_of
 from torch import Tensor, nn
 
 from dal_kernels import LinearDynamicsAwareLoss, dynamics_aware_loss, linear_dynamics_aware_loss
@@ -240,11 +240,7 @@ def check_fully_sharded(world: int) -> None:
     )
 
 
-@pytest.fixture(scope="module", params=[2, 4], ids=lambda world: f"{world} ranks")
-def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
-    folder = tmp_path_factory.mktemp("ranks")
-    run(__name__, request.param, folder)
-    return request.param, folder
+finished = finished_ranks(__name__)
 
 
 @pytest.mark.xdist_group("ranks of dtensors")

@@ -30,23 +30,7 @@ def image_folder(folder: Path | None = None) -> DataSet:
         UsageError: no folder was given, or the folders in it are not as :func:`read_class_folders` needs them.
     """
     folder = need_folder("image-folder", folder, ADVICE)
-    classes, train, train_labels, test, test_labels = read_class_folders(
-        "image-folder", folder, ImageTransform(*IMAGENET)
-    )
-    return DataSet(
-        "image-folder",
-        len(classes),
-        train,
-        train_labels,
-        train_labels,
-        test,
-        test_labels,
-        class_names=classes,
-        train_paths=train.paths,
-        test_paths=test.paths,
-        verified=False,
-        note=_note(folder),
-    )
+    return _data_set("image-folder", folder, *read_class_folders("image-folder", folder, ImageTransform(*IMAGENET)))
 
 
 def folder_images(folder: Path, image_size: int = 0) -> DataSet:
@@ -64,8 +48,21 @@ def folder_images(folder: Path, image_size: int = 0) -> DataSet:
     classes, train, train_labels, test, test_labels = read_class_folders("folder", folder, ImageTransform(*IMAGENET))
     transform = ImageTransform(*IMAGENET, side=image_size or natural_side(train))
     train, test = (replace(part, transform=transform) for part in (train, test))
+    return _data_set(f"folder-{folder.resolve().name}", folder, classes, train, train_labels, test, test_labels)
+
+
+def _data_set(
+    name: str,
+    folder: Path,
+    classes: list[str],
+    train: FileImages,
+    train_labels: Tensor,
+    test: FileImages,
+    test_labels: Tensor,
+) -> DataSet:
+    """Of what :func:`read_class_folders` found; nobody verified the labels."""
     return DataSet(
-        f"folder-{folder.resolve().name}",
+        name,
         len(classes),
         train,
         train_labels,
