@@ -6,20 +6,10 @@
 #include "follow.h"
 #include "layouts.h"
 #include "run.h"
+#include "threads.h"
 
 namespace dal {
 namespace {
-
-struct TorchThreads {
-  std::int64_t count() const { return torch::stable::get_num_threads(); }
-  template <class F>
-  void run(std::int64_t size, std::int64_t grain, const F& f) const {
-    if (size <= grain)
-      f(0, size);
-    else
-      torch::stable::parallel_for(0, size, grain, f);
-  }
-};
 
 // Every output of an operator costs most of a microsecond, so what training does not need has an operator of its own.
 using Loss = std::tuple<Tensor, Tensor>;                           // loss, gradient (N, C) or empty

@@ -1,0 +1,27 @@
+// Whether other threads help. Without torch.
+#pragma once
+
+#include <chrono>
+
+namespace dal {
+
+// When to do without the other threads. On a machine whose cores are all busy, as with workers that load data, a thread
+// gets one only after others have had their turns: the call waits for it some hundred times as long as the work takes.
+class Company {
+ public:
+  using Time = std::chrono::steady_clock::time_point;
+  using Span = std::chrono::steady_clock::duration;
+
+  bool is_shunned(Time now) const { return now < shunned_until_; }
+  // The caller has done its share in `own` of a span that ended now. Until all that was waited is a small part of the
+  // time since, it goes on alone. Threads that slept may take this long to wake: that is no reason.
+  void waited(Span own, Span whole, Time now) {
+    constexpr std::chrono::microseconds waking(200);
+    if (whole - own > 2 * own + waking) shunned_until_ = now + 32 * (whole - own);
+  }
+
+ private:
+  Time shunned_until_{};
+};
+
+}  // namespace dal

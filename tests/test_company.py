@@ -1,0 +1,43 @@
+"""When a call goes on without the other threads, because on a machine whose cores are all busy it waits for them."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from children import ROOT
+from test_mutants import COMPILER, FLAGS, needs_compiler
+
+# Microseconds of the caller's own share and of the whole call, and for how long it then goes on alone.
+CALLS = {
+    "a thread that has slept": (10, 200, 0),
+    "long work, shared unevenly": (5000, 12_000, 0),
+    "no core for the others": (50, 8050, 32 * 8000),
+    "none for long work either": (5000, 45_000, 32 * 40_000),
+}
+
+PROGRAM = """
+#include <cstdio>
+#include "company.h"
+int main() {{
+  using std::chrono::microseconds;
+  dal::Company company;
+  const dal::Company::Time now{{std::chrono::hours(1)}};
+  const bool at_first = company.is_shunned(now);
+  company.waited(microseconds({own}), microseconds({whole}), now);
+  const auto shunned_at = [&](long after) {{ return company.is_shunned(now + microseconds(after)); }};
+  std::printf("%d %d %d", at_first, shunned_at({alone} - 1), shunned_at({alone}));
+}}
+"""
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", CALLS)
+def test_other_threads_are_shunned_for_as_long_as_makes_up_for_the_wait(name: str, tmp_path: Path) -> None:
+    own, whole, alone = CALLS[name]
+    source, program = tmp_path / "company.cpp", tmp_path / "company"
+    source.write_text(PROGRAM.format(own=own, whole=whole, alone=alone))
+    subprocess.run([str(COMPILER), *FLAGS, f"-I{ROOT / 'csrc/cpu'}", str(source), "-o", str(program)], check=True)
+    found = subprocess.run([program], capture_output=True, text=True, check=True).stdout
+    assert found == f"0 {int(alone > 0)} 0"
