@@ -100,98 +100,75 @@ DAL_HD void add_squares(Slopes<A>& of, const RowSummary<A>& row, Scalar<A> weigh
 
 // Cross-entropy of (p + m e_k) / (1 + m), k the predicted class, and mean absolute error of p.
 template <class A>
-DAL_HD Slopes<A> epsilon_softmax(const RowSummary<A>& row, A m, A alpha, A beta) {
+DAL_HD Slopes<A> epsilon_softmax(const RowSummary<A>& row, Scalar<A> m, Scalar<A> alpha, Scalar<A> beta) {
   using std::log1p;
   const A log_prob = row.target_log_prob;
   Slopes<A> of{};
-  if (alpha != A(0)) {
-    if (log_prob >= row.max_log_prob) {
-      const A prob = exponential(log_prob);
-      of.loss = -alpha * log1p(-miss_of(log_prob, prob) / (1 + m));
-      of.by_log_prob = -alpha * prob / (prob + m);
-    } else {
-      of.loss = alpha * (log1p(m) - log_prob);
-      of.by_log_prob = -alpha;
-    }
+  if (alpha != Scalar<A>(0)) {
+    const A prob = exponential(log_prob);
+    const auto predicted = row.max_log_prob <= log_prob;
+    of.loss = alpha * select(predicted, -log1p(-miss_of(log_prob, prob) / (1 + m)), log1p(m) - log_prob);
+    of.by_log_prob = -alpha * select(predicted, prob / (prob + m), A(1));
   }
   add_absolute(of, log_prob, beta);
   return of;
 }
 
-// The losses that are made of exponentials and logarithms alone, and so of a vector of rows at once; false for the others.
-// Chosen once a row: a kernel compiled for each loss would make the library many times as large.
+// The loss of one row by its number, or of a vector of rows. Chosen once a row: a kernel compiled for each loss would make
+// the library many times as large.
 template <class A>
-DAL_HD bool slopes_by_exponentials(
-    std::int64_t objective, const RowSummary<A>& row, const Scalar<A>* knobs, Scalar<A> log_classes, Slopes<A>& of) {
+DAL_HD Slopes<A> slopes_of(
+    std::int64_t objective, const RowSummary<A>& row, const Scalar<A>* knobs, Scalar<A> log_classes) {
   const A log_prob = row.target_log_prob;
+  Slopes<A> of{};
   switch (objective) {
     case kDynamicsAware:
     case kDynamicsAwareHard:
       of = dynamics_aware(row, knobs[0], knobs[1], log_classes, objective == kDynamicsAwareHard);
-      return true;
-    case kGeneralizedCrossEntropy:
-      of = generalized_cross_entropy(log_prob, knobs[0]);
-      return true;
+      break;
+    case kGeneralizedCrossEntropy: of = generalized_cross_entropy(log_prob, knobs[0]); break;
     case kSymmetricCrossEntropy:
       if (knobs[0] != Scalar<A>(0)) of.loss = -knobs[0] * log_prob;
       of.by_log_prob = -knobs[0];
       add_absolute(of, log_prob, knobs[1]);
-      return true;
-    case kTaylorCrossEntropy:
-      of = taylor_cross_entropy(log_prob, knobs[0]);
-      return true;
+      break;
+    case kTaylorCrossEntropy: of = taylor_cross_entropy(log_prob, knobs[0]); break;
+    case kAsymmetricGeneralizedCrossEntropy: of = asymmetric_power(log_prob, knobs[0], knobs[1]); break;
+    case kAsymmetricUnhinged: of = asymmetric_unhinged(log_prob, knobs[0], knobs[1]); break;
     case kAsymmetricExponential: {
       const A prob = exponential(log_prob);
       of.loss = exponential(-prob / knobs[0]);
       of.by_log_prob = -of.loss * prob / knobs[0];
-      return true;
+      break;
     }
-    case kPartiallyHuberisedCrossEntropy:
-      of = partially_huberised(log_prob, knobs[0]);
-      return true;
-    case kSmoothedCrossEntropy:
-      of = smoothed_cross_entropy(row, knobs[0]);
-      return true;
+    case kJensenShannon: of = jensen_shannon(log_prob, knobs[0]); break;
+    case kFisherRao: of = fisher_rao(log_prob); break;
+    case kFocal: of = focal(log_prob, knobs[0], false); break;
+    case kFocalDetached: of = focal(log_prob, knobs[0], true); break;
+    case kPartiallyHuberisedCrossEntropy: of = partially_huberised(log_prob, knobs[0]); break;
+    case kSmoothedCrossEntropy: of = smoothed_cross_entropy(row, knobs[0]); break;
     case kNormalizedAndAbsolute:
       add_normalized(of, row, knobs[0]);
       add_absolute(of, log_prob, knobs[1]);
-      return true;
+      break;
+    case kNormalizedAndAsymmetric:
+      of = asymmetric_power(log_prob, knobs[2], knobs[3]);
+      of.loss *= knobs[1];
+      of.by_log_prob *= knobs[1];
+      add_normalized(of, row, knobs[0]);
+      break;
     case kJointAsymmetric: {
       const Scalar<A> weight = knobs[1] / row.classes;
       of.loss = weight * knobs[2] * knobs[2];
       add_squares(of, row, weight, knobs[2]);
       add_normalized(of, row, knobs[0]);
-      return true;
+      break;
     }
     case kBrier:
       of.loss = 1;
       add_squares(of, row, Scalar<A>(1), Scalar<A>(1));
-      return true;
-  }
-  return false;
-}
-
-// The loss of one row by its number.
-template <class A>
-DAL_HD Slopes<A> slopes_of(std::int64_t objective, const RowSummary<A>& row, const A* knobs, A log_classes) {
-  const A log_prob = row.target_log_prob;
-  Slopes<A> of{};
-  if (slopes_by_exponentials(objective, row, knobs, log_classes, of)) return of;
-  switch (objective) {
-    case kAsymmetricGeneralizedCrossEntropy: return asymmetric_power(log_prob, knobs[0], knobs[1]);
-    case kAsymmetricUnhinged: return asymmetric_unhinged(log_prob, knobs[0], knobs[1]);
-    case kJensenShannon: return jensen_shannon(log_prob, knobs[0]);
-    case kFisherRao: return fisher_rao(log_prob);
-    case kFocal: return focal(log_prob, knobs[0], false);
-    case kFocalDetached: return focal(log_prob, knobs[0], true);
-    case kNormalizedAndAsymmetric: {
-      of = asymmetric_power(log_prob, knobs[2], knobs[3]);
-      of.loss *= knobs[1];
-      of.by_log_prob *= knobs[1];
-      add_normalized(of, row, knobs[0]);
-      return of;
-    }
-    case kEpsilonSoftmax: return epsilon_softmax(row, knobs[0], knobs[1], knobs[2]);
+      break;
+    case kEpsilonSoftmax: of = epsilon_softmax(row, knobs[0], knobs[1], knobs[2]); break;
   }
   return of;
 }

@@ -60,6 +60,16 @@ inline Tensor with_unit_class_stride(const Tensor& logits) {
   return logits.stride(1) == 1 || logits.size(1) == 1 ? logits : torch::stable::contiguous(logits);
 }
 
+// A gradient of the shape of logits (N, C) or (N, C, S); its classes lie apart, as S does not, or are neighbours.
+inline Tensor empty_gradient_of(const Tensor& logits, bool apart) {
+  const std::int64_t n = logits.size(0), classes = logits.size(1);
+  const Place place = Place::of(logits);
+  if (logits.dim() == 2) return empty<2>({n, classes}, dtype_of(logits), place);
+  const std::int64_t inner = logits.size(2);
+  if (apart) return empty<3>({n, classes, inner}, dtype_of(logits), place);
+  return torch::stable::transpose(empty<3>({n, inner, classes}, dtype_of(logits), place), 1, 2);
+}
+
 template <class S>
 Logits<S> logits_of(const Tensor& logits) {
   return {static_cast<const S*>(logits.const_data_ptr()), logits.size(0), logits.size(1), logits.stride(0)};

@@ -211,6 +211,13 @@ def run_tests(mutants: list[tuple[str, str, str]], tests: str, selection: str, f
     return result.stdout[-3000:] + result.stderr[-2000:]
 
 
+def test_the_source_of_every_mutant_is_there() -> None:
+    """Of those too that a sample leaves out."""
+    for mutants in MUTANTS.values():
+        for file, old, *_ in mutants.values():
+            assert (ROOT / "csrc/cuda" / file).read_text().count(old) == 1, f"the source of the mutant moved: {old}"
+
+
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize(("file", "name"), [(file, name) for file, mutants in MUTANTS.items() for name in mutants])
 def test_the_suite_catches(file: str, name: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -19,11 +20,20 @@ ISAS = {"baseline": (16, ""), "x86-64-v3": (32, "arch=x86-64-v3"), "x86-64-v4": 
 
 # ulps of the result, and the numbers it is asked of, as bits of a float, from, to and every how many.
 ONE, LARGEST, SMALLEST, MINUS_88, MINUS_TINY = 0x3F800000, 0x7F7FFFFF, 0x00800000, 0xC2B00000, 0x80800000
+HALF, TENTH, HUNDRED, MINUS_ONE = 0x3F000000, 0x3DCCCCCD, 0x42C80000, 0xBF800000
 FUNCTIONS = {
-    "logarithm(x)": ("std::log(x)", SMALLEST, LARGEST, 397, 1.0),
+    "logarithm(x)": ("std::log(x)", 1, LARGEST, 397, 1.0),
     "logarithm(x) near 1": ("std::log(x)", ONE - 200_000, ONE + 400_000, 1, 1.0),
     "exponential(x)": ("std::exp(x)", MINUS_TINY, MINUS_88 - 200_000, 397, 2.5),
     "expm1_nonpositive(x, exponential(x))": ("std::expm1(x)", MINUS_TINY, MINUS_88, 397, 3.0),
+    "exponential(x) above 0": ("std::exp(x)", SMALLEST, 0x42B00000, 397, 2.5),
+    "log1p(x)": ("std::log1p(x)", SMALLEST, LARGEST, 397, 1.5),
+    "log1p(x) below 0": ("std::log1p(x)", MINUS_TINY, MINUS_ONE, 397, 1.5),
+    # 2 |y ln x| + 3, because a last digit of y ln x weighs as much: 16 of 3.5 ln 100, and 11.5 of 2.5 ln 100.
+    "pow(x, 3.5f)": ("std::pow(x, 3.5)", TENTH, HUNDRED, 97, 35.0),
+    "pow(x, -2.5f)": ("std::pow(x, -2.5)", TENTH, HUNDRED, 97, 26.0),
+    "sqrt(x)": ("std::sqrt(x)", 1, LARGEST, 397, 0.5),
+    "arcsine_ratio(x)": ("std::asin(std::sqrt(x)) / std::sqrt(x)", SMALLEST, HALF, 97, 1.0),
 }
 
 PROGRAM = """
@@ -64,8 +74,14 @@ int main() {{
   dal::here::function0(special, logs);
   float low[dal::here::kRows] = {{0.0f, -200.0f, -inf, inf - inf}};
   dal::here::function2(low, powers);
+  float bases[dal::here::kRows] = {{0.0f, inf, inf - inf, 1e-40f}}, raised[dal::here::kRows], sums[dal::here::kRows];
+  dal::here::function7(bases, raised);
+  float none[dal::here::kRows] = {{-1.0f, 0.0f, inf - inf, -inf}};
+  dal::here::function6(none, sums);
   const bool right = logs[0] == -inf && logs[1] == 0 && logs[2] == inf && logs[3] != logs[3] && powers[0] == 1 &&
-                     powers[1] == 0 && powers[2] == 0 && powers[3] != powers[3];
+                     powers[1] == 0 && powers[2] == 0 && powers[3] != powers[3] && raised[0] == 0 &&
+                     raised[1] == inf && raised[2] != raised[2] && raised[3] == 0 && sums[0] == -inf &&
+                     sums[1] == 0 && sums[2] != sums[2] && sums[3] != sums[3];
   std::printf("[%s{results}]", right ? "true" : "false"{calls});
 }}
 """
@@ -75,9 +91,10 @@ def program_of(isa: str) -> str:
     size, target = ISAS[isa]
     functions, calls = "", ""
     for index, (name, (truth, first, last, step, _)) in enumerate(FUNCTIONS.items()):
+        expression = re.split(" near| above| below", name)[0]
         functions += (
-            f"void function{index}(const float* from, float* to) {{ RowVector x; "
-            f"std::memcpy(&x, from, sizeof(x)); x = {name.partition(' near')[0]}; std::memcpy(to, &x, sizeof(x)); }}\n"
+            f"void function{index}(const float* from, float* to) {{ RowVector x; std::memcpy(&x, from, sizeof(x)); "
+            f"x = {expression}; std::memcpy(to, &x, sizeof(x)); }}\n"
         )
         calls += f", worst(dal::here::function{index}, [](double x) {{ return {truth}; }}, {first}u, {last}u, {step}u)"
     return PROGRAM.format(

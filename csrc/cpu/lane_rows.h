@@ -110,7 +110,7 @@ template <bool WIDE, bool ALONE> DAL_LANE void write_vector(const VectorGradient
   const auto& g = of.affine;
   const float* z = tile.logits(lane);
   float* out = tile.gradient(lane);
-  const RowMask ignored = of.target < row_ints(0);
+  const RowMask counted = row_ints(-1) < of.target;
   for (std::int64_t j = 0; j < tile.classes; ++j) {
     const RowInts here = row_ints(static_cast<std::int32_t>(j));
     const RowVector e = load_rows(out + j * tile.stride);
@@ -119,9 +119,9 @@ template <bool WIDE, bool ALONE> DAL_LANE void write_vector(const VectorGradient
     RowVector v;
     if constexpr (WIDE) v = e * (inner + g.E * e) + g.D;
     else v = e * inner;
-    v = select(here == of.target, v - g.t, v);
-    if constexpr (!ALONE) v = select(here == of.argmax, v - g.u, v);
-    store_rows(out + j * tile.stride, select(ignored, RowVector(0.0f), v));
+    v -= kept_where(here == of.target, g.t);
+    if constexpr (!ALONE) v -= kept_where(here == of.argmax, g.u);
+    store_rows(out + j * tile.stride, kept_where(counted, v));
   }
 }
 template <bool WIDE> DAL_LANE void write_vector(const VectorGradient& of, const Tile& tile, std::int64_t lane) {
@@ -138,52 +138,24 @@ struct RowKnobs {
   bool operator==(const RowKnobs& other) const { return std::equal(of, of + kMostKnobs, other.of); }
 };
 
-// One row after the other, of a loss that takes more than vectors have.
-template <class S>
-RowsSlopes slopes_of_each(
-    const ForwardBatch<S>& batch, const RowsSummary& rows, std::int64_t first, std::int64_t count) {
-  using One = Slopes<float>;
-  using Given = RowSummary<float>;
-  One one[kRows];
-  Given given[kRows];
-  const auto spread = [&](RowVector values, float Given::*member) {
-    float each[kRows];
-    store_rows(each, values);
-    for (std::int64_t i = 0; i < count; ++i) given[i].*member = each[i];
-  };
-  spread(rows.target_log_prob, &Given::target_log_prob);
-  spread(rows.max_log_prob, &Given::max_log_prob);
-  spread(rows.entropy, &Given::entropy);
-  spread(rows.sum_log_prob, &Given::sum_log_prob);
-  spread(rows.square_sum, &Given::square_sum);
-  for (std::int64_t i = 0; i < count; ++i) {
-    given[i].classes = rows.classes;
-    one[i] = slopes_of(batch.objective, given[i], RowKnobs(batch, first + i).of, batch.log_classes);
-  }
-  const auto gather = [&](float One::*member) {
-    return lane_by_lane(count, 0, [&](std::int64_t i) { return one[i].*member; });
-  };
-  return {gather(&One::loss), gather(&One::by_log_prob), gather(&One::by_entropy), gather(&One::by_max_log_prob),
-          gather(&One::by_sum_log_prob), gather(&One::by_square_sum)};
+// The losses of a vector of rows with the same knobs. Called, so that the library holds them once an instruction set and
+// not once a storage type besides.
+__attribute__((noinline)) RowsSlopes slopes_of_alike(
+    std::int64_t objective, const RowsSummary& rows, const RowKnobs& knobs, float log_classes) {
+  return of_vectors::slopes_of(objective, rows, knobs.of, log_classes);
 }
 
-// All rows that have the same knobs at once, so that a row has the same bits whether knobs are its own or everyone's.
+// Where knobs are a row's own: all rows that have the same ones at once, so that a row has the same bits whether knobs are
+// its own or everyone's.
 template <class S>
-RowsSlopes slopes_of_vector(
+RowsSlopes slopes_by_knobs(
     const ForwardBatch<S>& batch, const RowsSummary& rows, std::int64_t first, std::int64_t count) {
   RowsSlopes found{};
-  if (batch.knobs.stride == 0) {
-    const bool made =
-        of_vectors::slopes_by_exponentials(batch.objective, rows, RowKnobs(batch, first).of, batch.log_classes, found);
-    return made ? found : slopes_of_each(batch, rows, first, count);
-  }
   bool done[kRows] = {};
   for (std::int64_t i = 0; i < count; ++i) {
     if (done[i]) continue;
     const RowKnobs knobs(batch, first + i);
-    RowsSlopes of{};
-    if (!of_vectors::slopes_by_exponentials(batch.objective, rows, knobs.of, batch.log_classes, of))
-      return slopes_of_each(batch, rows, first, count);
+    const RowsSlopes of = slopes_of_alike(batch.objective, rows, knobs, batch.log_classes);
     std::int32_t marks[kRows] = {};
     for (std::int64_t k = i; k < count; ++k)
       if (RowKnobs(batch, first + k) == knobs) {
@@ -211,7 +183,9 @@ void finish_vector(
   const RowsSums sums{of.max, of.sum, of.weighted, of.differences, of.squares, classes};
   const RowMask ignored = target < row_ints(0);
   const RowsSummary summary = of_vectors::summarise(sums, select(ignored, RowVector(nan), target_logit), classes);
-  const RowsSlopes slopes = slopes_of_vector(batch, summary, first, count);
+  const RowsSlopes slopes =
+      batch.knobs.stride == 0 ? slopes_of_alike(batch.objective, summary, RowKnobs(batch, first), batch.log_classes)
+                              : slopes_by_knobs(batch, summary, first, count);
   RowVector weight = 1.0f;
   if (batch.weight)
     weight = lane_by_lane(count, 0, [&](std::int64_t i) {
@@ -244,12 +218,11 @@ void finish_vector(
 
 template <class S, bool WIDE>
 void lane_rows_of(const ForwardBatch<S>& batch, const Layouts& layouts, std::int64_t begin, std::int64_t end) {
-  Tile tile(end - begin, batch.logits.classes, layouts.logits);
+  Tile tile(begin, end, batch.logits.classes, layouts.logits);
   TileSums sums[kTogether / kRows];
   BlockTargets targets;
   float target_logits[kTogether] = {};
-  for (tile.first = begin; tile.first < end; tile.first += tile.room) {
-    tile.size = std::min(tile.room, end - tile.first);
+  for (; tile.size > 0; tile.advance()) {
     tile.load(batch.logits.data, layouts.logits, batch.logits.rows);
     for (std::int64_t block = 0; block < tile.size; block += kTogether) {
       const std::int64_t size = std::min(kTogether, tile.size - block);
@@ -272,10 +245,9 @@ void lane_rows(const ForwardBatch<S>& batch, const Layouts& layouts, std::int64_
 // As recompute_of has it of a block.
 template <class S, bool WIDE>
 void recompute_lanes_of(const BackwardBatch<S>& batch, const Layouts& layouts, std::int64_t begin, std::int64_t end) {
-  Tile tile(end - begin, batch.logits.classes, layouts.logits);
+  Tile tile(begin, end, batch.logits.classes, layouts.logits);
   BlockTargets targets;
-  for (tile.first = begin; tile.first < end; tile.first += tile.room) {
-    tile.size = std::min(tile.room, end - tile.first);
+  for (; tile.size > 0; tile.advance()) {
     tile.load(batch.logits.data, layouts.logits, batch.logits.rows);
     for (std::int64_t lane = 0; lane < tile.size; lane += kRows) {
       const std::int64_t first = tile.first + lane, count = std::min<std::int64_t>(kRows, tile.size - lane);

@@ -86,23 +86,30 @@ constexpr std::int64_t kTile = 32768, kMostRows = 64, kMostRowsApart = 1024;
 // How far ahead of what is read or written memory is asked for, in numbers of 8 KiB.
 template <class S> constexpr std::int64_t kAhead = 8192 / sizeof(S);
 
-// Rows [first, first + size) of a batch, with places for `room` of them: their logits, and what becomes their gradient.
+// Rows [first, first + size) of those from `begin` up to `end`, one tile after the other, with places for `room` of them:
+// their logits, and what becomes their gradient.
 // Between its classes lies `stride`, not a large power of 2, because they would meet in a cache.
 class Tile {
  public:
-  const std::int64_t classes, room, stride;
-  std::int64_t first = 0, size = 0;
+  const std::int64_t end, classes, room, stride;
+  std::int64_t first, size;
 
-  // Of at most so many rows.
-  Tile(std::int64_t rows, std::int64_t classes, const Layout& layout)
-      : classes(classes),
-        room(whole_vectors(std::min({rows, layout.class_stride == 1 ? kMostRows : kMostRowsApart, kTile / classes}))),
-        stride(room < 64 ? room : room + 16), memory_(2 * classes * stride + kSide) {
-    const std::uintptr_t begin = reinterpret_cast<std::uintptr_t>(memory_.data());
-    logits_ = reinterpret_cast<float*>((begin + DAL_VECTOR_BYTES - 1) / DAL_VECTOR_BYTES * DAL_VECTOR_BYTES);
+  Tile(std::int64_t begin, std::int64_t end, std::int64_t classes, const Layout& layout)
+      : end(end),
+        classes(classes),
+        room(whole_vectors(std::min({end - begin, layout.class_stride == 1 ? kMostRows : kMostRowsApart, kTile / classes}))),
+        stride(room < 64 ? room : room + 16), first(begin - room), memory_(2 * classes * stride + kSide) {
+    advance();
+    const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(memory_.data());
+    logits_ = reinterpret_cast<float*>((address + DAL_VECTOR_BYTES - 1) / DAL_VECTOR_BYTES * DAL_VECTOR_BYTES);
   }
   Tile(const Tile&) = delete;
 
+  // To the next rows; to none behind the last.
+  DAL_LANE void advance() {
+    first += room;
+    size = std::min(room, end - first);
+  }
   DAL_LANE float* logits(std::int64_t lane) const { return logits_ + lane; }
   DAL_LANE float* gradient(std::int64_t lane) const { return logits_ + classes * stride + lane; }
 
@@ -186,13 +193,13 @@ class Tile {
       }
     }
   }
-  // Whole vectors: what they write past the end of a row is written again after them, because rows go in order, and of
-  // a row the last classes first.
+  // Whole vectors: what they write past the end of a row is written again after them, because rows and tiles go in order,
+  // and of a row the last classes first. Past the last row is another thread's.
   template <class S> void store_squares(S* data) const {
+    S* const last = data + (end - first) * classes;
     for (std::int64_t lane = 0; lane < size; lane += kSide) {
       const std::int64_t rows = std::min<std::int64_t>(kSide, size - lane);
       S* begin = data + lane * classes;
-      S* end = begin + rows * classes;
       for (std::int64_t cls = (classes - 1) / kSide * kSide; cls >= 0; cls -= kSide) {
         const std::int64_t count = std::min<std::int64_t>(kSide, classes - cls);
         Vec<float> v[kSide];
@@ -202,7 +209,7 @@ class Tile {
           for (int i = 0; i < kSide; ++i) __builtin_prefetch(begin + i * classes + cls + kAhead<S>, 1, 2);
         for (std::int64_t i = 0; i < rows; ++i) {
           S* to = begin + i * classes + cls;
-          end - to >= kSide ? store_lanes(to, v[i]) : store_few_lanes(to, v[i], count);
+          last - to >= kSide ? store_lanes(to, v[i]) : store_few_lanes(to, v[i], count);
         }
       }
     }

@@ -279,12 +279,16 @@ DAL_LANE Vec<float> precise_exp_of(Vec<float> x) {
   return power_of_2<float>(shifted, (x - n * 0.69313812256f - n * 9.0580006145e-6f) * E::log2e);
 }
 
-// ln x of what is 0, at least 2^-126, infinite or NaN, to about 1 ulp, and 0 at 1: x = 2^k (1 + f) with 1 + f between
-// sqrt(1/2) and sqrt(2), and with s = f / (2 + f)  ln(1 + f) = f - f^2/2 + s (f^2/2 + R(s^2)), R being fdlibm's.
+// ln x of what is not negative, to about 1 ulp, and 0 at 1: x = 2^k (1 + f) with 1 + f between sqrt(1/2) and sqrt(2), and
+// with s = f / (2 + f)  ln(1 + f) = f - f^2/2 + s (f^2/2 + R(s^2)), R being fdlibm's. Below 2^-126 the bits of x do not
+// hold its exponent, those of 2^23 x do.
 DAL_LANE Vec<float> log_of(Vec<float> x) {
   constexpr std::uint32_t root_half = 0x3f3504f3, one = 0x3f800000;
-  const UIntVec<float> bits = bits_as<UIntVec<float>>(x) + (one - root_half);
-  const Vec<float> k = __builtin_convertvector(bits_as<IntVec<float>>(bits >> 23) - 127, Vec<float>);
+  const IntVec<float> subnormal = x < std::numeric_limits<float>::min();
+  const Vec<float> normal = subnormal ? x * 8388608.0f : x;
+  const UIntVec<float> bits = bits_as<UIntVec<float>>(normal) + (one - root_half);
+  const IntVec<float> exponent = bits_as<IntVec<float>>(bits >> 23) - 127 + (subnormal & -23);
+  const Vec<float> k = __builtin_convertvector(exponent, Vec<float>);
   const Vec<float> f = bits_as<Vec<float>>((bits & 0x007fffffu) + root_half) - 1.0f;
   const Vec<float> s = f / (2.0f + f), z = s * s, half = 0.5f * f * f;
   const Vec<float> rest = z * (0.66666662693f + z * (0.40000972152f + z * (0.28498786688f + z * 0.24279078841f)));

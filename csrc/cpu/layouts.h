@@ -42,14 +42,7 @@ class GivenRows {
   const Layouts* lanes() const { return layouts_ ? &*layouts_ : nullptr; }
 
   // Of the shape of the logits, and with classes apart where theirs are.
-  Tensor empty_gradient() const {
-    const std::int64_t n = given_.size(0), classes = given_.size(1);
-    const Place place = Place::of(given_);
-    if (given_.dim() == 2) return empty<2>({n, classes}, dtype_of(given_), place);
-    const std::int64_t inner = given_.size(2);
-    if (rows_are_apart_) return empty<3>({n, classes, inner}, dtype_of(given_), place);
-    return torch::stable::transpose(empty<3>({n, inner, classes}, dtype_of(given_), place), 1, 2);
-  }
+  Tensor empty_gradient() const { return empty_gradient_of(given_, rows_are_apart_); }
 
  private:
   Tensor given_, rows_;

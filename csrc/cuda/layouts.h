@@ -40,14 +40,7 @@ class GivenRows {
   }
 
   // Of the shape of the logits, and with classes apart where theirs are.
-  Tensor empty_gradient() const {
-    const std::int64_t n = given_.size(0), classes = given_.size(1);
-    const Place place = Place::of(given_);
-    if (given_.dim() == 2) return empty<2>({n, classes}, dtype_of(given_), place);
-    const std::int64_t inner = given_.size(2);
-    if (is_apart_) return empty<3>({n, classes, inner}, dtype_of(given_), place);
-    return torch::stable::transpose(empty<3>({n, inner, classes}, dtype_of(given_), place), 1, 2);
-  }
+  Tensor empty_gradient() const { return empty_gradient_of(given_, is_apart_); }
   // Whether a gradient lies as empty_gradient makes it.
   bool lies_as_made(const Tensor& gradient) const {
     if (gradient.dim() != given_.dim() || dtype_of(gradient) != dtype_of(given_)) return false;

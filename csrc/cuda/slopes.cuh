@@ -9,7 +9,6 @@ namespace dal {
 // Once a row, and called: see Compact.
 template <class A> __device__ __noinline__ A called_pow(A x, A y) { return pow(x, y); }
 template <class A> __device__ __noinline__ A called_log1p(A x) { return log1p(x); }
-template <class A> __device__ __noinline__ A called_expm1(A x) { return expm1(x); }
 template <class A> __device__ __noinline__ A called_expm1_nonpositive(A x, A power) {
   return expm1_nonpositive(x, power);
 }
@@ -38,11 +37,10 @@ template <class A> struct Compact {
   friend DAL_D bool operator<(Compact x, Compact y) { return x.value < y.value; }
   friend DAL_D bool operator<=(Compact x, Compact y) { return x.value <= y.value; }
   friend DAL_D bool operator>=(Compact x, Compact y) { return x.value >= y.value; }
-  friend DAL_D Compact acos(Compact x) { return ::acos(x.value); }
+  friend DAL_D Compact arcsine_ratio(Compact x) { return arcsine_ratio(x.value); }
   friend DAL_D Compact sqrt(Compact x) { return ::sqrt(x.value); }
   friend DAL_D Compact pow(Compact x, Compact y) { return called_pow(x.value, y.value); }
   friend DAL_D Compact log1p(Compact x) { return called_log1p(x.value); }
-  friend DAL_D Compact expm1(Compact x) { return called_expm1(x.value); }
   friend DAL_D Compact expm1_nonpositive(Compact x, Compact power) {
     return called_expm1_nonpositive(x.value, power.value);
   }
