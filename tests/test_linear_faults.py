@@ -71,3 +71,27 @@ def test_a_class_is_no_loss_and_options_of_a_new_classifier_are_not_for_one_that
         LinearLoss(BrierLoss, 3, 4)
     with pytest.raises(ValueError, match="bias, device and dtype must be left out"):
         LinearLoss(GeneralizedCrossEntropyLoss(), 3, 4, bias=False, classifier=torch.nn.Linear(3, 4))
+
+
+@pytest.mark.parametrize("options", [{"mix": True}, {"label_smoothing": 0.1}, {"row_statistics": True}], ids=str)
+def test_plain_operations_keep_no_logits_of_other_chunks(options: dict[str, Any]) -> None:
+    """Autograd saves what a chunk of logits is made of, and nothing of their size."""
+    torch.manual_seed(3)
+    features, weight = torch.randn(32, 4, requires_grad=True), torch.randn(500, 4, requires_grad=True)
+    target = torch.randint(500, (32,))
+    sizes = []
+
+    def saved(tensor: Any) -> Any:
+        sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor):
+        if "row_statistics" in options:
+            row = linear_row_statistics(features, weight, target, backend="eager", chunk_bytes=4 * 500 * 4)
+            loss = (row.log_prob * row.entropy).sum()
+        else:
+            mix = (target.flip(0), 0.3) if "mix" in options else None
+            criterion = BrierLoss(backend="eager", label_smoothing=options.get("label_smoothing", 0.0))
+            loss = linear_loss(criterion, features, weight, target, mix=mix, chunk_bytes=4 * 500 * 4)
+    assert max(sizes) <= weight.numel()
+    assert all(gradient.any() for gradient in torch.autograd.grad(loss, (features, weight)))
