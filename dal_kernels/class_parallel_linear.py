@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from dal_kernels.arguments import Call, RowStats, check, label_error
 from dal_kernels.collectives import gathered_rows, rows_of_ranks
 from dal_kernels.fields import Reduction
-from dal_kernels.forms import plain_form
+from dal_kernels.forms import check_fits, plain_form
 from dal_kernels.layer import CLASSES_LAST, Layer, check_budget, layer_of
 from dal_kernels.objectives import OBJECTIVES
 from dal_kernels.sliced import breaks_graph, class_parallel_linear_loss_of
@@ -78,6 +78,7 @@ class ClassParallelLinear(nn.Module):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.tensor import DTensor, Shard
 
+        check_fits(loss, num_classes)
         plain_form(loss, torch.empty(0), num_classes)
         check_budget(chunk_bytes)
         if not dist.is_initialized():

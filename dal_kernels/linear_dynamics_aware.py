@@ -127,7 +127,6 @@ class LinearDynamicsAwareLoss(DynamicsAwareLoss):
 
         :class:`dal_kernels.LinearLoss` takes features with D last, as a model gives them, and has more options.
 
-
         The other arguments are those of :meth:`DynamicsAwareLoss.forward`.
         """
         features, classifier_weight, bias = plain_layer(self.classifier, input, classes_last=False)

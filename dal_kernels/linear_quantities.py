@@ -53,7 +53,7 @@ def linear_row_statistics(
     Returns, Raises:
         As :func:`dal_kernels.row_statistics` and :func:`dal_kernels.linear_loss`.
     """
-    rows = Rows(input, target, None, None).without_last(0)
+    rows = Rows(input, target, None, None).without_last(0, 0)
     layer, logits = layer_of(input, linear_weight, linear_bias, chunk_bytes, names=CLASSES_LAST)
     call = check(logits, rows.flat_target, row_statistics_of, (), None, ignore_index, "none", True)
     call = call._replace(shape=target.shape)

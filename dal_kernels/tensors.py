@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from numbers import Real
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
@@ -27,6 +28,11 @@ OF_LAYER = (
     "apply it to a module that calls this loss in its forward (LinearDynamicsAwareLoss or one around it), not to the "
     "classifier"
 )
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether it is a real number. True is none: who gives it for a number has taken it for a switch."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def shape_of(tensor: Tensor) -> str:

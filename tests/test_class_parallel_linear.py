@@ -216,6 +216,8 @@ def check_errors(world: int) -> None:
     learnt = weights.clone().requires_grad_()
     raises("sample_weight must not require grad", lambda: form(features, target, sample_weight=learnt))
     raises("scale must be None", lambda: ClassParallelLinear(CrossEntropyLoss(scale=2.0), D, C))
+    weighted = CrossEntropyLoss(weight=torch.ones(C - 1))
+    raises("weight must have one value a class", lambda: ClassParallelLinear(weighted, D, C))
     raises("loss must be a module", lambda: ClassParallelLinear(nn.CrossEntropyLoss(), D, C), TypeError)
     mesh = init_device_mesh("cpu", (1, world), mesh_dim_names=("rows", "classes"))
     raises("mesh must have one dimension, got 2", lambda: ClassParallelLinear(CrossEntropyLoss(), D, C, mesh=mesh))
