@@ -13,7 +13,7 @@ from dal_kernels.knobs import KnobValue
 from dal_kernels.layer import check_budget
 from dal_kernels.linear_call import check_shift, check_softcap, linear_loss_of
 from dal_kernels.mixtures import Mix
-from dal_kernels.plain_layer import plain_layer
+from dal_kernels.plain_layer import in_place_of
 from dal_kernels.tensors import shape_of
 from dal_kernels.variations import checked_scale, keep_variations, without_variations
 
@@ -252,17 +252,19 @@ class LinearLoss(nn.Module):
         mix: Mix | None = None,
     ) -> Tensor | tuple[Tensor, RowStats]:
         """The loss of ``input`` (features (..., D)) against ``target`` (...); as :func:`linear_loss`."""
-        features, weight, bias = plain_layer(self.classifier, input)
-        return linear_loss(
-            self.loss, features, weight, target, linear_bias=bias, shift=self.shift, softcap=self.softcap,
-            scale=self.scale, return_stats=return_stats, sample_weight=sample_weight, num_items=num_items,
-            reduction=reduction, mix=mix, chunk_bytes=self.chunk_bytes,
-        )  # fmt: skip
+
+        def loss_of(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | tuple[Tensor, RowStats]:
+            return linear_loss(
+                self.loss, features, weight, target, linear_bias=bias, shift=self.shift, softcap=self.softcap,
+                scale=self.scale, return_stats=return_stats, sample_weight=sample_weight, num_items=num_items,
+                reduction=reduction, mix=mix, chunk_bytes=self.chunk_bytes,
+            )  # fmt: skip
+
+        return in_place_of(self.classifier, input, loss_of)
 
     def logits(self, input: Tensor) -> Tensor:
         """(..., C) of features (..., D), capped and scaled: the module's scale times the loss's."""
-        features, weight, bias = plain_layer(self.classifier, input)
-        made = nn.functional.linear(features, weight, bias)
+        made = in_place_of(self.classifier, input, nn.functional.linear)
         if self.softcap is not None:
             made = self.softcap * torch.tanh(made / self.softcap)
         own = getattr(self.loss, "scale", None)

@@ -24,9 +24,10 @@ _BESIDE_PLAIN = (
     " beside a plain input: make input one too, or pass its full_tensor() or, of this rank's rows, to_local()"
 )
 OF_LAYER = (
-    "; for classes split over ranks see dal_kernels.distributed, and where fully_shard has split the parameters, "
-    "apply it to a module that calls this loss in its forward (LinearDynamicsAwareLoss or one around it), not to the "
-    "classifier"
+    ": where fully_shard has split it, give the module that holds it (LinearLoss(..., classifier=head) gathers it) or "
+    "apply fully_shard to the loss module alone; where its classes are split over ranks, as by ColwiseParallel, take "
+    "dal_kernels.ClassParallelLinear, or dal_kernels.distributed.class_parallel_linear_loss of its to_local() with the "
+    "group of its mesh"
 )
 
 
