@@ -2,6 +2,7 @@
 
     python -m benchmarks.layer                                the sizes of the README's table
     python -m benchmarks.layer --sizes 512x128x1000000 --only fused
+    python -m benchmarks.layer --rivals --sizes 2048x1024x32768 --threads 1
 
 Each contender runs in a process of its own, by turns, several rounds. Memory is the peak resident set of the step above
 that before it: parameters and inputs do not count, their gradients do. Linux only.
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.machine import machine, peak_memory
+from benchmarks.rivals import RIVALS, outcome
 from dal_kernels import dynamics_aware_loss, linear_dynamics_aware_loss
 
 SIZES = ((4096, 512, 131072),)
@@ -79,6 +81,25 @@ def measure(names: Sequence[str], size: Sequence[int], dtype: str, rounds: int) 
     }
 
 
+def compare_rivals(sizes: Sequence[Sequence[int]], dtype: str, threads: int) -> None:
+    """Print what a step of cross-entropy takes by each of :data:`benchmarks.rivals.RIVALS`, in fresh processes."""
+    print(
+        "| N×D×C | | computes | peak memory, MiB | processor, s | error of the weight's gradient |\n"
+        "|:---|:---|:---|---:|---:|---:|"
+    )
+    for size in sizes:
+        for name, rival in RIVALS.items():
+            command = [sys.executable, "-m", "benchmarks.layer", "--dtype", dtype, "--threads", str(threads)]
+            command += ["--sizes", "x".join(map(str, size)), "--rivals", "--json", name]
+            run = subprocess.run(command, cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, text=True)
+            found = json.loads(run.stdout) if run.returncode == 0 else f"failed: exit status {run.returncode}"
+            row = f"{found} | | " if isinstance(found, str) else "{:,.0f} | {:.1f} | {:.1e}".format(
+                found[0] / 2**20, *found[1:]
+            )  # fmt: skip
+            print(f"| {'×'.join(map(str, size))} | {name} | {rival.computes} | {row} |", flush=True)
+    print(f"\n{dtype}, {threads} thread(s), processor time of all threads; {machine()}.")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -87,8 +108,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", default="float32", choices=["float32", "float64", "bfloat16", "float16"])
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", choices=CONTENDERS, help="one contender, in this process, as JSON")
+    parser.add_argument("--rivals", action="store_true", help="cross-entropy by this package and by others")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", choices=[*CONTENDERS, *RIVALS], help="one contender, in this process, as JSON")
     arguments = parser.parse_args(argv)
+    torch.set_num_threads(arguments.threads)
+    if arguments.rivals and arguments.json:
+        print(json.dumps(outcome(arguments.json, *arguments.sizes[0], getattr(torch, arguments.dtype))))
+        return 0
+    if arguments.rivals:
+        compare_rivals(arguments.sizes, arguments.dtype, arguments.threads)
+        return 0
     if arguments.json:
         print(json.dumps(measure_here(arguments.json, *arguments.sizes[0], arguments.dtype)))
         return 0

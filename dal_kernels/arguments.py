@@ -239,18 +239,32 @@ def check(
     )
 
 
-def raise_for_labels(call: Call) -> None:
-    """On a CPU, where looking is free: raise for labels that are none.
+def looks_at_labels(call: Call) -> bool:
+    """Whether labels that are none are errors: on a CPU, where looking is free.
 
     Elsewhere, and under tracing or function transforms, such rows become NaN instead.
     """
-    if not call.logits.is_cpu or torch.compiler.is_compiling() or transforms_active() or is_recording(call.target):
-        return
+    blind = torch.compiler.is_compiling() or transforms_active() or is_recording(call.target)
+    return call.logits.is_cpu and not blind
+
+
+def label_error(call: Call, name: str = "target") -> ValueError | None:
+    """What is wrong with labels that are none, where :func:`looks_at_labels`."""
+    if not looks_at_labels(call):
+        return None
     classes = call.logits.shape[1]
     bad = (call.target != call.ignore_index) & ((call.target < 0) | (call.target >= classes))
-    if bool(bad.any()):
-        row = int(bad.nonzero()[0, 0])
-        raise ValueError(
-            f"target at row {row} is {int(call.target[row])}, accepted are 0 to {classes - 1} "
-            f"and ignore_index {call.ignore_index}"
-        )
+    if not bool(bad.any()):
+        return None
+    row = int(bad.nonzero()[0, 0])
+    return ValueError(
+        f"{name} at row {row} is {int(call.target[row])}, accepted are 0 to {classes - 1} "
+        f"and ignore_index {call.ignore_index}"
+    )
+
+
+def raise_for_labels(call: Call, name: str = "target") -> None:
+    """Raise :func:`label_error`, if there is one."""
+    error = label_error(call, name)
+    if error is not None:
+        raise error

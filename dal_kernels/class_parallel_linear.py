@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from dal_kernels.arguments import RowStats
-from dal_kernels.exchange import gathered_rows
+from dal_kernels.arguments import Call, RowStats, check, label_error
+from dal_kernels.collectives import gathered_rows, rows_of_ranks
 from dal_kernels.fields import Reduction
-from dal_kernels.forms import plain_form
-from dal_kernels.layer import check_budget
+from dal_kernels.forms import check_fits, plain_form
+from dal_kernels.layer import CLASSES_LAST, Layer, check_budget, layer_of
+from dal_kernels.objectives import OBJECTIVES
 from dal_kernels.sliced import breaks_graph, class_parallel_linear_loss_of
 from dal_kernels.tensors import shape_of
 
@@ -40,7 +42,8 @@ class ClassParallelLinear(nn.Module):
         in_features, num_classes: D and C of the whole classifier.
         bias: whether it has one.
         mesh: one-dimensional; by default of all ranks, on the device type of ``device``.
-        gather: whether ranks give rows of their own, as many on each, or the same rows.
+        gather: whether ranks give rows of their own, or all the same. On a CPU a rank may have fewer than others, which
+            it then sends rows to ignore for; elsewhere each must have as many.
         averaged: whether what makes the features averages its gradients over the ranks, as DistributedDataParallel
             does: they are multiplied by the number of ranks before.
         chunk_bytes: as in :func:`dal_kernels.linear_loss`.
@@ -75,6 +78,7 @@ class ClassParallelLinear(nn.Module):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.tensor import DTensor, Shard
 
+        check_fits(loss, num_classes)
         plain_form(loss, torch.empty(0), num_classes)
         check_budget(chunk_bytes)
         if not dist.is_initialized():
@@ -130,38 +134,51 @@ class ClassParallelLinear(nn.Module):
                 gradient of the rows of others.
 
         Raises:
-            TypeError, ValueError: as :func:`dal_kernels.linear_loss`, on all ranks where it is about a label.
+            TypeError, ValueError: as :func:`dal_kernels.linear_loss`; on a CPU on all ranks, naming the one whose call
+                is wrong, and where their calls differ. Elsewhere looking would cost a synchronisation: rows with a
+                label that is no class are NaN, and other differences fail in torch.distributed.
+            RuntimeError: a rank has ended, or does not answer within the timeout of the group.
         """
-        objective, knobs, options = plain_form(self.loss, input, self.num_classes)
-        options["reduction"] = options["reduction"] if reduction is None else reduction
-        self._check(input, target, sample_weight, options["reduction"])
-        group = self.mesh.get_group()
-        own, labels = input.reshape(-1, self.in_features), target.reshape(-1)
-        weights = None if sample_weight is None else sample_weight.reshape(-1)
-        features = own
+        group, learns, rows, problem = self.mesh.get_group(), False, None, None
+        try:
+            learns = self.loss.learns(input, *self._local_parameters())
+            rows = self._checked(input, target, sample_weight, reduction, return_stats or learns)
+        except (TypeError, ValueError) as error:  # of which the ranks must hear that would wait for this one
+            problem = error
+        counts = None
+        if self.weight.device.type == "cpu":  # elsewhere what the others say would have to be waited for
+            same = {} if rows is None else self._same(rows)
+            counts = rows_of_ranks(0 if rows is None else len(rows.call.target), same, problem, group)
+        if rows is None:
+            assert problem is not None
+            raise problem
+        layer, call = rows.layer, rows.call
+        own, labels, weights = layer.features, call.target, call.sample_weight
+        features, count = own, len(own)
         if self.gather:
+            most = count if counts is None else max(counts)
+            own, labels = _padded(own, most, 0.0), _padded(labels, most, call.ignore_index)
             with torch.no_grad():
-                features, labels = gathered_rows(own, group), gathered_rows(labels.long(), group)
-                weights = None if weights is None else gathered_rows(weights, group)
+                features, labels = gathered_rows(own, group), gathered_rows(labels, group)
+                weights = None if weights is None else gathered_rows(_padded(weights, most, 0.0), group)
             if self.averaged and own.requires_grad:
                 own = own.view_as(own)  # not to leave hooks on what the caller has
                 own.register_hook(lambda gradient: gradient * self.mesh.size())
-        weight, bias = _local(self.weight), None if self.bias is None else _local(self.bias)
-        learns = self.loss.learns(input, weight, bias)
         result = class_parallel_linear_loss_of(
-            objective, knobs, features, weight, labels, bias=bias, class_offset=self.class_offset,
-            num_classes=self.num_classes, group=group, return_stats=return_stats or learns, sample_weight=weights,
-            chunk_bytes=self.chunk_bytes, own_rows=own if self.gather else None, **options,
+            call.objective.id, rows.knobs, features, layer.classifier, labels, bias=layer.bias,
+            class_offset=self.class_offset, num_classes=self.num_classes, group=group, sample_weight=weights,
+            return_stats=return_stats or learns, chunk_bytes=self.chunk_bytes, own_rows=own if self.gather else None,
+            **rows.options,
         )  # fmt: skip
         if learns:
             result = self.loss.told(result, labels, return_stats, self.num_classes)
         loss, stats = result if return_stats else (result, None)
-        loss = loss.reshape(target.shape) if options["reduction"] == "none" else loss
+        loss = loss.reshape(target.shape) if call.reduction == "none" else loss
         if stats is None:
             return loss
         if self.gather:
             begin = self.mesh.get_local_rank() * len(own)
-            stats = RowStats(*(field[begin : begin + len(own)] for field in stats))
+            stats = RowStats(*(field[begin : begin + count] for field in stats))
         return loss, RowStats(*(field.reshape(target.shape) for field in stats))
 
     def step(self, t: float | None = None) -> None:
@@ -174,7 +191,23 @@ class ClassParallelLinear(nn.Module):
             f"bias={self.bias is not None}, gather={self.gather}"
         )
 
-    def _check(self, input: Tensor, target: Tensor, sample_weight: Tensor | None, reduction: str) -> None:
+    def _local_parameters(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of this rank's classes, as parts of the graphs of the DTensors."""
+        weight: Any = self.weight
+        bias: Any = self.bias
+        return weight.to_local(), None if bias is None else bias.to_local()
+
+    def _checked(
+        self,
+        input: Tensor,
+        target: Tensor,
+        sample_weight: Tensor | None,
+        reduction: Reduction | None,
+        want_stats: bool,
+    ) -> _Rows:
+        """This rank's rows, of which nothing is wrong as far as this rank can tell; else TypeError or ValueError."""
+        objective, knobs, options = plain_form(self.loss, input, self.num_classes)
+        options["reduction"] = options["reduction"] if reduction is None else reduction
         for name, value in (("input", input), ("target", target)):
             if not isinstance(value, Tensor):
                 raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
@@ -188,13 +221,45 @@ class ClassParallelLinear(nn.Module):
         if sample_weight is not None and (not isinstance(sample_weight, Tensor) or sample_weight.shape != target.shape):
             got = shape_of(sample_weight) if isinstance(sample_weight, Tensor) else type(sample_weight).__name__
             raise ValueError(f"sample_weight must have the shape of target, {shape_of(target)}, got {got}")
-        if self.gather and reduction == "none":
+        if self.gather and options["reduction"] == "none":
             raise ValueError("reduction must be 'mean' or 'sum' where rows are gathered, got 'none'")
         if self.gather and sample_weight is not None and sample_weight.requires_grad:
             raise ValueError("sample_weight must not require grad where rows are gathered, got one that does")
+        flat = input.reshape(target.numel(), self.in_features)
+        layer, local = layer_of(flat, *self._local_parameters(), self.chunk_bytes, 0, CLASSES_LAST)
+        call = check(
+            local.new_empty(()).expand(len(layer.features), self.num_classes), target.reshape(-1),
+            OBJECTIVES[objective], knobs, options["weight"], options["ignore_index"], options["reduction"], want_stats,
+            None if sample_weight is None else sample_weight.reshape(-1),
+        )  # fmt: skip
+        problem = label_error(call)
+        if problem is not None:
+            raise problem
+        return _Rows(layer, call, knobs, options)
+
+    def _same(self, rows: _Rows) -> dict[str, str]:
+        """What must be the same on every rank, or their collectives would not fit each other."""
+        call, features = rows.call, rows.layer.features
+        learnt = torch.is_grad_enabled() and features.requires_grad
+        same = {
+            "input": f"{features.dtype}{' that requires grad' if learnt else ''}",
+            "sample_weight": "None" if call.sample_weight is None else "a tensor",
+            "return_stats": str(call.want_stats),
+            "loss": f"{call.objective.name}, reduction {call.reduction!r}, ignore_index {call.ignore_index}",
+        }
+        return same if self.gather else {**same, "the number of rows": str(len(features))}
 
 
-def _local(parameter: Any) -> Tensor:
-    """This rank's classes of a DTensor, as a part of its graph."""
-    local: Tensor = parameter.to_local()
-    return local
+class _Rows(NamedTuple):
+    """Of this rank: its checked layer and call, and the knobs and options of its loss as they were given."""
+
+    layer: Layer
+    call: Call
+    knobs: Any
+    options: dict[str, Any]
+
+
+def _padded(values: Tensor, most: int, value: float) -> Tensor:
+    """Values of rows (n, ...) and of some more."""
+    missing = most - len(values)
+    return F.pad(values, (*(0, 0) * (values.dim() - 1), 0, missing), value=value) if missing else values

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, overload
 from torch import Tensor
 
 from dal_kernels.arguments import BOOTSTRAPS, Backend, Bootstrap, OptionsOfKernels, RowStats
-from dal_kernels.exchange import Group
+from dal_kernels.collectives import Group
 from dal_kernels.fields import Reduction
 from dal_kernels.forms import Loss, plain_form
 from dal_kernels.objectives import dynamics_aware_of
@@ -114,8 +114,10 @@ def class_parallel_dynamics_aware_loss(
     Raises:
         TypeError, ValueError, RuntimeError: as :func:`dal_kernels.dynamics_aware_loss`; ValueError also where there is
             no such group, where only one of class_offset and num_classes is given, and where the slices do not follow
-            each other or the ranks have other labels. With class_offset given, other devices than a CPU do not look:
-            then the loss is NaN; and other numbers of rows fail in torch.distributed.
+            each other or the ranks have other labels. A label that is no class is raised for on every rank, even where
+            one alone has it. With class_offset given, other devices than a CPU do not look: then the loss is NaN; and
+            other numbers of rows fail in torch.distributed. RuntimeError also where a rank has ended, or does not
+            answer within the timeout of the group.
     """
     check_choice("bootstrap", bootstrap, BOOTSTRAPS)
     loss: Tensor | tuple[Tensor, RowStats] = class_parallel_loss_of(

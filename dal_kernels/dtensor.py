@@ -17,11 +17,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
 from dal_kernels.arguments import RowStats
+from dal_kernels.collectives import sum_over_ranks
 from dal_kernels.functional import loss_of
 from dal_kernels.knobs import KnobValue
 from dal_kernels.objectives import OBJECTIVES
@@ -91,7 +91,7 @@ def dtensor_loss(
         counted = counts.sum()
         sums = torch.stack([loss.detach().double(), counted, (target != ignore_index).sum()])
         for dim in by_row:
-            dist.all_reduce(sums, group=input.device_mesh.get_group(dim))
+            sum_over_ranks(sums, input.device_mesh.get_group(dim))
         total, divisor, rows = sums.to(loss.dtype)
         scale = torch.ones_like(total)
         if reduction == "mean":

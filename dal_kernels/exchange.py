@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from dal_kernels.arguments import Call
+from dal_kernels.collectives import Group, gather_into, raise_everywhere
 from dal_kernels.fields import loss_dtype
 from dal_kernels.slices import Statistics, merge
-
-Group = Any  # torch.distributed's ProcessGroup, or None for the default one
-
-# Called all_gather_into_tensor before torch 2.13.
-_all_gather: Any = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
-_reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or getattr(dist, "reduce_scatter_tensor", None)
 
 
 class Slice(NamedTuple):
@@ -53,7 +48,7 @@ def slice_of(
     rows = target.numel() if isinstance(target, Tensor) else -1
     header = torch.tensor([size, rows], dtype=torch.int64, device=device)
     every = header.new_empty((dist.get_world_size(group), 2))
-    _all_gather(every.flatten(), header, group=group)
+    gather_into(every.view(-1), header, group)
     sizes, counts = every.t().tolist()
     if len(set(counts)) > 1:
         raise ValueError(f"target must have as many labels on every rank, got {counts} in the order of the ranks")
@@ -61,22 +56,6 @@ def slice_of(
     if not 0 < classes < 2**31:
         raise ValueError(f"local_logits must be slices of 1 to 2**31 - 1 classes together, got {sizes}")
     return Slice(sum(sizes[: dist.get_rank(group)]), size, classes, group)
-
-
-def gathered_rows(values: Tensor, group: Group) -> Tensor:
-    """(R N, ...) of the (N, ...) of each rank, in their order. Every rank must have as many."""
-    world = dist.get_world_size(group)
-    found = values.new_empty((world * values.shape[0], *values.shape[1:]))
-    _all_gather(found, values.contiguous(), group=group)
-    return found
-
-
-def scattered_sum(values: Tensor, group: Group) -> Tensor:
-    """(N, ...) of the sum over the ranks of their (R N, ...): this rank's part of it."""
-    world = dist.get_world_size(group)
-    own = values.new_empty((values.shape[0] // world, *values.shape[1:]))
-    _reduce_scatter(own, values, group=group)
-    return own
 
 
 def _checksum(features: Tensor) -> Tensor:
@@ -88,13 +67,22 @@ def _checksum(features: Tensor) -> Tensor:
 
 
 def exchange(
-    call: Call, local: Statistics, target_logit: Tensor, own: Slice, features: Tensor | None = None
+    call: Call,
+    local: Statistics,
+    target_logit: Tensor,
+    own: Slice,
+    features: Tensor | None = None,
+    problem: Exception | None = None,
 ) -> tuple[Statistics, Tensor]:
     """Statistics of whole rows and z_y, by one all-gather of floats (1 + N, 4 to 7) a rank; with features (2 + N, ...).
 
     m, S, z_y, then W where the objective or the statistics need it, then D and P of a wide objective, then the argmax
     (an integer's bits) where it is asked for. The first row is integers: offset, size and classes of the slice, and a
     sum over the labels; the second, with features, a sum over their bits.
+
+    Args:
+        problem: what is wrong with the labels of this rank, to be raised on all where looking is free: it is told in
+            the place of the sum over them.
     """
     count, dtype = len(call.target), loss_dtype(call.logits)
     integer = torch.int64 if dtype == torch.float64 else torch.int32
@@ -115,14 +103,16 @@ def exchange(
     labels = ((call.target + 1) * (2654435761 * place)).sum() % 2147483629
     for column, value in enumerate((own.offset, own.size, own.classes)):
         integers[0, column] = value  # a fill each: a copy from the host would wait for the device
-    integers[0, 3] = labels.to(integer)
+    integers[0, 3] = labels.to(integer) if problem is None else -1
     if features is not None:
         integers[1, 0] = _checksum(features).to(integer)
     world = dist.get_world_size(own.group)
     gathered = payload.new_full((world, head + count, width), torch.nan)  # what never arrives is no statistic
-    _all_gather(gathered.view(world * (head + count), width), payload, group=own.group)
+    gather_into(gathered.view(world * (head + count), width), payload, own.group)
     header, of_slices = gathered.view(integer)[:, :head].long(), gathered[:, head:]
     of_features = torch.zeros_like(header[:, 0, 0]) if features is None else header[:, 1, 0]
+    if call.logits.is_cpu and bool((header[:, 0, 3] < 0).any()):
+        raise_everywhere(problem, own.group)
     agree = agreement(torch.cat([header[:, 0, :4], of_features.unsqueeze(1)], 1), call.logits.is_cpu)
     found = {name: of_slices[..., place].double() for place, name in enumerate(sent)}
     z = found.pop("target_logit")

@@ -7,13 +7,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from dal_kernels.arguments import RowStats
+from dal_kernels.arguments import RowStats, check_class_weight
 from dal_kernels.fields import Reduction
 from dal_kernels.knobs import KnobValue
 from dal_kernels.layer import check_budget
 from dal_kernels.linear_call import check_shift, check_softcap, linear_loss_of
 from dal_kernels.mixtures import Mix
-from dal_kernels.plain_layer import plain_layer
+from dal_kernels.plain_layer import in_place_of
 from dal_kernels.tensors import shape_of
 from dal_kernels.variations import checked_scale, keep_variations, without_variations
 
@@ -33,6 +33,14 @@ def check_loss(loss: Loss) -> None:
     if isinstance(loss, type) or not hasattr(loss, "for_form"):
         got = f"the class {loss.__name__}" if isinstance(loss, type) else type(loss).__name__
         raise TypeError(f"loss must be a module of dal_kernels, as DynamicsAwareLoss(...), got {got}")
+
+
+def check_fits(loss: Loss, classes: int | None) -> None:
+    """Raise TypeError or ValueError for what is no loss of the family, or whose class weights are of other classes."""
+    check_loss(loss)
+    weight = getattr(loss, "weight", None)
+    if weight is not None:
+        check_class_weight(weight, classes)
 
 
 def plain_form(
@@ -92,7 +100,8 @@ def linear_loss(
 
     Args:
         loss: a module of the family: its knobs where they are, its class weights, ignore_index, reduction, backend,
-            label_smoothing, target_shift and scale. With a mean, losses are divided by what the rows count.
+            label_smoothing, target_shift (one a row stands where ``target`` has its label) and scale. With a mean,
+            losses are divided by what the rows count.
         input: features (..., D), as :func:`torch.nn.functional.linear` takes them; float16, bfloat16, float32 or
             float64, of any strides.
         linear_weight: (C, D), as of :class:`torch.nn.Linear` or, tied, of :class:`torch.nn.Embedding`; same dtype.
@@ -179,7 +188,7 @@ class LinearLoss(nn.Module):
             before the target shift.
 
     Raises:
-        TypeError, ValueError: naming the argument.
+        TypeError, ValueError: naming the argument; also where the loss has class weights of another number of classes.
     """
 
     scale: float | Tensor
@@ -200,7 +209,7 @@ class LinearLoss(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_loss(loss)
+        check_fits(loss, num_classes)
         check_budget(chunk_bytes)
         check_shift(shift)
         check_softcap(softcap)
@@ -243,17 +252,19 @@ class LinearLoss(nn.Module):
         mix: Mix | None = None,
     ) -> Tensor | tuple[Tensor, RowStats]:
         """The loss of ``input`` (features (..., D)) against ``target`` (...); as :func:`linear_loss`."""
-        features, weight, bias = plain_layer(self.classifier, input)
-        return linear_loss(
-            self.loss, features, weight, target, linear_bias=bias, shift=self.shift, softcap=self.softcap,
-            scale=self.scale, return_stats=return_stats, sample_weight=sample_weight, num_items=num_items,
-            reduction=reduction, mix=mix, chunk_bytes=self.chunk_bytes,
-        )  # fmt: skip
+
+        def loss_of(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | tuple[Tensor, RowStats]:
+            return linear_loss(
+                self.loss, features, weight, target, linear_bias=bias, shift=self.shift, softcap=self.softcap,
+                scale=self.scale, return_stats=return_stats, sample_weight=sample_weight, num_items=num_items,
+                reduction=reduction, mix=mix, chunk_bytes=self.chunk_bytes,
+            )  # fmt: skip
+
+        return in_place_of(self.classifier, input, loss_of)
 
     def logits(self, input: Tensor) -> Tensor:
         """(..., C) of features (..., D), capped and scaled: the module's scale times the loss's."""
-        features, weight, bias = plain_layer(self.classifier, input)
-        made = nn.functional.linear(features, weight, bias)
+        made = in_place_of(self.classifier, input, nn.functional.linear)
         if self.softcap is not None:
             made = self.softcap * torch.tanh(made / self.softcap)
         own = getattr(self.loss, "scale", None)

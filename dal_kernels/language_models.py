@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from dal_kernels.forms import LinearLoss, check_loss
+from dal_kernels.forms import LinearLoss, check_fits, check_loss
 from dal_kernels.layer import check_budget
 
 __all__ = ["apply_to"]
@@ -39,8 +39,9 @@ def apply_to(model: _Model, loss: Any, *, chunk_bytes: int | None = None) -> _Mo
 
     Raises:
         TypeError: ``model`` is no such model, or ``loss`` no module of the family.
-        ValueError: ``model`` has a ``forward`` of its own beside its class's; or, at the first training call, its
-            logits are not those of its head, or it does not call its ``base_model``.
+        ValueError: ``loss`` has class weights of another vocabulary; ``model`` has a ``forward`` of its own beside its
+            class's; or, at the first training call, its logits are not those of its head, or it does not call its
+            ``base_model``.
     """
     check_loss(loss)
     check_budget(chunk_bytes)
@@ -53,18 +54,38 @@ def apply_to(model: _Model, loss: Any, *, chunk_bytes: int | None = None) -> _Mo
             "model must be a causal language model of Hugging Face whose forward takes labels and logits_to_keep, "
             f"got {given.__name__}"
         )
+    check_fits(loss, getattr(head_of(), "out_features", None))
     if "forward" in vars(model):
         raise ValueError(
             "model must have no forward of its own beside its class's, which would hide the loss: call apply_to before "
             "whatever wraps the model's forward"
         )
-    changed = type(given.__name__, (given,), {"forward": _forward_of(given), "_without_robust_loss": given})
-    changed.__module__, changed.__qualname__ = given.__module__, given.__qualname__
-    model.__class__ = changed
+    model.__class__ = _changed(given)  # type: ignore[arg-type]
     # Past Module.__setattr__, so that state dicts and save_pretrained find the model that they know.
     model.__dict__["_robust_loss"] = (loss, chunk_bytes)
     model.__dict__["_robust_loss_fits"] = False
     return model
+
+
+@functools.cache
+def _changed(given: type) -> type:
+    """The class of a model that was a ``given``."""
+    methods = {"forward": _forward_of(given), "__reduce_ex__": _reduced, "_without_robust_loss": given}
+    changed = type(given.__name__, (given,), methods)
+    changed.__module__, changed.__qualname__ = given.__module__, given.__qualname__
+    return changed
+
+
+def _blank(given: type) -> Any:
+    """A model to which its state will be given."""
+    changed: Any = _changed(given)
+    return changed.__new__(changed)
+
+
+def _reduced(self: Any, protocol: int) -> tuple[Any, ...]:
+    """How a model is pickled and copied: no module has the name of its class, but that of which it was made."""
+    _, _, *state = self._without_robust_loss.__reduce_ex__(self, protocol)
+    return _blank, (self._without_robust_loss,), *state
 
 
 def _forward_of(given: type) -> Any:

@@ -76,12 +76,13 @@ def linear_dynamics_aware_loss(
 ) -> Tensor | tuple[Tensor, RowStats]:
     """``dynamics_aware_loss(F.linear(input, classifier_weight, bias), target, ...)`` without its logits in memory.
 
-    A chunk of rows at a time goes through the classifier; its logits become their own gradient, and that the gradients
-    of input, weight and bias, all in the forward ("none" does it in the backward, when the upstream gradient is known,
-    at the cost of a second pass through the classifier). Above its arguments and their gradients a step takes one
-    chunk. Gradients are summed in float32 (float64 for float64) whatever the dtype of the weight, and kept in it until
-    the backward; on a CPU and on ROCm half types multiply in float32 for it, and on a CPU without instructions for half
-    types all products are made in float32.
+    A chunk of rows at a time goes through the classifier, or on a CPU from 4,096 classes on a block of classes; its
+    logits become their own gradient, and that the gradients of input, weight and bias, all in the forward ("none" does
+    it in the backward, when the upstream gradient is known, at the cost of a second pass through the classifier). Above
+    its arguments and their gradients a step takes one chunk. Gradients are summed in float32 (float64 for float64)
+    whatever the dtype of the weight, and kept in it until the backward; but that of a bfloat16 weight, where blocks of
+    classes are taken, is rounded when its block is finished. On a CPU and on ROCm half types multiply in float32 for
+    such sums, and on a CPU without instructions for half types all products are made in float32.
 
     Args:
         input: features of shape (D,), (N, D) or (N, D, d1, ..., dk), D standing where C stands in logits; float16,
@@ -93,7 +94,8 @@ def linear_dynamics_aware_loss(
             as in :func:`dal_kernels.dynamics_aware_loss`. Under the backend "eager" and in torch.func transforms plain
             operations do the same; there are derivatives of any order, and the transforms make all logits at once.
         chunk_bytes: memory for a chunk. Default: half of what the weight takes in the dtype of the logits, at least
-            64 MiB. Larger chunks make larger matmuls and pass over the weight's gradient less often.
+            64 MiB, and with blocks of classes a few MiB. Larger chunks make larger matmuls and pass over the weight's
+            gradient less often; from 128 rows of logits on, on a CPU, chunks of rows are taken.
 
     Returns:
         As :func:`dal_kernels.dynamics_aware_loss`.

@@ -28,6 +28,8 @@ _LEAST_ROWS = 96
 _LEAST_BLOCK = 512
 # Of the logits of a block, which stay in a cache.
 _BLOCK_BYTES = 4 << 20
+# Of a product in the dtype of the sums that it is added to.
+_WIDENED_BYTES = 2 << 20
 
 
 class Blocks(NamedTuple):
@@ -177,8 +179,10 @@ class LayerInBlocks(LayerGradients):
             if self.dtype == self.sums:
                 of_features[rows].addmm_(gradient, part, beta=min(1, classes.start))
             else:
-                product = gradient @ part
-                of_features[rows].add_(product) if classes.start else of_features[rows].copy_(product)
+                # A few rows at a time, because what is added in a wider dtype is widened in a copy.
+                pieces = max(1, _WIDENED_BYTES // (self.sums.itemsize * max(1, part.shape[1])))
+                for sums, some in zip(of_features[rows].split(pieces), gradient.split(pieces), strict=True):
+                    sums.add_(some @ part) if classes.start else sums.copy_(some @ part)
         if of_classifier.dtype == self.sums == self.dtype:
             of_classifier[classes].addmm_(gradient.t(), inputs, beta=min(1, rows.start))
         elif first and last and of_classifier.dtype == self.dtype:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dal_kernels.arguments import Backend, Call, RowStats, check, sample_weight_of
+from dal_kernels.arguments import Backend, Call, RowStats, check, looks_at_labels, raise_for_labels, sample_weight_of
 from dal_kernels.backends.choose import choose
 from dal_kernels.fields import Reduction, loss_dtype
 from dal_kernels.knobs import KnobValue
@@ -23,7 +23,7 @@ from dal_kernels.mixtures import Mix, mixed_loss, other_of
 from dal_kernels.objectives import OBJECTIVES
 from dal_kernels.reference import row_factors, run_weighted
 from dal_kernels.surroundings import hand_over, is_recording, wants_the_call
-from dal_kernels.tensors import shape_of
+from dal_kernels.tensors import is_number, shape_of
 from dal_kernels.variations import check_smoothing, checked_scale, shift_of_rows
 
 
@@ -79,9 +79,10 @@ def _linear_loss_of(
     num_items: int | Tensor | None = None,
 ) -> Any:
     """With ``classes_last`` D is the last dimension of ``input``, as F.linear takes it; else it stands where C does."""
-    rows = Rows(input, target, sample_weight, mix)
+    rows = given = Rows(input, target, sample_weight, mix, target_shift)
     if classes_last:
-        rows = rows.without_last(shift)
+        classes = classifier_weight.shape[0] if isinstance(classifier_weight, Tensor) and classifier_weight.dim() else 0
+        rows = rows.without_last(shift, classes)
     check_softcap(softcap)
     layer, logits = layer_of(
         rows.input, classifier_weight, bias, chunk_bytes, names=CLASSES_LAST if classes_last else CLASSES_SECOND,
@@ -95,14 +96,16 @@ def _linear_loss_of(
             call = call._replace(sample_weight=sample_weight_of(rows.sample_weight, logits, call.shape))
     else:
         call = check(logits, rows.target, of_table, knobs, *options, rows.sample_weight)
-    changes = _changes(call, softcap, scale, target_shift)
+    other = None if rows.mix is None else other_of(call, logits, rows.target, rows.mix)
+    if shift or other is not None:
+        _check_labels(call, given, shift)
+    changes = _changes(call, softcap, scale, rows.target_shift)
     items = _items(num_items, call)
     name = choose(backend, input)
     if mix is not None or label_smoothing != 0:
         if mix is not None and target_shift is not None:
             raise ValueError("target_shift must be None with mix, which has no one target class")
         check_smoothing(of_table, label_smoothing)
-        other = None if rows.mix is None else other_of(call, logits, rows.target, rows.mix)
         quantities = partial(linear_quantities, layer, changes, backend=name)
         if items is None:
             return call.shaped(*mixed_loss(call, label_smoothing, other, quantities))
@@ -111,11 +114,22 @@ def _linear_loss_of(
     return call.shaped(*_run(layer, call, changes, items, name))
 
 
+def _check_labels(call: Call, given: Rows, shift: int) -> None:
+    """Raise for labels that are none, by the rows and the names that the caller gave them: nobody later knows these."""
+    if not looks_at_labels(call):
+        return
+    for name, labels in (("target", given.target), ("mix[0]", given.mix[0] if given.mix is not None else None)):
+        if labels is not None:
+            held = labels.long().clone()
+            held[..., : shift if held.dim() else 0] = call.ignore_index
+            raise_for_labels(call._replace(target=held.reshape(-1)), name)
+
+
 def check_softcap(softcap: float | None) -> None:
     """Raise TypeError or ValueError for what cannot cap logits."""
     if softcap is None:
         return
-    if not isinstance(softcap, Real) or isinstance(softcap, bool):
+    if not is_number(softcap):
         raise TypeError(f"softcap must be a number or None, got {type(softcap).__name__}")
     if not 0 < softcap < float("inf"):
         raise ValueError(f"softcap must be finite and > 0, or None, got {softcap}")
@@ -160,7 +174,7 @@ def _items(num_items: int | Tensor | None, call: Call) -> Tensor | float | None:
             )
         dtype = loss_dtype(call.logits)
         return num_items.detach().reshape(()).to(device=call.logits.device, dtype=dtype, non_blocking=True)
-    if not isinstance(num_items, Real) or isinstance(num_items, bool):
+    if not is_number(num_items):
         raise TypeError(f"num_items must be a number > 0 or a tensor of one, got {type(num_items).__name__}")
     if not 0 < num_items < float("inf"):
         raise ValueError(f"num_items must be finite and > 0, got {num_items}")

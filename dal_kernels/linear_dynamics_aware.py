@@ -14,7 +14,7 @@ from dal_kernels.layer import check_budget
 from dal_kernels.loss import DynamicsAwareLoss
 from dal_kernels.losses.options import PlainOptions
 from dal_kernels.mixtures import Mix
-from dal_kernels.plain_layer import plain_layer
+from dal_kernels.plain_layer import in_place_of
 from dal_kernels.schedule import DynamicsAwareSchedule
 from dal_kernels.self_paced import Pace, schedule_of
 
@@ -127,11 +127,13 @@ class LinearDynamicsAwareLoss(DynamicsAwareLoss):
 
         :class:`dal_kernels.LinearLoss` takes features with D last, as a model gives them, and has more options.
 
-
         The other arguments are those of :meth:`DynamicsAwareLoss.forward`.
         """
-        features, classifier_weight, bias = plain_layer(self.classifier, input, classes_last=False)
-        return linear_form(
-            self, features, classifier_weight, target, bias, return_stats, reduction, classes_last=False,
-            sample_weight=sample_weight, mix=mix, chunk_bytes=self.chunk_bytes,
-        )  # fmt: skip
+
+        def loss_of(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | tuple[Tensor, RowStats]:
+            return linear_form(
+                self, features, weight, target, bias, return_stats, reduction, classes_last=False,
+                sample_weight=sample_weight, mix=mix, chunk_bytes=self.chunk_bytes,
+            )  # fmt: skip
+
+        return in_place_of(self.classifier, input, loss_of, classes_last=False)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,7 +15,11 @@ from dal_kernels.arguments import Call, RowStats, raise_for_labels
 from dal_kernels.fields import loss_dtype_of
 from dal_kernels.layer import Layer
 from dal_kernels.linear_chunks import Changes
+from dal_kernels.objective import RowQuantities
+from dal_kernels.quantities import quantities_of_call
 from dal_kernels.surroundings import is_recording, transforms_active
+
+_Made = TypeVar("_Made")
 
 
 def changed_logits(
@@ -47,20 +52,6 @@ def eager_loss(
         row_weight: (N,), which multiplies the losses of rows; the reduction is "sum" then.
     """
     raise_for_labels(call)
-    given = layer.features.dtype
-
-    def losses_of(
-        features: Tensor,
-        classifier: Tensor,
-        bias: Tensor | None,
-        scale: Tensor | None,
-        shift: Tensor | None,
-        part: Call,
-    ) -> Any:
-        parts = features, classifier.to(given), None if bias is None else bias.to(given)
-        logits = changed_logits(layer, part.target, Changes(changes.softcap, shift, scale), parts)
-        return reference.reduced_loss(part._replace(logits=logits))
-
     if makes_all_at_once(layer):
         logits = changed_logits(layer, call.target, changes)
         if row_weight is None:
@@ -68,22 +59,12 @@ def eager_loss(
         loss, all_stats = reference.reduced_loss(call._replace(logits=logits, reduction="none"))
         return (loss * row_weight).sum(), all_stats
 
-    # What the chunks add to the gradients of these is added up in float32.
-    sums = loss_dtype_of(given)
-    classifier, bias = layer.classifier.to(sums), None if layer.bias is None else layer.bias.to(sums)
-    _, shift, scale = changes
+    def losses_of(logits: Tensor, rows: slice) -> tuple[Tensor, RowStats | None]:
+        knobs = call.knobs if call.knobs.dim() == 1 else call.knobs[rows]
+        part = call._replace(logits=logits, target=call.target[rows], knobs=knobs, reduction="none")
+        return reference.reduced_loss(part)
 
-    losses, stats = [], []
-    for begin in range(0, len(layer.features), layer.chunk):
-        of = slice(begin, begin + layer.chunk)
-        knobs = call.knobs if call.knobs.dim() == 1 else call.knobs[of]
-        part = call._replace(target=call.target[of], knobs=knobs, reduction="none")
-        of_shift = None if shift is None else shift[of]
-        loss, of_rows = checkpoint(
-            losses_of, layer.features[of], classifier, bias, scale, of_shift, part, use_reentrant=False
-        )
-        losses.append(loss)
-        stats.append(of_rows)
+    losses, stats = zip(*_of_chunks(layer, changes, call.target, losses_of), strict=True)
     loss = torch.cat(losses)
     if row_weight is not None:
         loss = loss * row_weight
@@ -93,3 +74,52 @@ def eager_loss(
         classes = layer.classifier.shape[0]
         loss = loss / reference.row_factors(call.target, classes, call.weight, call.ignore_index, loss.dtype).sum()
     return loss, RowStats(*map(torch.cat, zip(*stats, strict=True))) if call.want_stats else None
+
+
+def eager_quantities(
+    layer: Layer, changes: Changes, call: Call, targets: tuple[Tensor, ...]
+) -> tuple[tuple[RowQuantities, ...], Tensor]:
+    """:func:`dal_kernels.quantities.quantities_of_call` by plain operations, in the same way."""
+
+    def quantities_of(logits: Tensor, rows: slice) -> tuple[tuple[RowQuantities, ...], Tensor]:
+        part = call._replace(logits=logits, target=call.target[rows])
+        return quantities_of_call(part, tuple(target[rows] for target in targets), "eager")
+
+    if makes_all_at_once(layer):
+        return quantities_of(changed_logits(layer, call.target, changes), slice(None))
+    chunks, predictions = zip(*_of_chunks(layer, changes, call.target, quantities_of), strict=True)
+    of_targets = []
+    for of_chunks in zip(*chunks, strict=True):
+        tensors = [torch.cat(column) for column in zip(*(row.tensors for row in of_chunks), strict=True)]
+        of_targets.append(RowQuantities._make([*tensors, of_chunks[0].classes]))
+    return tuple(of_targets), torch.cat(predictions)
+
+
+def _of_chunks(
+    layer: Layer, changes: Changes, target: Tensor, make: Callable[[Tensor, slice], _Made]
+) -> Iterator[_Made]:
+    """What ``make`` makes of the logits of some rows, of all chunks in their order."""
+    given = layer.features.dtype
+    # What the chunks add to the gradients of these is added up in float32.
+    sums = loss_dtype_of(given)
+    classifier, bias = layer.classifier.to(sums), None if layer.bias is None else layer.bias.to(sums)
+    softcap, shift, scale = changes
+
+    def made(
+        features: Tensor,
+        classifier: Tensor,
+        bias: Tensor | None,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        rows: slice,
+    ) -> _Made:
+        parts = features, classifier.to(given), None if bias is None else bias.to(given)
+        return make(changed_logits(layer, target[rows], Changes(softcap, shift, scale), parts), rows)
+
+    for begin in range(0, len(layer.features), layer.chunk):
+        rows = slice(begin, begin + layer.chunk)
+        of_shift = None if shift is None else shift[rows]
+        of_rows: Any = checkpoint(
+            made, layer.features[rows], classifier, bias, scale, of_shift, rows, use_reentrant=False
+        )
+        yield of_rows

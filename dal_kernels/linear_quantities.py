@@ -13,7 +13,7 @@ from dal_kernels.backends.choose import choose
 from dal_kernels.fields import loss_dtype_of
 from dal_kernels.layer import CLASSES_LAST, Layer, layer_of
 from dal_kernels.linear_chunks import UNCHANGED, Changes, LayerInChunks
-from dal_kernels.linear_eager import changed_logits
+from dal_kernels.linear_eager import eager_quantities
 from dal_kernels.linear_fused import anchors_of, wanted_of
 from dal_kernels.linear_ops import finished, linear_gradient
 from dal_kernels.linear_rows import Rows
@@ -23,7 +23,6 @@ from dal_kernels.quantities import (
     RowStatistics,
     as_statistics,
     places_of,
-    quantities_of_call,
     slope_fields,
     values_of,
 )
@@ -54,7 +53,7 @@ def linear_row_statistics(
     Returns, Raises:
         As :func:`dal_kernels.row_statistics` and :func:`dal_kernels.linear_loss`.
     """
-    rows = Rows(input, target, None, None).without_last(0)
+    rows = Rows(input, target, None, None).without_last(0, 0)
     layer, logits = layer_of(input, linear_weight, linear_bias, chunk_bytes, names=CLASSES_LAST)
     call = check(logits, rows.flat_target, row_statistics_of, (), None, ignore_index, "none", True)
     call = call._replace(shape=target.shape)
@@ -66,11 +65,10 @@ def linear_quantities(
     layer: Layer, changes: Changes, call: Call, targets: tuple[Tensor, ...], *, backend: str
 ) -> tuple[tuple[RowQuantities, ...], Tensor]:
     """:func:`dal_kernels.quantities.quantities_of_call` of the logits of a layer."""
-    if backend == "eager" or is_recording(layer.features):
-        whole = changed_logits(layer, call.target, changes)
-        return quantities_of_call(call._replace(logits=whole), targets, "eager")
     for target in targets:
         raise_for_labels(call._replace(target=target))
+    if backend == "eager" or is_recording(layer.features):
+        return eager_quantities(layer, changes, call, targets)
     classes = layer.classifier.shape[0]
     found_places = [places_of(call, target, classes) for target in targets]
     places = torch.stack([place for place, _, _ in found_places])

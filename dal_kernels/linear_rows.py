@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from numbers import Integral
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -18,13 +18,17 @@ class Rows(NamedTuple):
     target: Tensor
     sample_weight: Tensor | None
     mix: Mix | None
+    target_shift: Any = None
 
     @property
     def flat_target(self) -> Tensor:
         return self.target.reshape(-1)
 
-    def without_last(self, shift: int) -> Rows:
+    def without_last(self, shift: int, classes: int) -> Rows:
         """Each row beside the target ``shift`` further on in the last dimension of the target.
+
+        Args:
+            classes: C, because a ``target_shift`` (C,) is one a class.
 
         Raises:
             TypeError, ValueError: the target has not the shape of ``input`` without D, or none is so far on.
@@ -48,10 +52,13 @@ class Rows(NamedTuple):
                 f"shift must be >= 0 and below the length of a sequence, {length}, which is the last dimension of "
                 f"target, got {shift}"
             )
-        shape, weight, mix = target.shape, self.sample_weight, self.mix
-        if isinstance(weight, Tensor) and weight.shape == shape:  # else it is one a sequence, or what check() refuses
-            weight = weight[..., shift:]
-        if isinstance(mix, tuple):
-            shifted = (of[..., shift:] if isinstance(of, Tensor) and of.shape == shape else of for of in mix)
-            mix = tuple(shifted)
-        return Rows(input[..., :-shift, :], target[..., shift:], weight, mix)
+
+        def later(value: Any) -> Any:
+            """What has a value a label, beside these; else it is one a sequence, or what is refused later."""
+            return value[..., shift:] if isinstance(value, Tensor) and value.shape == target.shape else value
+
+        mix: Any = tuple(map(later, self.mix)) if isinstance(self.mix, tuple) else self.mix
+        of_labels = self.target_shift
+        if not (isinstance(of_labels, Tensor) and of_labels.shape == (classes,)):  # one a class, then
+            of_labels = later(of_labels)
+        return Rows(input[..., :-shift, :], target[..., shift:], later(self.sample_weight), mix, of_labels)

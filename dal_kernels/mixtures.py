@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from numbers import Real
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from dal_kernels.arguments import Call, RowStats
 from dal_kernels.fields import loss_dtype
 from dal_kernels.objective import RowQuantities
 from dal_kernels.reference import row_factors
-from dal_kernels.tensors import of_rows, shape_of
+from dal_kernels.tensors import is_number, of_rows, shape_of
 
 # Another target, and the share of the first.
 Mix = tuple[Tensor, float | Tensor]
@@ -97,6 +96,6 @@ def other_of(call: Call, input: Tensor, target: Tensor, mix: Mix) -> Other:
     if isinstance(share, Tensor):
         share = share.to(loss_dtype(input))
         share = share if share.dim() == 0 else of_rows("mix[1]", share, input, call.shape, "one weight or one a row")
-    elif not isinstance(share, Real) or not 0 <= share <= 1:
+    elif not is_number(share) or not 0 <= share <= 1:
         raise ValueError(f"mix[1] must be a weight from 0 to 1, got {share!r}")
     return other.reshape(-1).long(), share

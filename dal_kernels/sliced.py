@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from dal_kernels.arguments import Backend, Call, RowStats, check, raise_for_labels
+from dal_kernels.arguments import Backend, Call, RowStats, check, label_error
 from dal_kernels.backends.choose import choose
-from dal_kernels.exchange import Group, Slice, exchange, scattered_sum, slice_of
+from dal_kernels.collectives import Group, scattered_sum, sum_over_ranks
+from dal_kernels.exchange import Slice, exchange, slice_of
 from dal_kernels.fields import Reduction
 from dal_kernels.knobs import KnobValue
 from dal_kernels.layer import Layer, layer_of
@@ -58,7 +58,7 @@ def class_parallel_loss_of(
     call = check(
         whole, target, OBJECTIVES[objective], knobs, weight, ignore_index, reduction, return_stats, sample_weight
     )
-    raise_for_labels(call)
+    problem = label_error(call)
     name = choose(backend, local_logits)
     wanted = torch.is_grad_enabled() and local_logits.requires_grad
 
@@ -66,7 +66,7 @@ def class_parallel_loss_of(
         with torch.no_grad():
             target_logit = _target_logit(logits, call.target, own)
             loss, stats, kept = _finish(
-                call, statistics(logits, name, call.objective.is_wide), target_logit, own, name, wanted
+                call, statistics(logits, name, call.objective.is_wide), target_logit, own, name, wanted, problem
             )
         return loss if kept is None else _SliceLoss.apply(logits, loss, *kept, name), stats
 
@@ -106,7 +106,7 @@ def class_parallel_linear_loss_of(
     call = check(
         whole, target, OBJECTIVES[objective], knobs, weight, ignore_index, reduction, return_stats, sample_weight
     )
-    raise_for_labels(call)
+    problem = label_error(call)
     name = choose(backend, input)
     leaves = (layer.features if own_rows is None else own_rows, layer.classifier, layer.bias)
     wanted = wanted_of(leaves)
@@ -122,7 +122,9 @@ def class_parallel_linear_loss_of(
                 empty = local[:0].reshape(0, own.size)
                 found, target_logits = [statistics(empty, name, call.objective.is_wide)], [local.new_empty(0)]
             of_rows = joined(found)
-            loss, stats, kept = _finish(call, of_rows, torch.cat(target_logits), own, name, any(wanted), layer.features)
+            loss, stats, kept = _finish(
+                call, of_rows, torch.cat(target_logits), own, name, any(wanted), problem, layer.features
+            )
         if kept is not None:
             loss = _SliceLinearLoss.apply(*leaves, loss, *kept, layer, name, wanted, group, anchors_of(leaves, wanted))
         return loss, stats
@@ -155,11 +157,11 @@ def class_parallel_row_statistics(
     """
     logits, own, whole_logits = _slice(local_logits, target, class_offset, num_classes, group)
     call = check(whole_logits, target, row_statistics_of, (), None, ignore_index, "none", True)
-    raise_for_labels(call)
+    problem = label_error(call)
     name = choose(backend, local_logits)
     with torch.no_grad():
         target_logit = _target_logit(logits, call.target, own)
-        whole, target_logit = exchange(call, statistics(logits, name, wide=True), target_logit, own)
+        whole, target_logit = exchange(call, statistics(logits, name, wide=True), target_logit, own, problem=problem)
         local, prediction = within(call.target, call.target == call.ignore_index, whole.argmax, own.offset, own.size)
     (row,) = differentiable_rows(
         logits, local.unsqueeze(0), target_logit.unsqueeze(0), prediction, whole, own.classes, name
@@ -198,10 +200,11 @@ def _finish(
     own: Slice,
     backend: str,
     wanted: bool,
+    problem: Exception | None,
     features: Tensor | None = None,
 ) -> tuple[Tensor, RowStats | None, tuple[Tensor, ...] | None]:
     """Reduced loss and statistics, and with ``wanted`` (target, fields, prediction) for the gradient of the slice."""
-    whole, target_logit = exchange(call, local, target_logit, own, features)
+    whole, target_logit = exchange(call, local, target_logit, own, features, problem)
     done = finish(call, whole, target_logit, wanted)
     if done.coefficients is None:
         return done.loss, done.stats, None
@@ -261,5 +264,5 @@ class _SliceLinearLoss(torch.autograd.Function):
         if wanted[0] and gathered:
             gradients = (scattered_sum(gradients[0], group), *gradients[1:])
         elif wanted[0]:
-            dist.all_reduce(gradients[0], group=group)
+            sum_over_ranks(gradients[0], group)
         return (*finished(gradients, ctx.dtypes, ctx.anchors, wanted), *(None,) * 9)

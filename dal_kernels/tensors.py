@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from numbers import Real
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
@@ -23,10 +24,16 @@ _BESIDE_PLAIN = (
     " beside a plain input: make input one too, or pass its full_tensor() or, of this rank's rows, to_local()"
 )
 OF_LAYER = (
-    "; for classes split over ranks see dal_kernels.distributed, and where fully_shard has split the parameters, "
-    "apply it to a module that calls this loss in its forward (LinearDynamicsAwareLoss or one around it), not to the "
-    "classifier"
+    ": where fully_shard has split it, give the module that holds it (LinearLoss(..., classifier=head) gathers it) or "
+    "apply fully_shard to the loss module alone; where its classes are split over ranks, as by ColwiseParallel, take "
+    "dal_kernels.ClassParallelLinear, or dal_kernels.distributed.class_parallel_linear_loss of its to_local() with the "
+    "group of its mesh"
 )
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether it is a real number. True is none: who gives it for a number has taken it for a switch."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def shape_of(tensor: Tensor) -> str:

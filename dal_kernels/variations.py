@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from numbers import Real
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ from dal_kernels.knobs import KnobValue, knob_tensor
 from dal_kernels.mixtures import Mix, mixed_loss, other_of, reduced
 from dal_kernels.objective import Objective, RowQuantities
 from dal_kernels.quantities import quantities_of_call
-from dal_kernels.tensors import LOGITS, check_choice, shape_of
+from dal_kernels.tensors import LOGITS, check_choice, is_number, shape_of
 
 
 def varied_loss(
@@ -111,7 +110,7 @@ def without_variations(options: dict[str, Any]) -> dict[str, Any]:
 
 def check_smoothing(objective: Objective, label_smoothing: float) -> None:
     """Raise ValueError for what is no share, or where the loss cannot be smoothed."""
-    if not isinstance(label_smoothing, Real) or not 0 <= label_smoothing <= 1:
+    if not is_number(label_smoothing) or not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must be a number from 0 to 1, got {label_smoothing!r}")
     if label_smoothing > 0 and not objective.affine:
         raise ValueError(
@@ -125,7 +124,7 @@ def checked_scale(scale: float | Tensor) -> float | Tensor:
     if isinstance(scale, Tensor):
         if scale.dim() or scale.dtype not in LOGITS:
             raise ValueError(f"scale must be a number or a 0-d tensor, got {scale.dtype} of shape {shape_of(scale)}")
-    elif not isinstance(scale, Real) or not 0 < scale < float("inf"):
+    elif not is_number(scale) or not 0 < scale < float("inf"):
         raise ValueError(f"scale must be finite and > 0, got {scale!r}")
     return scale
 
@@ -147,7 +146,7 @@ def shift_of_rows(shift: float | Tensor, labels: Tensor, classes: int, shape: to
     """
     valid = (labels >= 0) & (labels < classes)
     if not isinstance(shift, Tensor):
-        if not isinstance(shift, Real) or not abs(shift) < float("inf"):
+        if not is_number(shift) or not abs(shift) < float("inf"):
             raise ValueError(f"target_shift must be finite, got {shift!r}")
         values = torch.full_like(labels, float(shift), dtype=dtype)
     elif shift.dim() == 0:

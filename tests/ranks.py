@@ -77,10 +77,18 @@ def _run(rank: int, world: int, module: str, folder: str) -> None:
     dist.destroy_process_group()
 
 
+def start(run: Any, arguments: tuple[Any, ...], world: int) -> list[Any]:
+    """Processes of ``run(rank, *arguments)``, forked where they can be from one that has imported what all import."""
+    method = "forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn"
+    if method == "forkserver":
+        mp.set_forkserver_preload(["torch.distributed.tensor", "dal_kernels", "pytest", "hypothesis"])
+    return list(mp.start_processes(run, arguments, world, join=False, start_method=method).processes)
+
+
 def run(module: str, world: int, folder: Path) -> None:
     """Run the checks of a module in ``world`` processes; each writes what went wrong to a file a check."""
-    context = mp.spawn(_run, args=(world, module, str(folder)), nprocs=world, join=False)
-    for process in context.processes:
+    processes = start(_run, (world, module, str(folder)), world)
+    for process in processes:
         process.join(PATIENCE)
         process.kill()
 

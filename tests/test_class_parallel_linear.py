@@ -88,14 +88,14 @@ def check_ranks_start_with_other_classes(world: int) -> None:
 
 
 def check_bytes_on_the_wire(world: int) -> None:
-    """Of N rows here: features and labels once, 4 floats a row of all ranks, and the features' gradient back."""
+    """Of N rows: how many, features and labels once, 4 floats a row of all ranks, and the features' gradient back."""
     features, target, _ = rows()
     form = ClassParallelLinear(GeneralizedCrossEntropyLoss(0.7), D, C)
     given = own(features).requires_grad_()
     with Collectives() as forward:
         loss = form(given, own(target))
     here = N // world
-    assert [size for _, size in forward.seen] == [4 * here * D, 8 * here, 4 * 4 * (N + 2)]
+    assert [size for _, size in forward.seen] == [16, 4 * here * D, 8 * here, 4 * 4 * (N + 2)]
     with Collectives() as backward:
         loss.backward()
     assert len(backward.seen) == 1
@@ -156,14 +156,54 @@ def check_features_that_differ_are_found_out(world: int) -> None:
     raises("target must be the same on every rank", lambda: form(features, target.roll(dist.get_rank())))
 
 
-def check_a_bad_label_of_one_rank_ends_all(world: int) -> None:
-    features, target, _ = rows()
-    form = ClassParallelLinear(CrossEntropyLoss(), D, C)
-    bad = own(target)
-    if dist.get_rank() == world - 1:
-        bad[0, 0] = C
-    row = N - N // world
-    raises(f"target at row {row} is {C}, accepted are 0 to {C - 1}", lambda: form(own(features), bad))
+def check_what_is_wrong_on_one_rank_ends_all(world: int) -> None:
+    last = dist.get_rank() == world - 1
+    of_last = f"^rank {world - 1} of the group: "
+    for gather in (True, False):
+        form = ClassParallelLinear(CrossEntropyLoss(), D, C, gather=gather)
+        x, y, w = (own(of) if gather else of for of in rows())
+        bad = y.clone()
+        bad.view(-1)[1] = C
+        call: Any = {"input": x, "target": y, "sample_weight": w, "return_stats": False, "reduction": "sum"}
+        cases: list[tuple[dict[str, Any], str]] = [
+            ({"target": bad}, f"{of_last}target at row 1 is {C}, accepted are 0 to {C - 1} and ignore_index -100$"),
+            ({"input": x[..., 1:]}, f"{of_last}input must have shape"),
+            ({"target": None}, f"{of_last}target must be a tensor"),
+            ({"input": x.double()}, f"{of_last}linear_weight must have the dtype of input, torch.float64"),
+            ({"input": x.clone().requires_grad_()}, "^input must be the same on every rank, got torch.float32, .*grad"),
+            ({"sample_weight": None}, "^sample_weight must be the same on every rank, got a tensor, .*None$"),
+            ({"return_stats": True}, "^return_stats must be the same on every rank, got False, .*True$"),
+            ({"reduction": "mean"}, "^loss must be the same on every rank, got .*'sum'.*'mean'"),
+        ]
+        if not gather:
+            cases.append(({"input": x[1:], "target": y[1:], "sample_weight": w[1:]}, "^the number of rows .* 23"))
+        for changes, message in cases:
+            with pytest.raises((TypeError, ValueError), match=message):
+                form(**call | (changes if last else {}))
+        assert form(**call).isfinite()
+
+
+def check_ranks_may_have_other_numbers_of_rows(world: int) -> None:
+    """Down to none."""
+    features, target, weights = rows()
+    counts = [[0, 9], [5, 0, 7, 1]][world // 4]
+    begin, count = sum(counts[: dist.get_rank()]), counts[dist.get_rank()]
+    part, every = slice(begin, begin + count), slice(0, sum(counts))
+    torch.manual_seed(0)
+    form = ClassParallelLinear(DynamicsAwareLoss(total_steps=4), D, C)
+    one = whole(form)
+    given, all_rows = features[part].clone().requires_grad_(), features[every].clone().requires_grad_()
+    got, stats = form(given, target[part], return_stats=True, sample_weight=weights[part])
+    expected, true_stats = one(all_rows, target[every], return_stats=True, sample_weight=weights[every])
+    close(got, expected, 1e-5)
+    close(stats, type(stats)(*(field[part] for field in true_stats)), 1e-5)
+    got.backward()
+    expected.backward()
+    close(given.grad, all_rows.grad[part], 1e-5)
+    close(form.weight.grad.full_tensor(), one.classifier.weight.grad, 1e-5)
+    form.step()
+    one.step()
+    assert form.loss.schedule.state_dict() == pytest.approx(one.loss.schedule.state_dict(), rel=1e-4)
 
 
 def check_errors(world: int) -> None:
@@ -176,6 +216,8 @@ def check_errors(world: int) -> None:
     learnt = weights.clone().requires_grad_()
     raises("sample_weight must not require grad", lambda: form(features, target, sample_weight=learnt))
     raises("scale must be None", lambda: ClassParallelLinear(CrossEntropyLoss(scale=2.0), D, C))
+    weighted = CrossEntropyLoss(weight=torch.ones(C - 1))
+    raises("weight must have one value a class", lambda: ClassParallelLinear(weighted, D, C))
     raises("loss must be a module", lambda: ClassParallelLinear(nn.CrossEntropyLoss(), D, C), TypeError)
     mesh = init_device_mesh("cpu", (1, world), mesh_dim_names=("rows", "classes"))
     raises("mesh must have one dimension, got 2", lambda: ClassParallelLinear(CrossEntropyLoss(), D, C, mesh=mesh))

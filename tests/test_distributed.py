@@ -277,6 +277,14 @@ def check_errors(world: int) -> None:
     everywhere = target.clone()
     everywhere[3] = C
     raises(f"target at row 3 is {C}", lambda: call(everywhere))
+    if place.rank:
+        everywhere = target
+    message = rf"^rank 0 of the group: target at row 3 is {C}, accepted are 0 to {C - 1} and ignore_index -100$"
+    for told in (place.told, {}):
+        raises(message, lambda told=told: class_parallel_loss(CrossEntropyLoss(), local, everywhere, **told))
+    weight = place.of(torch.zeros(C, D), 0)
+    raises(message, lambda: class_parallel_linear_loss(CrossEntropyLoss(), torch.zeros(N, D), weight, everywhere))
+    raises(message, lambda: class_parallel_row_statistics(local, everywhere))
     mine = target.clone()
     mine[3] = place.rank
     raises("target must be the same on every rank", lambda: call(mine))
@@ -304,7 +312,7 @@ def check_where_looking_would_cost_a_synchronisation(world: int) -> None:
     logits, target = case(7)
     look = exchange.agreement
     with (
-        mock.patch.object(sliced, "raise_for_labels"),
+        mock.patch.object(sliced, "label_error", return_value=None),
         mock.patch.object(exchange, "agreement", lambda header, _: look(header, False)),
     ):
 

@@ -12,8 +12,19 @@ import torch.distributed as dist
 from ranks import C, Collectives, N, case, close, finished_ranks, names_of, raises, report, upstream_of
 from torch import Tensor, nn
 
-from dal_kernels import LinearDynamicsAwareLoss, dynamics_aware_loss, linear_dynamics_aware_loss
-from dal_kernels.distributed import class_parallel_dynamics_aware_loss, class_parallel_linear_dynamics_aware_loss
+from dal_kernels import (
+    GeneralizedCrossEntropyLoss,
+    LinearDynamicsAwareLoss,
+    LinearLoss,
+    dynamics_aware_loss,
+    linear_dynamics_aware_loss,
+    linear_loss,
+)
+from dal_kernels.distributed import (
+    class_parallel_dynamics_aware_loss,
+    class_parallel_linear_dynamics_aware_loss,
+    class_parallel_linear_loss,
+)
 
 if dist.is_available():
     from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
@@ -110,9 +121,13 @@ def check_dtensors_beside_plain_tensors(world: int) -> None:
             raises(message, lambda loss=loss, call=call: loss(features, classifier, **call), TypeError)
     for loss in (linear_dynamics_aware_loss, class_parallel_linear_dynamics_aware_loss):
         parts = {"input": features, "classifier_weight": classifier, "bias": torch.zeros(C)}
-        for name, instead in {"input": "pass", "classifier_weight": ".*fully_shard", "bias": ".*fully_shard"}.items():
+        for name, instead in {
+            "input": "; pass",
+            "classifier_weight": ": .*fully_shard",
+            "bias": ": .*fully_shard",
+        }.items():
             *layer, bias = {**parts, name: of(parts[name])}.values()
-            message = f"{name} must be a plain tensor, got a DTensor; {instead}"
+            message = f"{name} must be a plain tensor, got a DTensor{instead}"
             raises(message, lambda loss=loss, layer=layer, bias=bias: loss(*layer, target, 0.7, bias=bias), TypeError)
     raises("local_logits must be a plain tensor.*dal_kernels.dynamics_aware_loss takes it",
            lambda: class_parallel_dynamics_aware_loss(of(logits), target, 0.7), TypeError)  # fmt: skip
@@ -214,30 +229,68 @@ def fsdp1(model: nn.Module, kinds: list[type[nn.Module]]) -> nn.Module:
     return FullyShardedDataParallel(model, auto_wrap_policy=policy, device_id=torch.device("cpu"))
 
 
+class Fused(nn.Module):
+    """:class:`Model` with a head and a loss of it apart."""
+
+    def __init__(self, reduction: str) -> None:
+        super().__init__()
+        plain = Model()
+        self.body, self.head = plain.body, plain.criterion.classifier
+        self.criterion = LinearLoss(
+            GeneralizedCrossEntropyLoss(reduction=reduction), *self.head.weight.shape[::-1], classifier=self.head
+        )
+        self.reduction = reduction
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        loss = self.criterion(self.body(x), target)
+        return loss.mean() if self.reduction == "none" else loss
+
+
 def check_fully_sharded(world: int) -> None:
-    """FSDP around what holds the classifier trains as one process does; around the classifier it is refused."""
+    """FSDP around the loss, or what holds it, or the head that it is given, trains as one process does."""
     if world > 2:  # has nothing to add, and takes long
         return
     expected = trained(Model())
     mesh = init_device_mesh("cpu", (world,))
-    for names in (["criterion"], [""], ["criterion", "body", ""]):
+    for names in (["criterion"], [""], ["criterion", "body", ""], ["body", "criterion.classifier", ""]):
         model = Model()
         for name in names:
             fully_shard(model.get_submodule(name), mesh=mesh)
         close(trained(model), expected, 1e-5)
     for kinds in ([], [LinearDynamicsAwareLoss]):
         close(trained(fsdp1(Model(), kinds)), expected, 1e-5)
-
-    refused = "classifier.weight must be a plain tensor, got a DTensor; .*dal_kernels.distributed.*fully_shard"
-    model = Model()
-    for name in ("body", "criterion.classifier", ""):
-        fully_shard(model.get_submodule(name), mesh=mesh)
-    raises(refused, lambda: trained(model), TypeError)
+    for reduction in ("mean", "none"):  # whose gradients are made in the forward and in the backward
+        expected = trained(Fused(reduction))
+        for names in (["head", ""], [""]):
+            model = Fused(reduction)
+            for name in names:
+                fully_shard(model.get_submodule(name), mesh=mesh)
+            close(trained(model), expected, 1e-5)
     split = parallelize_module(Model(), mesh, {"criterion.classifier": ColwiseParallel()})
+    refused = "classifier.weight must be a plain tensor, got a DTensor: .*fully_shard.*ColwiseParallel.*to_local"
     raises(refused, lambda: trained(split), TypeError)
     raises(
         "must be an nn.Linear.*got FullyShardedDataParallel", lambda: trained(fsdp1(Model(), [nn.Linear])), TypeError
     )
+
+
+def check_a_head_of_columns_is_taken_as_the_error_says(world: int) -> None:
+    mesh = init_device_mesh("cpu", (world,))
+    plain = Model()
+    head = plain.criterion.classifier
+    weight, bias = (distribute_tensor(of.detach(), mesh, [Shard(0)]).requires_grad_() for of in head.parameters())
+    features, (_, target) = torch.randn(N, head.in_features, generator=torch.Generator().manual_seed(1)), case(3)
+    loss = GeneralizedCrossEntropyLoss()
+    refused = "linear_weight must be a plain tensor, got a DTensor: .*class_parallel_linear_loss of its to_local"
+    raises(refused, lambda: linear_loss(loss, features, weight, target, linear_bias=bias), TypeError)
+    of_mesh = {"linear_bias": bias.to_local(), "group": mesh.get_group()}
+    got = class_parallel_linear_loss(loss, features, weight.to_local(), target, **of_mesh)
+    expected = linear_loss(loss, features, head.weight, target, linear_bias=head.bias)
+    close(got, expected, 1e-5)
+    got.backward()
+    expected.backward()
+    close(weight.grad.full_tensor(), head.weight.grad, 1e-5)
+    close(bias.grad.full_tensor(), head.bias.grad, 1e-5)
 
 
 finished = finished_ranks(__name__)

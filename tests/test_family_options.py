@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -410,3 +411,19 @@ def test_the_linear_form_has_row_statistics(fused: str) -> None:
         rtol=1e-4,
         atol=1e-6,
     )
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_a_loss_is_pickled(name: str) -> None:
+    loss = module_of(name)
+    again = pickle.loads(pickle.dumps(loss))
+    logits, target = torch.randn(4, 6), torch.arange(4)
+    assert torch.equal(again(logits, target), loss(logits, target))
+
+
+def test_a_pickled_schedule_moves_the_loss_that_it_was_pickled_with() -> None:
+    loss = GeneralizedCrossEntropyLoss(schedule=Ramp(4, q=(0.2, 1.0)))
+    again = pickle.loads(pickle.dumps(loss))
+    again.step()
+    assert again.knobs["q"] == pytest.approx(0.4)
+    assert loss.knobs["q"] == 0.2

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
+import io
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +111,25 @@ def test_a_model_stays_what_it_was(tmp_path: Path) -> None:
     fused(**data).loss.backward()
 
 
+@pytest.mark.parametrize("way", ["pickle", "deepcopy", "torch.save"])
+def test_a_model_is_copied_and_pickled_with_its_loss(way: str) -> None:
+    net, data = apply_to(model("llama"), GeneralizedCrossEntropyLoss(0.7)), batch()
+    stream = io.BytesIO()
+    if way == "torch.save":
+        torch.save(net, stream)
+        stream.seek(0)
+        again = torch.load(stream, weights_only=False)
+    else:
+        again = pickle.loads(pickle.dumps(net)) if way == "pickle" else copy.deepcopy(net)
+    expected = net(**data)
+    with torch.no_grad():
+        net.get_output_embeddings().weight.zero_()
+    found = again(**data)
+    torch.testing.assert_close(found.loss, expected.loss)
+    assert found.logits.shape == expected.logits.shape
+    assert type(again) is type(net)
+
+
 def test_logits_of_another_kind_are_found_out() -> None:
     net = model("llama")
 
@@ -128,6 +149,8 @@ def test_what_is_no_language_model_is_refused() -> None:
         apply_to(nn.Linear(3, 4), CrossEntropyLoss())
     with pytest.raises(TypeError, match="loss must be a module of dal_kernels"):
         apply_to(model("llama"), nn.CrossEntropyLoss())
+    with pytest.raises(ValueError, match=rf"weight must have one value a class, shape \({VOCABULARY},\)"):
+        apply_to(model("llama"), CrossEntropyLoss(weight=torch.ones(VOCABULARY - 1)))
 
 
 @pytest.mark.parametrize("always", [False, True], ids=["asked for", "of its configuration"])

@@ -71,3 +71,81 @@ def test_a_class_is_no_loss_and_options_of_a_new_classifier_are_not_for_one_that
         LinearLoss(BrierLoss, 3, 4)
     with pytest.raises(ValueError, match="bias, device and dtype must be left out"):
         LinearLoss(GeneralizedCrossEntropyLoss(), 3, 4, bias=False, classifier=torch.nn.Linear(3, 4))
+
+
+@pytest.mark.parametrize("options", [{"mix": True}, {"label_smoothing": 0.1}, {"row_statistics": True}], ids=str)
+def test_plain_operations_keep_no_logits_of_other_chunks(options: dict[str, Any]) -> None:
+    """Autograd saves what a chunk of logits is made of, and nothing of their size."""
+    torch.manual_seed(3)
+    features, weight = torch.randn(32, 4, requires_grad=True), torch.randn(500, 4, requires_grad=True)
+    target = torch.randint(500, (32,))
+    sizes = []
+
+    def saved(tensor: Any) -> Any:
+        sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor):
+        if "row_statistics" in options:
+            row = linear_row_statistics(features, weight, target, backend="eager", chunk_bytes=4 * 500 * 4)
+            loss = (row.log_prob * row.entropy).sum()
+        else:
+            mix = (target.flip(0), 0.3) if "mix" in options else None
+            criterion = BrierLoss(backend="eager", label_smoothing=options.get("label_smoothing", 0.0))
+            loss = linear_loss(criterion, features, weight, target, mix=mix, chunk_bytes=4 * 500 * 4)
+    assert max(sizes) <= weight.numel()
+    assert all(gradient.any() for gradient in torch.autograd.grad(loss, (features, weight)))
+
+
+def test_a_bad_label_is_named_by_its_row_in_what_was_given() -> None:
+    features, weight = torch.randn(2, 5, 3), torch.randn(7, 3)
+    target, other = torch.zeros(2, 5, dtype=torch.long), torch.zeros(2, 5, dtype=torch.long)
+    target[:, 0] = -1  # of no row, once they are shifted
+    target[1, 3] = 7
+    with pytest.raises(ValueError, match=r"^target at row 8 is 7, accepted are 0 to 6 and ignore_index -100$"):
+        linear_loss(CrossEntropyLoss(), features, weight, target, shift=1)
+    other[1, 2] = 9
+    with pytest.raises(ValueError, match=r"^mix\[0\] at row 7 is 9, accepted"):
+        linear_loss(CrossEntropyLoss(), features, weight, other * 0, mix=(other, 0.5), shift=2)
+    with pytest.raises(ValueError, match=r"^mix\[0\] at row 7 is 9, accepted"):
+        linear_loss(CrossEntropyLoss(), features, weight, other * 0, mix=(other, 0.5))
+
+
+def test_a_shift_of_each_label_stands_where_its_label_does() -> None:
+    torch.manual_seed(4)
+    features, weight, target = torch.randn(2, 5, 3), torch.randn(7, 3), torch.randint(7, (2, 5))
+    margins = torch.randn(2, 5)
+    found = linear_loss(CrossEntropyLoss(target_shift=margins), features, weight, target, shift=1)
+    logits = F.linear(features, weight)[:, :-1].reshape(-1, 7)
+    logits[torch.arange(8), target[:, 1:].flatten()] += margins[:, 1:].flatten()
+    torch.testing.assert_close(found, F.cross_entropy(logits, target[:, 1:].flatten()))
+    # One a class stays one a class, where a sequence is as long as there are classes.
+    features, target, margins = torch.randn(7, 3), torch.randint(7, (7,)), torch.randn(7)
+    found = linear_loss(CrossEntropyLoss(target_shift=margins), features, weight, target, shift=1)
+    logits = F.linear(features, weight)[:-1]
+    logits[torch.arange(6), target[1:]] += margins[target[1:]]
+    torch.testing.assert_close(found, F.cross_entropy(logits, target[1:]))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("scale", {"scale": True}),
+        ("softcap", {"softcap": True}),
+        ("num_items", {"num_items": True}),
+        (r"mix\[1\]", {"mix": (torch.zeros(3, dtype=torch.long), True)}),
+        ("target_shift", {"loss": CrossEntropyLoss(target_shift=True)}),
+        ("scale", {"loss": CrossEntropyLoss(scale=True)}),
+        ("label_smoothing", {"loss": BrierLoss(label_smoothing=True)}),
+    ],
+    ids=str,
+)
+def test_true_is_no_number(name: str, options: dict[str, Any]) -> None:
+    given = {"loss": BrierLoss(), "input": torch.randn(3, 2), "linear_weight": torch.randn(4, 2)}
+    with pytest.raises((TypeError, ValueError), match=f"^{name} must be .* got (True|bool)"):
+        linear_loss(**given | {"target": torch.zeros(3, dtype=torch.long)} | options)
+
+
+def test_class_weights_of_other_classes_are_refused_at_construction() -> None:
+    with pytest.raises(ValueError, match=r"weight must have one value a class, shape \(4,\), got shape \(5,\)"):
+        LinearLoss(CrossEntropyLoss(weight=torch.ones(5)), 3, 4)

@@ -1,0 +1,101 @@
+"""The collectives of the losses. What goes wrong on one rank ends all of them, with one sentence."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Group = Any  # torch.distributed's ProcessGroup, or None for the default one
+
+# Called all_gather_into_tensor before torch 2.13.
+_all_gather: Any = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
+_reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or getattr(dist, "reduce_scatter_tensor", None)
+
+
+@contextmanager
+def _all_must_answer(group: Group) -> Iterator[None]:
+    """An error of a collective says what it means: where it comes from is of no use to who waits for another rank."""
+    try:
+        yield
+    except RuntimeError as error:
+        cause = re.sub(r"^\[[^]]*\] *", "", str(error).partition("\n")[0]).partition(". ")[0]
+        raise RuntimeError(
+            f"every rank of the group must answer in a collective of the loss, and rank {dist.get_rank(group)} of "
+            f"{dist.get_world_size(group)} waited for one that has ended, failed or hangs: {cause}"
+        ) from error
+
+
+def gather_into(found: Tensor, values: Tensor, group: Group) -> None:
+    """Write the values (n, ...) of each rank to ``found`` (R n, ...), in their order. All must have as many."""
+    with _all_must_answer(group):
+        _all_gather(found, values.contiguous(), group=group)
+
+
+def gathered_rows(values: Tensor, group: Group) -> Tensor:
+    """(R N, ...) of the (N, ...) of each rank, in their order. Every rank must have as many."""
+    found = values.new_empty((dist.get_world_size(group) * values.shape[0], *values.shape[1:]))
+    gather_into(found, values, group)
+    return found
+
+
+def scattered_sum(values: Tensor, group: Group) -> Tensor:
+    """(N, ...) of the sum over the ranks of their (R N, ...): this rank's part of it."""
+    own = values.new_empty((values.shape[0] // dist.get_world_size(group), *values.shape[1:]))
+    with _all_must_answer(group):
+        _reduce_scatter(own, values, group=group)
+    return own
+
+
+def sum_over_ranks(values: Tensor, group: Group) -> None:
+    """Let the values be the sum of those of all ranks."""
+    with _all_must_answer(group):
+        dist.all_reduce(values, group=group)
+
+
+def raise_everywhere(problem: Exception | None, group: Group) -> None:
+    """Raise on all ranks, which must all call this, the error of the first that has one; on none if none has."""
+    every = _objects(problem, group)
+    found = [rank for rank, error in enumerate(every) if error is not None]
+    if found:
+        first = every[found[0]]
+        shared = len({str(error) for error in every}) == 1
+        raise type(first)(str(first) if shared else f"rank {found[0]} of the group: {first}") from problem
+
+
+def rows_of_ranks(rows: int, same: Mapping[str, str], problem: Exception | None, group: Group) -> list[int]:
+    """How many rows each rank has, by a small all-gather in which they tell that nothing is wrong with their calls.
+
+    Args:
+        same: what must be the same on every rank, by what an error calls it.
+        problem: what is wrong with this rank's call.
+
+    Raises:
+        TypeError, ValueError: the problem of a rank, or what is not the same; on all ranks.
+    """
+    told = -1 if problem is not None else zlib.crc32(repr(dict(same)).encode())
+    every = torch.empty((dist.get_world_size(group), 2), dtype=torch.int64)
+    gather_into(every.view(-1), torch.tensor([rows, told]), group)
+    counts, sums = every.t().tolist()
+    if min(sums) < 0:
+        raise_everywhere(problem, group)
+    if len(set(sums)) > 1:
+        of_ranks = _objects(dict(same), group)
+        for name in same:
+            values = [of_rank.get(name) for of_rank in of_ranks]
+            if len(set(values)) > 1:
+                raise ValueError(f"{name} must be the same on every rank, got {', '.join(map(str, values))}")
+    return list(counts)
+
+
+def _objects(own: Any, group: Group) -> list[Any]:
+    every: list[Any] = [None] * dist.get_world_size(group)
+    with _all_must_answer(group):
+        dist.all_gather_object(every, own, group=group)
+    return every
