@@ -73,7 +73,8 @@ class Knob(NamedTuple):
             return self.accepted
         # Below, a number has few digits, and its reciprocal, by which losses multiply, is infinite.
         if 0 < value < limits.tiny:
-            return f"{'0 or ' if self.inclusive else ''}at least {limits.tiny:.3g}, {limits.dtype}'s smallest normal number"
+            zero = "0 or " if self.inclusive else ""
+            return f"{zero}at least {limits.tiny:.3g}, {limits.dtype}'s smallest normal number"
         return None
 
 
