@@ -212,7 +212,7 @@ def run_tests(
     return run_pytest("-q", "-x", "-k", selection, tests, cwd=folder, **variables)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize(("file", "name"), [(file, name) for file, mutants in MUTANTS.items() for name in mutants])
 def test_the_suite_catches(file: str, name: str, tmp_path: Path) -> None:
     *mutant, selection = MUTANTS[file][name]

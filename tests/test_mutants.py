@@ -338,7 +338,7 @@ def test_the_unchanged_source_passes(tree: Path) -> None:
 
 
 @needs_compiler
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", [*MUTANTS, *FAMILY_MUTANTS, *PACE_MUTANTS])
 def test_the_suite_catches(tree: Path, name: str) -> None:
     file, old, new = (MUTANTS | FAMILY_MUTANTS | PACE_MUTANTS)[name]
@@ -386,7 +386,7 @@ ALONE = {
 
 
 @needs_executor
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", TRITON_MUTANTS)
 def test_the_suite_catches_in_triton(name: str, tmp_path: Path) -> None:
     *mutant, selection = TRITON_MUTANTS[name]
@@ -395,7 +395,7 @@ def test_the_suite_catches_in_triton(name: str, tmp_path: Path) -> None:
 
 
 @needs_executor
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", ALONE)
 def test_the_suite_catches_in_triton_alone(name: str, tmp_path: Path) -> None:
     """By tests that choose the executor themselves."""
