@@ -67,6 +67,15 @@ COUNTS = {
 }
 
 
+def test_products_and_sums_are_fused_whatever_triton_does_by_default() -> None:
+    pytest.importorskip("triton")
+    from dal_kernels.backends.triton import record
+
+    options: list[dict[str, object]] = []
+    record.start({(1,): lambda *arguments, **given: options.append(given)}, (1,))(0, num_warps=1)
+    assert options == [{"num_warps": 1, "enable_fp_fusion": True}]
+
+
 @needs_executor
 @pytest.mark.parametrize("case", COUNTS, ids=lambda case: f"{case[0]}x{case[1]} {case[2]}")
 def test_a_step_executes_no_more_than_this(gpuless: ModuleType, case: tuple[int, int, torch.dtype]) -> None:
