@@ -102,6 +102,9 @@ class BuildOrGoWithout(build_ext):
         self.missing: dict[str, str | None] = {}
         self.torch_version: str | None = None
         self.architectures: list[str] = []
+        # What an earlier build left in place: of the same sources it is as good as what would be built now.
+        before = extensions["read_record"](Path("dal_kernels")) if self.inplace else {}
+        self.earlier = before if before.get("sources") == extensions["digest"](Path("csrc")) else {}
         declared, self.extensions = self.extensions, []
         for ext in declared:
             try:
@@ -167,14 +170,19 @@ class BuildOrGoWithout(build_ext):
 
     def go_without(self, ext: Extension, reason: str) -> None:
         self.extensions = [other for other in self.extensions if other is not ext]
-        self.missing[ext.name.rpartition(".")[2]] = reason
-        # One from an earlier build would be packed, or imported, though it is of other sources.
+        if ext.name == CUDA and os.environ.get("DAL_KERNELS_CUDA") == "1":
+            raise SystemExit(f"dal_kernels: DAL_KERNELS_CUDA=1, but the CUDA kernels cannot be built: {reason}")
+        name = ext.name.rpartition(".")[2]
+        if self.keeps(ext, name):
+            self.missing[name] = None
+            say(f"keeping {name} of an earlier build, which was made from the same sources; it was not built: {reason}")
+            return
+        self.missing[name] = reason
+        # One from an earlier build of other sources would be packed, or imported.
         for inplace in {False, self.for_this_machine}:
             self.inplace = inplace
             Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
         if ext.name == CUDA:
-            if os.environ.get("DAL_KERNELS_CUDA") == "1":
-                raise SystemExit(f"dal_kernels: DAL_KERNELS_CUDA=1, but the CUDA kernels cannot be built: {reason}")
             say(f"installing without the CUDA C++ kernels: {reason}. On a GPU the loss needs Triton then.")
         elif ext.name == NODE:
             say(f"installing without the autograd node: {reason}. A call of the loss costs the host more time then.")
@@ -183,6 +191,14 @@ class BuildOrGoWithout(build_ext):
                 f"WARNING: installing WITHOUT the compiled CPU kernels: {reason}. "
                 "On CPU tensors the loss then runs as plain PyTorch operations: exact, but 10 to 30 times slower."
             )
+
+    def keeps(self, ext: Extension, name: str) -> bool:
+        """Whether an earlier build of the same sources is in place and of use: the autograd node to its torch alone."""
+        built = self.earlier.get("missing", {}).get(name, "not known") is None
+        there = built and Path("dal_kernels", Path(self.get_ext_fullpath(ext.name)).name).exists()
+        if ext.name == CUDA and there:
+            self.architectures = self.earlier["architectures"]
+        return there and (ext.name != NODE or self.earlier["torch"] == self.torch_version)
 
     def get_output_mapping(self) -> dict[str, str]:
         """Of what is built to where it lies in place: also the record, for an editable installation of links."""

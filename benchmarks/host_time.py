@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.machine import machine
+from benchmarks.turns import in_turns
 from dal_kernels import DynamicsAwareLoss, available_backends, dynamics_aware_loss
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -63,18 +64,18 @@ def contenders(device: str) -> dict[str, Loss]:
 
 def measure(losses: dict[str, Loss], logits: Tensor, target: Tensor, rounds: int) -> dict[str, list[float]]:
     """Seconds of a step of each, in turns: one figure a round."""
-    times: dict[str, list[float]] = {label: [] for label in losses}
-    for turn in range(rounds + 1):
-        for label, loss in losses.items():
-            if logits.is_cuda:
-                torch.cuda.synchronize(logits.device)
-            start = time.perf_counter()
-            for _ in range(STEPS):
-                logits.grad = None
-                loss(logits, target).backward()
-            if turn > 0:  # the first compiles and warms up
-                times[label].append((time.perf_counter() - start) / STEPS)
-    return times
+
+    def step(loss: Loss) -> None:
+        logits.grad = None
+        loss(logits, target).backward()
+
+    def wait() -> None:
+        if logits.is_cuda:
+            torch.cuda.synchronize(logits.device)
+
+    times = in_turns([partial(step, loss) for loss in losses.values()], rounds + 1, STEPS, wait)
+    # The first round compiles and warms up.
+    return {label: of[1:] for label, of in zip(losses, times, strict=True)}
 
 
 def rows_of(times: dict[str, list[float]]) -> list[tuple[str, str, str]]:

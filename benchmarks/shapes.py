@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.machine import machine
+from benchmarks.turns import in_turns
 from dal_kernels import dynamics_aware_loss
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -78,14 +79,7 @@ def medians(calls: Sequence[Callable[[], object]], seconds: float) -> list[float
     each = (time.perf_counter() - start) / 2 / len(calls)
     repeats = max(1, int(TURN / each))
     rounds = min(max(5, int(seconds / (each * repeats * len(calls)))), 500)
-    times: list[list[float]] = [[] for _ in calls]
-    for _ in range(rounds):
-        for call, of in zip(calls, times, strict=True):
-            start = time.perf_counter()
-            for _ in range(repeats):
-                call()
-            of.append((time.perf_counter() - start) / repeats)
-    return [statistics.median(of) for of in times]
+    return [statistics.median(of) for of in in_turns(calls, rounds, repeats)]
 
 
 def measure(shape: Shape, dtype: torch.dtype, seconds: float) -> tuple[float, float, float]:

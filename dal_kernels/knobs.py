@@ -116,8 +116,8 @@ def remembered_number(knob: Knob, number: float, input: Tensor) -> Tensor:
 def _check_number(knob: Knob, value: Any, dtype: torch.dtype) -> None:
     if not isinstance(value, Real):
         raise TypeError(f"{knob.name} must be a number or a floating-point tensor, got {type(value).__name__}")
-    if not knob.accepts(cast(float, value), torch.finfo(dtype).max):
-        raise ValueError(f"{knob.name} must be {knob.accepted}, got {value}")
+    if (wanted := knob.refusal(cast(float, value), torch.finfo(dtype))) is not None:
+        raise ValueError(f"{knob.name} must be {wanted}, got {value}")
 
 
 def check_numbers(objective: Objective, values: tuple[Any, ...]) -> tuple[float, ...]:
@@ -138,26 +138,27 @@ def _check_rule(objective: Objective, numbers: tuple[float, ...]) -> None:
 
 
 def _check_tensor(objective: Objective, knobs: Tensor) -> None:
-    largest = torch.finfo(knobs.dtype).max
-    rows = [knobs.tolist()] if knobs.dim() == 1 else knobs[_refused(objective, knobs, largest)].tolist()
+    limits = torch.finfo(knobs.dtype)
+    rows = [knobs.tolist()] if knobs.dim() == 1 else knobs[_refused(objective, knobs, limits)].tolist()
     for values in rows:
-        row = 0 if knobs.dim() == 1 else int(_refused(objective, knobs, largest).nonzero()[0])
+        row = 0 if knobs.dim() == 1 else int(_refused(objective, knobs, limits).nonzero()[0])
         for knob, value in zip(objective.knobs, values, strict=True):
-            if not knob.accepts(value, largest):
-                raise ValueError(f"{knob.name} must be {knob.accepted}, got {value} at row {row}")
+            if (wanted := knob.refusal(value, limits)) is not None:
+                raise ValueError(f"{knob.name} must be {wanted}, got {value} at row {row}")
         if objective.rule is not None:
             ok, words = objective.rule(*values)
             if not ok:
                 raise ValueError(f"{words}, got {values[0]} at row {row}")
 
 
-def _refused(objective: Objective, knobs: Tensor, largest: float) -> Tensor:
+def _refused(objective: Objective, knobs: Tensor, limits: torch.finfo) -> Tensor:
     """Which rows (N,) have a knob that is refused."""
     columns = knobs.unbind(-1)
     fits = torch.ones_like(columns[0], dtype=torch.bool)
     for knob, column in zip(objective.knobs, columns, strict=True):
-        least, most = knob.least, min(knob.most, largest)
+        least, most = knob.least, min(knob.most, limits.max)
         fits &= (column >= least) & (column <= most) if knob.inclusive else (column > least) & (column < most)
+        fits &= (column <= 0) | (column >= limits.tiny)
         if knob.whole:
             fits &= column == column.round()
     if objective.rule is not None:

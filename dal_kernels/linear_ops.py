@@ -80,7 +80,7 @@ def _linear_loss(
             losses, of_rows, argmax = finished_rows(call, *in_blocks.statistics(wide))
             fields = of_rows if wide else of_rows[:NARROW_FIELDS]
             prediction = argmax if want_prediction else prediction
-            upstream = torch.ones((), dtype=losses.dtype) if row_weight is None else row_weight
+            upstream = losses.new_ones(()) if row_weight is None else row_weight
             if divisor is not None:
                 upstream = torch.where(divisor == 0, torch.nan, 1 / divisor).to(losses.dtype)
             terms = of_rows if wide else of_rows[: GRADIENT_FIELDS + 1]

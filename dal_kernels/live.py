@@ -28,6 +28,11 @@ def unpacked(pairs: Tensor) -> list[float]:
     return [whole + fraction * _UNIT for whole, fraction in pairs.tolist()]
 
 
+def _kept(number: float) -> float:
+    """0 for what float32 holds with few digits and without a reciprocal, as at the foot of a ramp from 0."""
+    return number if abs(number) >= torch.finfo(torch.float32).tiny else 0.0
+
+
 class LiveNumbers:
     """Floats, and for each device one (K,) float32 tensor of them that is changed in place whenever they are."""
 
@@ -47,7 +52,7 @@ class LiveNumbers:
         self.numbers = numbers
         for tensor, _ in self._tensors.values():
             for place, number in enumerate(numbers):
-                tensor[place].fill_(number)
+                tensor[place].fill_(_kept(number))
 
     def on(self, device: torch.device) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The (K,) tensor on ``device``, and its values as 0-d tensors: the same at each call. Not to be written to."""
@@ -69,5 +74,5 @@ class LiveNumbers:
             made = torch.empty(len(self.numbers), dtype=torch.float32, device=device)
             values = made.unbind()
             for value, number in zip(values, self.numbers, strict=True):
-                value.fill_(number)
+                value.fill_(_kept(number))
         return made, values

@@ -62,14 +62,20 @@ class Knob(NamedTuple):
         sign, end = (">=", "<=") if self.inclusive else (">", "<")
         return f"finite and {sign} {self.least:g}" + (f" and {end} {self.most:g}" if self.most < math.inf else "")
 
-    def accepts(self, value: float, largest: float) -> bool:
-        """Whether it may be ``value``, and at most ``largest``: what the dtype of the loss can hold.
+    def refusal(self, value: float, limits: torch.finfo) -> str | None:
+        """What it must be, where it may not be ``value`` in a loss of that dtype; else None.
 
         Comparisons only, because a number that torch.compile traces is a symbol.
         """
-        least, most = self.least, min(self.most, largest)
+        least, most = self.least, min(self.most, limits.max)
         within = least <= value <= most if self.inclusive else least < value < most
-        return within and not (self.whole and value != int(value))
+        if not within or (self.whole and value != int(value)):
+            return self.accepted
+        # Below, a number has few digits, and its reciprocal, by which losses multiply, is infinite.
+        if 0 < value < limits.tiny:
+            zero = "0 or " if self.inclusive else ""
+            return f"{zero}at least {limits.tiny:.3g}, {limits.dtype}'s smallest normal number"
+        return None
 
 
 class Objective(NamedTuple):

@@ -132,7 +132,7 @@ class SelfPacedSchedule(DynamicsAwareSchedule):
             number(name, state_dict.get(name, other)) for name, other in (("confidence", 1.0), ("agreement", 0.0))
         ]
         super().load_state_dict(state_dict)
-        self.live.numbers().learnt.copy_(torch.tensor(learnt))
+        self.live.numbers().learnt.copy_(torch.tensor(learnt, device="cpu"))
         self._tell()
 
 
@@ -163,7 +163,7 @@ class LivePace:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__()  # type: ignore[misc]
-        self.numbers().learnt.copy_(torch.tensor(state["learnt"]))
+        self.numbers().learnt.copy_(torch.tensor(state["learnt"], device="cpu"))
         self._limits, self._bounds = state["limits"], state["bounds"]
         self.keep()
 

@@ -58,7 +58,7 @@ class Arrival:
         self._numbers, self._event = numbers, None
         if numbers.is_cuda:
             # Into pinned memory, because only there a copy lets the host go on.
-            self._numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+            self._numbers = torch.empty(numbers.shape, dtype=numbers.dtype, device="cpu", pin_memory=True)
             self._numbers.copy_(numbers, non_blocking=True)
             self._event = torch.cuda.Event()
             self._event.record(torch.cuda.current_stream(numbers.device))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from filelock import FileLock
 
 from benchmarks.micro.run import environment
 
-__all__ = ["PATIENCE", "ROOT", "made_once", "run_pytest"]
+__all__ = ["FAULTS", "PATIENCE", "ROOT", "assert_caught", "assert_passed", "made_once", "run_pytest"]
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 600  # seconds after which a process hangs, and is not slow
@@ -28,6 +29,31 @@ def run_pytest(*arguments: str | Path, cwd: Path = ROOT, **variables: str) -> su
         capture_output=True,
         text=True,
     )
+
+
+# What a test raises that a faulty kernel fails: its own assertion, or what the executor of GPU code has found.
+FAULTS = {
+    "AssertionError",
+    "Failed",
+    "GlobalConflict",
+    "Misaligned",
+    "OutOfBounds",
+    "SharedRace",
+    "UninitializedShared",
+}
+
+
+def assert_caught(result: subprocess.CompletedProcess[str]) -> None:
+    """One test failed by what it asserts: not by an import or a compilation, which any change to a source may break."""
+    raised = re.findall(r"^\S+:\d+: (\w+)$", result.stdout, re.MULTILINE)
+    caught = result.returncode == 1 and "1 failed" in result.stdout and raised and raised[-1] in FAULTS
+    assert caught, result.stdout[-3000:] + result.stderr[-2000:]
+
+
+def assert_passed(result: subprocess.CompletedProcess[str]) -> None:
+    """Some tests passed and none failed."""
+    passed = result.returncode == 0 and " passed" in result.stdout
+    assert passed, result.stdout[-3000:] + result.stderr[-2000:]
 
 
 def made_once(request: pytest.FixtureRequest, name: str, make: Callable[[Path], None]) -> Path:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import tempfile
 import warnings
 import zlib
 from collections import Counter
@@ -23,7 +24,13 @@ sys.path.append(str(Path(__file__).parent.parent.parent / "shared"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Under pytest-xdist the workers share the cores, and so do the processes that they start."""
+    """Under pytest-xdist the workers share the cores, and so do the processes that they start. Triton, which keeps what
+    it compiles in the home folder, gets another where that cannot be written to.
+    """
+    try:
+        Path.home().joinpath(".triton").mkdir(exist_ok=True)
+    except OSError:
+        os.environ.setdefault("TRITON_HOME", tempfile.mkdtemp())
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if workers > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // workers))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dal_kernels import available_backends, dynamics_aware_loss, knobs, node, ops, reference
+from dal_kernels import DynamicsAwareLoss, available_backends, dynamics_aware_loss, knobs, node, ops, reference
 from dal_kernels.backends import choose
 
 # Both ways, because one of them hands what is wrong to the other.
@@ -54,6 +54,8 @@ def schedule_values(name: str) -> list[tuple[dict[str, Any], type[Exception], st
         (math.nan, ValueError, "got nan"),
         (math.inf, ValueError, "got inf"),
         (10**400, ValueError, "be finite"),
+        (1e-40, ValueError, "be 0 or at least 1.18e-38, float32's smallest normal number, got 1e-40"),
+        (rows(row1=1e-40), ValueError, "be 0 or at least 1.18e-38, .* row 1"),
         (torch.tensor(-0.5), ValueError, r"got -0\.5"),
         (torch.tensor(math.nan), ValueError, "got nan"),
         (torch.tensor(math.inf), ValueError, "got inf"),
@@ -316,6 +318,15 @@ def test_every_backend_gives_what_the_reference_gives(backend: str, reduction: s
 def test_a_q_that_float32_cannot_hold_is_a_value_error(q: float | Tensor) -> None:
     with pytest.raises(ValueError, match="q must be finite"):
         dynamics_aware_loss(LOGITS, TARGET, q)
+
+
+def test_a_ramp_from_zero_is_zero_where_float32_has_few_digits() -> None:
+    logits = LOGITS.clone().requires_grad_()
+    criterion = DynamicsAwareLoss(0.0, 1.5, total_steps=1, pace="fixed", backend="eager")
+    criterion.step(1e-40)
+    (gradient,) = torch.autograd.grad(criterion(logits, TARGET), logits)
+    (expected,) = torch.autograd.grad(F.cross_entropy(logits, TARGET), logits)
+    torch.testing.assert_close(gradient, expected)
 
 
 @everywhere

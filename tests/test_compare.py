@@ -248,6 +248,13 @@ def test_the_demo_takes_what_compare_takes(monkeypatch: pytest.MonkeyPatch) -> N
     assert shown[0].recipe.learning_rate == 0.5
 
 
+def test_the_demo_by_itself_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = []
+    monkeypatch.setattr(demo, "demonstrate", shown.append)
+    assert demo.main([]) == 0
+    assert len(shown[0].noise) * len(shown[0].seeds) * len(shown[0].losses) == 8
+
+
 def test_help_says_which_presets_are_the_authors(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["train", "--help"])

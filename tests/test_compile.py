@@ -31,6 +31,7 @@ def step(loss_of: Any, logits: Tensor, target: Tensor, q: Tensor, weight: Tensor
     return loss.detach(), leaf.grad
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @dtypes
 def test_one_graph_and_one_compilation_while_the_schedule_moves(
@@ -119,6 +120,7 @@ def loss_arguments(dtype: torch.dtype, reduction: int, objective: Objective) -> 
     return case.logits, case.target, knobs, weight, objective.id, -100, reduction
 
 
+@pytest.mark.sampled(5)
 @dtypes
 @pytest.mark.parametrize("reduction", [0, 1, 2])
 @objectives

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -177,21 +176,31 @@ torch.testing.assert_close(logits.grad, again)
 
 
 @pytest.mark.parametrize("inplace", [False, True])
-def test_what_an_earlier_build_left_is_not_taken_for_this_one(source_tree: Path, inplace: bool) -> None:
-    """It may be of other sources, and the record says that there is none."""
+@pytest.mark.parametrize("same_sources", [False, True])
+def test_what_an_earlier_build_left_is_kept_in_place_if_it_is_of_the_same_sources(
+    source_tree: Path, inplace: bool, same_sources: bool
+) -> None:
+    """Else the record says that there is none, or a wheel would be packed with it."""
     pytest.importorskip("setuptools")
     folders = [source_tree / "build/lib/dal_kernels", source_tree / "dal_kernels"]
+    earlier = {"_native": None, "_cuda": None, "_node": "no reason"}
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("_native", "_cuda"):
             (folder / f"{name}.abi3.so").write_bytes(b"old")
+        extensions.write_record(folder, source_tree / "csrc", earlier, "2.13.0", ["sm_90"])
+    if not same_sources:
+        (source_tree / "csrc" / "new.h").write_text("")
     options = ["--inplace"] if inplace else []
     build(source_tree, "build_ext", "--build-lib", "build/lib", *options, CXX="no-such-compiler", DAL_KERNELS_CUDA="0")
+    kept = inplace and same_sources
     left = [folder for folder in folders if list(folder.glob("*.so"))]
-    assert left == ([] if inplace else folders[1:])
-    record = json.loads((folders[inplace] / "_build.json").read_text(encoding="utf-8"))
-    assert record["missing"]["_cuda"] == "DAL_KERNELS_CUDA=0 was set"
-    assert "no-such-compiler" in record["missing"]["_native"]
+    assert left == (folders if kept else [] if inplace else folders[1:])
+    record = extensions.read_record(folders[inplace])
+    assert record["missing"]["_cuda"] == (None if kept else "DAL_KERNELS_CUDA=0 was set")
+    assert record["architectures"] == (["sm_90"] if kept else [])
+    assert kept or "no-such-compiler" in record["missing"]["_native"]
+    assert record["missing"]["_node"] is not None
 
 
 def test_the_node_is_built_again_though_its_file_is_newer_than_its_sources(source_tree: Path, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def run_sample(mode: str, sample: int, *selection: str) -> None:
 
 
 @needs_executor
-@pytest.mark.parametrize(("order", "sample"), [("asc", 24), ("desc", 25)])
+@pytest.mark.parametrize(("order", "sample"), [("asc", 36), ("desc", 37)])
 def test_the_compiled_code_passes_the_shared_tests(order: str, sample: int) -> None:
     """With checks for races, accesses out of bounds and misaligned ones, in both orders of warps."""
     names = ("numerics", "autograd", "compile", "fuzz", "linear", "slices", "pace")
@@ -46,7 +46,7 @@ def test_the_compiled_code_passes_the_shared_tests(order: str, sample: int) -> N
 def test_the_interpreter_passes_the_shared_tests() -> None:
     # It multiplies and adds with two roundings where a GPU fuses: not for logits of hundreds.
     selection = "not extreme and not scale_of_the_logits and not 33000 and not 9000"
-    run_sample("interpreter", 24, "tests/test_numerics.py", "tests/test_autograd.py", "-k", selection)
+    run_sample("interpreter", 36, "tests/test_numerics.py", "tests/test_autograd.py", "-k", selection)
 
 
 @pytest.fixture
@@ -65,6 +65,15 @@ COUNTS = {
     # Longer rows are read twice. The count varies by how often the maximum grows.
     (4, 131072, torch.bfloat16): (26, 2.05, 1.01),
 }
+
+
+def test_products_and_sums_are_fused_whatever_triton_does_by_default() -> None:
+    pytest.importorskip("triton")
+    from dal_kernels.backends.triton import record
+
+    options: list[dict[str, object]] = []
+    record.start({(1,): lambda *arguments, **given: options.append(given)}, (1,))(0, num_warps=1)
+    assert options == [{"num_warps": 1, "enable_fp_fusion": True}]
 
 
 @needs_executor

@@ -30,6 +30,7 @@ def types_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("stats_too", [False, True])
 def test_functions(stats_too: bool) -> None:
     typical_use.functions(LOGITS, TARGET, stats_too)
+    typical_use.family(LOGITS, TARGET, stats_too)
     typical_use.linear(torch.randn(8, 4), nn.Linear(4, 10), TARGET, stats_too)
 
 

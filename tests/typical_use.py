@@ -15,8 +15,12 @@ from dal_kernels import (
     LinearDynamicsAwareLoss,
     RowStats,
     SelfPacedSchedule,
+    active_passive_loss,
     available_backends,
+    cross_entropy_loss,
     dynamics_aware_loss,
+    generalized_cross_entropy_loss,
+    label_distribution_aware_margin_loss,
     linear_dynamics_aware_loss,
     reference,
 )
@@ -35,6 +39,17 @@ def functions(logits: Tensor, target: Tensor, stats_too: bool) -> None:
     assert_type(loss, Tensor)
     assert_type(stats.target_prob, Tensor)
     assert_type(available_backends(), dict[str, str])
+
+
+def family(logits: Tensor, target: Tensor, stats_too: bool) -> None:
+    assert_type(generalized_cross_entropy_loss(logits, target), Tensor)
+    assert_type(generalized_cross_entropy_loss(logits, target, 0.5, return_stats=True), tuple[Tensor, RowStats])
+    either = cross_entropy_loss(logits, target, label_smoothing=0.1, return_stats=stats_too)
+    assert_type(either, Tensor | tuple[Tensor, RowStats])
+    loss, stats = active_passive_loss(logits, target, "nce", "rce", return_stats=True, reduction="sum", scale=2.0)
+    assert_type(loss, Tensor)
+    assert_type(stats.entropy, Tensor)
+    assert_type(label_distribution_aware_margin_loss(logits, target, [1.0] * logits.shape[1]), Tensor)
 
 
 def linear(features: Tensor, layer: nn.Linear, target: Tensor, stats_too: bool) -> None:
@@ -85,3 +100,5 @@ def mistakes(logits: Tensor, target: Tensor, anything: str) -> None:
     DynamicsAwareLoss(total_steps=9, weight=[1.0])  # type: ignore[call-overload]  # pyright: ignore
     dynamics_aware_loss(logits, target, 0.7, backend=anything)  # type: ignore[call-overload]  # pyright: ignore
     dynamics_aware_loss(logits, target, "0.7")  # type: ignore[call-overload]  # pyright: ignore
+    generalized_cross_entropy_loss(logits, target, q="0.7")  # type: ignore[call-overload]  # pyright: ignore
+    cross_entropy_loss(logits, target, reduction="avg")  # type: ignore[call-overload]  # pyright: ignore

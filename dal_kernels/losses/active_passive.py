@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 from torch import Tensor
 
@@ -14,7 +14,7 @@ from dal_kernels.variations import varied_loss
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from dal_kernels.losses.options import LossOptions, ModuleOptions
+    from dal_kernels.losses.options import LossAndStats, LossOptions, ModuleOptions
     from dal_kernels.losses.ramp import Schedule
 
 
@@ -22,6 +22,48 @@ Active = Literal["nce"]
 Passive = Literal["rce", "mae", "agce"]
 
 
+@overload
+def active_passive_loss(
+    input: Tensor,
+    target: Tensor,
+    active: Active = ...,
+    passive: Passive = ...,
+    alpha: float | Tensor = ...,
+    beta: float | Tensor = ...,
+    a: float | Tensor = ...,
+    q: float | Tensor = ...,
+    *,
+    return_stats: Literal[False] = ...,
+    **options: Unpack[LossOptions],
+) -> Tensor: ...
+@overload
+def active_passive_loss(
+    input: Tensor,
+    target: Tensor,
+    active: Active = ...,
+    passive: Passive = ...,
+    alpha: float | Tensor = ...,
+    beta: float | Tensor = ...,
+    a: float | Tensor = ...,
+    q: float | Tensor = ...,
+    *,
+    return_stats: Literal[True],
+    **options: Unpack[LossOptions],
+) -> LossAndStats: ...
+@overload
+def active_passive_loss(
+    input: Tensor,
+    target: Tensor,
+    active: Active = ...,
+    passive: Passive = ...,
+    alpha: float | Tensor = ...,
+    beta: float | Tensor = ...,
+    a: float | Tensor = ...,
+    q: float | Tensor = ...,
+    *,
+    return_stats: bool,
+    **options: Unpack[LossOptions],
+) -> Tensor | LossAndStats: ...
 def active_passive_loss(
     input: Tensor,
     target: Tensor,
@@ -31,8 +73,10 @@ def active_passive_loss(
     beta: float | Tensor = 1.0,
     a: float | Tensor = 6.0,
     q: float | Tensor = 1.5,
+    *,
+    return_stats: bool = False,
     **options: Unpack[LossOptions],
-) -> Any:
+) -> Tensor | LossAndStats:
     r"""Active-passive loss (APL): normalised cross-entropy and a passive loss.
 
     .. math:: \alpha \frac{\ln p_y}{\sum_k \ln p_k} + \beta \, L_{passive}
@@ -49,13 +93,14 @@ def active_passive_loss(
             (:func:`asymmetric_generalized_cross_entropy_loss`).
         alpha, beta: >= 0; a number, a 0-d tensor or one value a row.
         a, q: of "agce" alone; > 0.
+        return_stats: also return a :class:`dal_kernels.RowStats`.
         options: see :class:`dal_kernels.losses.options.LossOptions`.
 
     Returns, Raises:
         As :func:`dal_kernels.dynamics_aware_loss`.
     """
     objective, knobs = _bound(active, passive, alpha, beta, a, q)
-    return varied_loss(objective, knobs, input, target, **options)
+    return varied_loss(objective, knobs, input, target, return_stats=return_stats, **options)
 
 
 def _bound(active: str, passive: str, alpha: Any, beta: Any, a: Any, q: Any) -> Bound:

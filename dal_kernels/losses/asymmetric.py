@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from torch import Tensor
 
@@ -13,17 +13,49 @@ from dal_kernels.variations import varied_loss
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from dal_kernels.losses.options import LossOptions, ModuleOptions
+    from dal_kernels.losses.options import LossAndStats, LossOptions, ModuleOptions
     from dal_kernels.losses.ramp import Schedule
 
 
+@overload
+def asymmetric_generalized_cross_entropy_loss(
+    input: Tensor,
+    target: Tensor,
+    a: float | Tensor = ...,
+    q: float | Tensor = ...,
+    *,
+    return_stats: Literal[False] = ...,
+    **options: Unpack[LossOptions],
+) -> Tensor: ...
+@overload
+def asymmetric_generalized_cross_entropy_loss(
+    input: Tensor,
+    target: Tensor,
+    a: float | Tensor = ...,
+    q: float | Tensor = ...,
+    *,
+    return_stats: Literal[True],
+    **options: Unpack[LossOptions],
+) -> LossAndStats: ...
+@overload
+def asymmetric_generalized_cross_entropy_loss(
+    input: Tensor,
+    target: Tensor,
+    a: float | Tensor = ...,
+    q: float | Tensor = ...,
+    *,
+    return_stats: bool,
+    **options: Unpack[LossOptions],
+) -> Tensor | LossAndStats: ...
 def asymmetric_generalized_cross_entropy_loss(
     input: Tensor,
     target: Tensor,
     a: float | Tensor = 0.6,
     q: float | Tensor = 0.6,
+    *,
+    return_stats: bool = False,
     **options: Unpack[LossOptions],
-) -> Any:
+) -> Tensor | LossAndStats:
     """Asymmetric generalised cross-entropy (AGCE).
 
     .. math:: ((a + 1)^q - (a + p_y)^q) / q
@@ -32,15 +64,18 @@ def asymmetric_generalized_cross_entropy_loss(
 
     Args:
         input: logits of shape (C,), (N, C) or (N, C, d1, ..., dk); float16, bfloat16, float32 or float64.
-    target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
+        target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
             like ``input``.
         a, q: > 0; a number, a 0-d tensor or one value a row.
+        return_stats: also return a :class:`dal_kernels.RowStats`.
         options: see :class:`dal_kernels.losses.options.LossOptions`.
 
     Returns, Raises:
         As :func:`dal_kernels.dynamics_aware_loss`.
     """
-    return varied_loss(objectives.asymmetric_generalized_cross_entropy, (a, q), input, target, **options)
+    return varied_loss(
+        objectives.asymmetric_generalized_cross_entropy, (a, q), input, target, return_stats=return_stats, **options
+    )
 
 
 class AsymmetricGeneralizedCrossEntropyLoss(RobustLoss):
@@ -66,13 +101,45 @@ class AsymmetricGeneralizedCrossEntropyLoss(RobustLoss):
         return objectives.asymmetric_generalized_cross_entropy, (a, q)
 
 
+@overload
+def asymmetric_unhinged_loss(
+    input: Tensor,
+    target: Tensor,
+    a: float | Tensor = ...,
+    q: float | Tensor = ...,
+    *,
+    return_stats: Literal[False] = ...,
+    **options: Unpack[LossOptions],
+) -> Tensor: ...
+@overload
+def asymmetric_unhinged_loss(
+    input: Tensor,
+    target: Tensor,
+    a: float | Tensor = ...,
+    q: float | Tensor = ...,
+    *,
+    return_stats: Literal[True],
+    **options: Unpack[LossOptions],
+) -> LossAndStats: ...
+@overload
+def asymmetric_unhinged_loss(
+    input: Tensor,
+    target: Tensor,
+    a: float | Tensor = ...,
+    q: float | Tensor = ...,
+    *,
+    return_stats: bool,
+    **options: Unpack[LossOptions],
+) -> Tensor | LossAndStats: ...
 def asymmetric_unhinged_loss(
     input: Tensor,
     target: Tensor,
     a: float | Tensor = 5.5,
     q: float | Tensor = 3.0,
+    *,
+    return_stats: bool = False,
     **options: Unpack[LossOptions],
-) -> Any:
+) -> Tensor | LossAndStats:
     """Asymmetric unhinged loss (AUL).
 
     .. math:: ((a - p_y)^q - (a - 1)^q) / q
@@ -81,16 +148,17 @@ def asymmetric_unhinged_loss(
 
     Args:
         input: logits of shape (C,), (N, C) or (N, C, d1, ..., dk); float16, bfloat16, float32 or float64.
-    target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
+        target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
             like ``input``.
         a: > 1; a number, a 0-d tensor or one value a row.
         q: > 0; a number, a 0-d tensor or one value a row.
+        return_stats: also return a :class:`dal_kernels.RowStats`.
         options: see :class:`dal_kernels.losses.options.LossOptions`.
 
     Returns, Raises:
         As :func:`dal_kernels.dynamics_aware_loss`.
     """
-    return varied_loss(objectives.asymmetric_unhinged, (a, q), input, target, **options)
+    return varied_loss(objectives.asymmetric_unhinged, (a, q), input, target, return_stats=return_stats, **options)
 
 
 class AsymmetricUnhingedLoss(RobustLoss):
@@ -116,12 +184,36 @@ class AsymmetricUnhingedLoss(RobustLoss):
         return objectives.asymmetric_unhinged, (a, q)
 
 
+@overload
+def asymmetric_exponential_loss(
+    input: Tensor,
+    target: Tensor,
+    a: float | Tensor = ...,
+    *,
+    return_stats: Literal[False] = ...,
+    **options: Unpack[LossOptions],
+) -> Tensor: ...
+@overload
+def asymmetric_exponential_loss(
+    input: Tensor,
+    target: Tensor,
+    a: float | Tensor = ...,
+    *,
+    return_stats: Literal[True],
+    **options: Unpack[LossOptions],
+) -> LossAndStats: ...
+@overload
+def asymmetric_exponential_loss(
+    input: Tensor, target: Tensor, a: float | Tensor = ..., *, return_stats: bool, **options: Unpack[LossOptions]
+) -> Tensor | LossAndStats: ...
 def asymmetric_exponential_loss(
     input: Tensor,
     target: Tensor,
     a: float | Tensor = 2.5,
+    *,
+    return_stats: bool = False,
     **options: Unpack[LossOptions],
-) -> Any:
+) -> Tensor | LossAndStats:
     """Asymmetric exponential loss (AEL).
 
     .. math:: e^{-p_y / a}
@@ -130,15 +222,16 @@ def asymmetric_exponential_loss(
 
     Args:
         input: logits of shape (C,), (N, C) or (N, C, d1, ..., dk); float16, bfloat16, float32 or float64.
-    target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
+        target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
             like ``input``.
         a: > 0; a number, a 0-d tensor or one value a row.
+        return_stats: also return a :class:`dal_kernels.RowStats`.
         options: see :class:`dal_kernels.losses.options.LossOptions`.
 
     Returns, Raises:
         As :func:`dal_kernels.dynamics_aware_loss`.
     """
-    return varied_loss(objectives.asymmetric_exponential, (a,), input, target, **options)
+    return varied_loss(objectives.asymmetric_exponential, (a,), input, target, return_stats=return_stats, **options)
 
 
 class AsymmetricExponentialLoss(RobustLoss):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -22,13 +22,45 @@ from dal_kernels.variations import check_smoothing, checked_scale, is_soft, shif
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from dal_kernels.losses.options import CrossEntropyOptions, LossOptions, ModuleOptions, ShiftOptions
+    from dal_kernels.losses.options import CrossEntropyOptions, LossAndStats, LossOptions, ModuleOptions, ShiftOptions
     from dal_kernels.losses.ramp import Schedule
 
 
+@overload
 def cross_entropy_loss(
-    input: Tensor, target: Tensor, label_smoothing: float = 0.0, **options: Unpack[CrossEntropyOptions]
-) -> Any:
+    input: Tensor,
+    target: Tensor,
+    label_smoothing: float = ...,
+    *,
+    return_stats: Literal[False] = ...,
+    **options: Unpack[CrossEntropyOptions],
+) -> Tensor: ...
+@overload
+def cross_entropy_loss(
+    input: Tensor,
+    target: Tensor,
+    label_smoothing: float = ...,
+    *,
+    return_stats: Literal[True],
+    **options: Unpack[CrossEntropyOptions],
+) -> LossAndStats: ...
+@overload
+def cross_entropy_loss(
+    input: Tensor,
+    target: Tensor,
+    label_smoothing: float = ...,
+    *,
+    return_stats: bool,
+    **options: Unpack[CrossEntropyOptions],
+) -> Tensor | LossAndStats: ...
+def cross_entropy_loss(
+    input: Tensor,
+    target: Tensor,
+    label_smoothing: float = 0.0,
+    *,
+    return_stats: bool = False,
+    **options: Unpack[CrossEntropyOptions],
+) -> Tensor | LossAndStats:
     r"""Cross-entropy: what :func:`torch.nn.functional.cross_entropy` computes, by the fused kernels.
 
     .. math:: -(1 - \varepsilon) \ln p_y - \frac{\varepsilon}{C} \sum_k \ln p_k
@@ -41,6 +73,7 @@ def cross_entropy_loss(
         target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
             like ``input``.
         label_smoothing: from 0 to 1.
+        return_stats: also return a :class:`dal_kernels.RowStats`.
         options: see :class:`dal_kernels.losses.options.LossOptions`.
 
     Returns, Raises:
@@ -49,10 +82,14 @@ def cross_entropy_loss(
     check_smoothing(objectives.smoothed_cross_entropy, label_smoothing)
     if is_soft(input, target) or options.get("mix") is not None or label_smoothing == 0:
         plain = objectives.symmetric_cross_entropy
-        return varied_loss(plain, (1.0, 0.0), input, target, label_smoothing=label_smoothing, **options)
+        return varied_loss(
+            plain, (1.0, 0.0), input, target, label_smoothing=label_smoothing, return_stats=return_stats, **options
+        )
     if options.get("weight") is not None:
-        return _weighted_smoothed_cross_entropy(input, target, label_smoothing, **options)
-    return varied_loss(objectives.smoothed_cross_entropy, (label_smoothing,), input, target, **options)
+        return _weighted_smoothed_cross_entropy(input, target, label_smoothing, return_stats=return_stats, **options)
+    return varied_loss(
+        objectives.smoothed_cross_entropy, (label_smoothing,), input, target, return_stats=return_stats, **options
+    )
 
 
 def _weighted_smoothed_cross_entropy(
@@ -143,13 +180,45 @@ class CrossEntropyLoss(RobustLoss):
         return result
 
 
+@overload
+def focal_loss(
+    input: Tensor,
+    target: Tensor,
+    gamma: float | Tensor = ...,
+    detach_modulator: bool = ...,
+    *,
+    return_stats: Literal[False] = ...,
+    **options: Unpack[LossOptions],
+) -> Tensor: ...
+@overload
+def focal_loss(
+    input: Tensor,
+    target: Tensor,
+    gamma: float | Tensor = ...,
+    detach_modulator: bool = ...,
+    *,
+    return_stats: Literal[True],
+    **options: Unpack[LossOptions],
+) -> LossAndStats: ...
+@overload
+def focal_loss(
+    input: Tensor,
+    target: Tensor,
+    gamma: float | Tensor = ...,
+    detach_modulator: bool = ...,
+    *,
+    return_stats: bool,
+    **options: Unpack[LossOptions],
+) -> Tensor | LossAndStats: ...
 def focal_loss(
     input: Tensor,
     target: Tensor,
     gamma: float | Tensor = 2.0,
     detach_modulator: bool = False,
+    *,
+    return_stats: bool = False,
     **options: Unpack[LossOptions],
-) -> Any:
+) -> Tensor | LossAndStats:
     r"""Focal loss: cross-entropy that turns away from what is learnt. Not robust: it stresses wrong labels too.
 
     .. math:: -(1 - p_y)^\gamma \ln p_y
@@ -162,12 +231,13 @@ def focal_loss(
             like ``input``.
         gamma: >= 0; a number, a 0-d tensor or one value a row.
         detach_modulator: count :math:`(1 - p_y)^\gamma` as a constant in the gradient, as several implementations do.
+        return_stats: also return a :class:`dal_kernels.RowStats`.
         options: see :class:`dal_kernels.losses.options.LossOptions`.
 
     Returns, Raises:
         As :func:`dal_kernels.dynamics_aware_loss`.
     """
-    return varied_loss(_focal(detach_modulator), (gamma,), input, target, **options)
+    return varied_loss(_focal(detach_modulator), (gamma,), input, target, return_stats=return_stats, **options)
 
 
 def _focal(detach_modulator: bool) -> Objective:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from torch import Tensor
 
@@ -13,16 +13,40 @@ from dal_kernels.variations import varied_loss
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from dal_kernels.losses.options import LossOptions, ModuleOptions
+    from dal_kernels.losses.options import LossAndStats, LossOptions, ModuleOptions
     from dal_kernels.losses.ramp import Schedule
 
 
+@overload
+def jensen_shannon_loss(
+    input: Tensor,
+    target: Tensor,
+    pi: float | Tensor = ...,
+    *,
+    return_stats: Literal[False] = ...,
+    **options: Unpack[LossOptions],
+) -> Tensor: ...
+@overload
+def jensen_shannon_loss(
+    input: Tensor,
+    target: Tensor,
+    pi: float | Tensor = ...,
+    *,
+    return_stats: Literal[True],
+    **options: Unpack[LossOptions],
+) -> LossAndStats: ...
+@overload
+def jensen_shannon_loss(
+    input: Tensor, target: Tensor, pi: float | Tensor = ..., *, return_stats: bool, **options: Unpack[LossOptions]
+) -> Tensor | LossAndStats: ...
 def jensen_shannon_loss(
     input: Tensor,
     target: Tensor,
     pi: float | Tensor = 0.5,
+    *,
+    return_stats: bool = False,
     **options: Unpack[LossOptions],
-) -> Any:
+) -> Tensor | LossAndStats:
     r"""Jensen-Shannon divergence of label and prediction: cross-entropy for pi -> 0, mean absolute error for pi -> 1.
 
     .. math::
@@ -33,15 +57,16 @@ def jensen_shannon_loss(
 
     Args:
         input: logits of shape (C,), (N, C) or (N, C, d1, ..., dk); float16, bfloat16, float32 or float64.
-    target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
+        target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
             like ``input``.
         pi: weight of the label, between 0 and 1; a number, a 0-d tensor or one value a row.
+        return_stats: also return a :class:`dal_kernels.RowStats`.
         options: see :class:`dal_kernels.losses.options.LossOptions`.
 
     Returns, Raises:
         As :func:`dal_kernels.dynamics_aware_loss`.
     """
-    return varied_loss(objectives.jensen_shannon, (pi,), input, target, **options)
+    return varied_loss(objectives.jensen_shannon, (pi,), input, target, return_stats=return_stats, **options)
 
 
 class JensenShannonLoss(RobustLoss):
@@ -66,11 +91,25 @@ class JensenShannonLoss(RobustLoss):
         return objectives.jensen_shannon, (pi,)
 
 
+@overload
+def fisher_rao_loss(
+    input: Tensor, target: Tensor, *, return_stats: Literal[False] = ..., **options: Unpack[LossOptions]
+) -> Tensor: ...
+@overload
+def fisher_rao_loss(
+    input: Tensor, target: Tensor, *, return_stats: Literal[True], **options: Unpack[LossOptions]
+) -> LossAndStats: ...
+@overload
+def fisher_rao_loss(
+    input: Tensor, target: Tensor, *, return_stats: bool, **options: Unpack[LossOptions]
+) -> Tensor | LossAndStats: ...
 def fisher_rao_loss(
     input: Tensor,
     target: Tensor,
+    *,
+    return_stats: bool = False,
     **options: Unpack[LossOptions],
-) -> Any:
+) -> Tensor | LossAndStats:
     r"""Squared Fisher-Rao distance between label and prediction, divided by 4.
 
     .. math:: \arccos(\sqrt{p_y})^2
@@ -79,14 +118,15 @@ def fisher_rao_loss(
 
     Args:
         input: logits of shape (C,), (N, C) or (N, C, d1, ..., dk); float16, bfloat16, float32 or float64.
-    target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
+        target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
             like ``input``.
+        return_stats: also return a :class:`dal_kernels.RowStats`.
         options: see :class:`dal_kernels.losses.options.LossOptions`.
 
     Returns, Raises:
         As :func:`dal_kernels.dynamics_aware_loss`.
     """
-    return varied_loss(objectives.fisher_rao, (), input, target, **options)
+    return varied_loss(objectives.fisher_rao, (), input, target, return_stats=return_stats, **options)
 
 
 class FisherRaoLoss(RobustLoss):
@@ -106,12 +146,36 @@ class FisherRaoLoss(RobustLoss):
         return objectives.fisher_rao, ()
 
 
+@overload
+def partially_huberised_cross_entropy_loss(
+    input: Tensor,
+    target: Tensor,
+    tau: float | Tensor = ...,
+    *,
+    return_stats: Literal[False] = ...,
+    **options: Unpack[LossOptions],
+) -> Tensor: ...
+@overload
+def partially_huberised_cross_entropy_loss(
+    input: Tensor,
+    target: Tensor,
+    tau: float | Tensor = ...,
+    *,
+    return_stats: Literal[True],
+    **options: Unpack[LossOptions],
+) -> LossAndStats: ...
+@overload
+def partially_huberised_cross_entropy_loss(
+    input: Tensor, target: Tensor, tau: float | Tensor = ..., *, return_stats: bool, **options: Unpack[LossOptions]
+) -> Tensor | LossAndStats: ...
 def partially_huberised_cross_entropy_loss(
     input: Tensor,
     target: Tensor,
     tau: float | Tensor = 10.0,
+    *,
+    return_stats: bool = False,
     **options: Unpack[LossOptions],
-) -> Any:
+) -> Tensor | LossAndStats:
     r"""Partially Huberised cross-entropy (PHuber-CE): cross-entropy whose gradient is clipped.
 
     .. math:: -\ln p_y \text{ if } p_y > 1 / \tau, \text{ else } -\tau p_y + \ln \tau + 1
@@ -120,15 +184,18 @@ def partially_huberised_cross_entropy_loss(
 
     Args:
         input: logits of shape (C,), (N, C) or (N, C, d1, ..., dk); float16, bfloat16, float32 or float64.
-    target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
+        target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
             like ``input``.
         tau: >= 1; a number, a 0-d tensor or one value a row.
+        return_stats: also return a :class:`dal_kernels.RowStats`.
         options: see :class:`dal_kernels.losses.options.LossOptions`.
 
     Returns, Raises:
         As :func:`dal_kernels.dynamics_aware_loss`.
     """
-    return varied_loss(objectives.partially_huberised_cross_entropy, (tau,), input, target, **options)
+    return varied_loss(
+        objectives.partially_huberised_cross_entropy, (tau,), input, target, return_stats=return_stats, **options
+    )
 
 
 class PartiallyHuberisedCrossEntropyLoss(RobustLoss):
@@ -153,14 +220,49 @@ class PartiallyHuberisedCrossEntropyLoss(RobustLoss):
         return objectives.partially_huberised_cross_entropy, (tau,)
 
 
+@overload
+def epsilon_softmax_loss(
+    input: Tensor,
+    target: Tensor,
+    m: float | Tensor = ...,
+    alpha: float | Tensor = ...,
+    beta: float | Tensor = ...,
+    *,
+    return_stats: Literal[False] = ...,
+    **options: Unpack[LossOptions],
+) -> Tensor: ...
+@overload
+def epsilon_softmax_loss(
+    input: Tensor,
+    target: Tensor,
+    m: float | Tensor = ...,
+    alpha: float | Tensor = ...,
+    beta: float | Tensor = ...,
+    *,
+    return_stats: Literal[True],
+    **options: Unpack[LossOptions],
+) -> LossAndStats: ...
+@overload
+def epsilon_softmax_loss(
+    input: Tensor,
+    target: Tensor,
+    m: float | Tensor = ...,
+    alpha: float | Tensor = ...,
+    beta: float | Tensor = ...,
+    *,
+    return_stats: bool,
+    **options: Unpack[LossOptions],
+) -> Tensor | LossAndStats: ...
 def epsilon_softmax_loss(
     input: Tensor,
     target: Tensor,
     m: float | Tensor = 1e4,
     alpha: float | Tensor = 1.0,
     beta: float | Tensor = 0.0,
+    *,
+    return_stats: bool = False,
     **options: Unpack[LossOptions],
-) -> Any:
+) -> Tensor | LossAndStats:
     r"""Cross-entropy of a softmax that is pushed towards one-hot, and mean absolute error.
 
     .. math:: -\alpha \ln \frac{p_y + m [y = k]}{1 + m} + \beta (1 - p_y), \quad k = \arg\max p
@@ -170,16 +272,19 @@ def epsilon_softmax_loss(
 
     Args:
         input: logits of shape (C,), (N, C) or (N, C, d1, ..., dk); float16, bfloat16, float32 or float64.
-    target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
+        target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
             like ``input``.
         m: how far it is pushed, >= 0; a number, a 0-d tensor or one value a row.
         alpha, beta: >= 0; a number, a 0-d tensor or one value a row.
+        return_stats: also return a :class:`dal_kernels.RowStats`.
         options: see :class:`dal_kernels.losses.options.LossOptions`.
 
     Returns, Raises:
         As :func:`dal_kernels.dynamics_aware_loss`.
     """
-    return varied_loss(objectives.epsilon_softmax, (m, alpha, beta), input, target, **options)
+    return varied_loss(
+        objectives.epsilon_softmax, (m, alpha, beta), input, target, return_stats=return_stats, **options
+    )
 
 
 class EpsilonSoftmaxLoss(RobustLoss):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from torch import Tensor
@@ -15,17 +15,52 @@ from dal_kernels.variations import varied_loss
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from dal_kernels.losses.options import MarginOptions, PlainOptions
+    from dal_kernels.losses.options import LossAndStats, MarginOptions, PlainOptions
 
 
+@overload
+def label_distribution_aware_margin_loss(
+    input: Tensor,
+    target: Tensor,
+    class_counts: Tensor | Sequence[float],
+    max_margin: float = ...,
+    scale: float | Tensor = ...,
+    *,
+    return_stats: Literal[False] = ...,
+    **options: Unpack[MarginOptions],
+) -> Tensor: ...
+@overload
+def label_distribution_aware_margin_loss(
+    input: Tensor,
+    target: Tensor,
+    class_counts: Tensor | Sequence[float],
+    max_margin: float = ...,
+    scale: float | Tensor = ...,
+    *,
+    return_stats: Literal[True],
+    **options: Unpack[MarginOptions],
+) -> LossAndStats: ...
+@overload
+def label_distribution_aware_margin_loss(
+    input: Tensor,
+    target: Tensor,
+    class_counts: Tensor | Sequence[float],
+    max_margin: float = ...,
+    scale: float | Tensor = ...,
+    *,
+    return_stats: bool,
+    **options: Unpack[MarginOptions],
+) -> Tensor | LossAndStats: ...
 def label_distribution_aware_margin_loss(
     input: Tensor,
     target: Tensor,
     class_counts: Tensor | Sequence[float],
     max_margin: float = 0.5,
     scale: float | Tensor = 30.0,
+    *,
+    return_stats: bool = False,
     **options: Unpack[MarginOptions],
-) -> Any:
+) -> Tensor | LossAndStats:
     r"""Label-distribution-aware margin loss (LDAM): cross-entropy with larger margins for rarer classes.
 
     .. math:: CE(s (z - m_y e_y)), \quad m_j = m_{max} (n_j / n_{min})^{-1/4}
@@ -39,6 +74,7 @@ def label_distribution_aware_margin_loss(
         class_counts: n, how many samples each of the C classes has; a tensor or a list, each > 0.
         max_margin: margin of the rarest class, >= 0.
         scale: s > 0, a number or a 0-d tensor.
+        return_stats: also return a :class:`dal_kernels.RowStats`.
         options: see :class:`dal_kernels.losses.options.LossOptions`.
 
     Returns, Raises:
@@ -46,7 +82,14 @@ def label_distribution_aware_margin_loss(
     """
     shift = -margins_of(class_counts, max_margin).to(input.device)
     return varied_loss(
-        objectives.symmetric_cross_entropy, (1.0, 0.0), input, target, target_shift=shift, scale=scale, **options
+        objectives.symmetric_cross_entropy,
+        (1.0, 0.0),
+        input,
+        target,
+        target_shift=shift,
+        scale=scale,
+        return_stats=return_stats,
+        **options,
     )
 
 

@@ -6,9 +6,12 @@ from typing import TypedDict
 
 from torch import Tensor
 
-from dal_kernels.arguments import Backend
+from dal_kernels.arguments import Backend, RowStats
 from dal_kernels.fields import Reduction
 from dal_kernels.mixtures import Mix
+
+# What a call gives with return_stats.
+LossAndStats = tuple[Tensor, RowStats]
 
 
 class PlainOptions(TypedDict, total=False):
@@ -62,20 +65,18 @@ class ModuleOptions(SmoothingOptions, total=False):
     watch: bool
 
 
-class StatsOptions(TypedDict, total=False):
+class CallOptions(TypedDict, total=False):
     """What a single call takes.
 
     Attributes:
-        return_stats: also return a :class:`dal_kernels.RowStats`.
         sample_weight: one value a row, shaped like the target or (N,). "mean" divides by what the rows count: sample
             weight times class weight. May require grad.
     """
 
-    return_stats: bool
     sample_weight: Tensor | None
 
 
-class MixOptions(StatsOptions, total=False):
+class MixOptions(CallOptions, total=False):
     """And what mixes two targets.
 
     Attributes:
@@ -94,5 +95,5 @@ class CrossEntropyOptions(ShiftOptions, MixOptions, total=False):
     """What a function takes that has label_smoothing itself."""
 
 
-class MarginOptions(PlainOptions, StatsOptions, total=False):
+class MarginOptions(PlainOptions, CallOptions, total=False):
     """What a function takes that shifts and scales by itself."""

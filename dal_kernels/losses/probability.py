@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from torch import Tensor
 
@@ -13,16 +13,40 @@ from dal_kernels.variations import varied_loss
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from dal_kernels.losses.options import LossOptions, ModuleOptions
+    from dal_kernels.losses.options import LossAndStats, LossOptions, ModuleOptions
     from dal_kernels.losses.ramp import Schedule
 
 
+@overload
+def generalized_cross_entropy_loss(
+    input: Tensor,
+    target: Tensor,
+    q: float | Tensor = ...,
+    *,
+    return_stats: Literal[False] = ...,
+    **options: Unpack[LossOptions],
+) -> Tensor: ...
+@overload
+def generalized_cross_entropy_loss(
+    input: Tensor,
+    target: Tensor,
+    q: float | Tensor = ...,
+    *,
+    return_stats: Literal[True],
+    **options: Unpack[LossOptions],
+) -> LossAndStats: ...
+@overload
+def generalized_cross_entropy_loss(
+    input: Tensor, target: Tensor, q: float | Tensor = ..., *, return_stats: bool, **options: Unpack[LossOptions]
+) -> Tensor | LossAndStats: ...
 def generalized_cross_entropy_loss(
     input: Tensor,
     target: Tensor,
     q: float | Tensor = 0.7,
+    *,
+    return_stats: bool = False,
     **options: Unpack[LossOptions],
-) -> Any:
+) -> Tensor | LossAndStats:
     """Generalised cross-entropy (GCE): cross-entropy for q -> 0, mean absolute error for q = 1.
 
     .. math:: (1 - p_y^q) / q
@@ -32,15 +56,16 @@ def generalized_cross_entropy_loss(
 
     Args:
         input: logits of shape (C,), (N, C) or (N, C, d1, ..., dk); float16, bfloat16, float32 or float64.
-    target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
+        target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
             like ``input``.
         q: exponent >= 0; a number, a 0-d tensor or one value a row.
+        return_stats: also return a :class:`dal_kernels.RowStats`.
         options: see :class:`dal_kernels.losses.options.LossOptions`.
 
     Returns, Raises:
         As :func:`dal_kernels.dynamics_aware_loss`.
     """
-    return varied_loss(objectives.generalized_cross_entropy, (q,), input, target, **options)
+    return varied_loss(objectives.generalized_cross_entropy, (q,), input, target, return_stats=return_stats, **options)
 
 
 class GeneralizedCrossEntropyLoss(RobustLoss):
@@ -65,11 +90,25 @@ class GeneralizedCrossEntropyLoss(RobustLoss):
         return objectives.generalized_cross_entropy, (q,)
 
 
+@overload
+def mean_absolute_error_loss(
+    input: Tensor, target: Tensor, *, return_stats: Literal[False] = ..., **options: Unpack[LossOptions]
+) -> Tensor: ...
+@overload
+def mean_absolute_error_loss(
+    input: Tensor, target: Tensor, *, return_stats: Literal[True], **options: Unpack[LossOptions]
+) -> LossAndStats: ...
+@overload
+def mean_absolute_error_loss(
+    input: Tensor, target: Tensor, *, return_stats: bool, **options: Unpack[LossOptions]
+) -> Tensor | LossAndStats: ...
 def mean_absolute_error_loss(
     input: Tensor,
     target: Tensor,
+    *,
+    return_stats: bool = False,
     **options: Unpack[LossOptions],
-) -> Any:
+) -> Tensor | LossAndStats:
     """Mean absolute error, divided by 2: robust against symmetric noise, slow to fit with many classes.
 
     .. math:: 1 - p_y
@@ -78,14 +117,17 @@ def mean_absolute_error_loss(
 
     Args:
         input: logits of shape (C,), (N, C) or (N, C, d1, ..., dk); float16, bfloat16, float32 or float64.
-    target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
+        target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
             like ``input``.
+        return_stats: also return a :class:`dal_kernels.RowStats`.
         options: see :class:`dal_kernels.losses.options.LossOptions`.
 
     Returns, Raises:
         As :func:`dal_kernels.dynamics_aware_loss`.
     """
-    return varied_loss(objectives.symmetric_cross_entropy, (0.0, 1.0), input, target, **options)
+    return varied_loss(
+        objectives.symmetric_cross_entropy, (0.0, 1.0), input, target, return_stats=return_stats, **options
+    )
 
 
 class MeanAbsoluteErrorLoss(RobustLoss):
@@ -105,11 +147,25 @@ class MeanAbsoluteErrorLoss(RobustLoss):
         return objectives.symmetric_cross_entropy, (0.0, 1.0)
 
 
+@overload
+def reverse_cross_entropy_loss(
+    input: Tensor, target: Tensor, *, return_stats: Literal[False] = ..., **options: Unpack[LossOptions]
+) -> Tensor: ...
+@overload
+def reverse_cross_entropy_loss(
+    input: Tensor, target: Tensor, *, return_stats: Literal[True], **options: Unpack[LossOptions]
+) -> LossAndStats: ...
+@overload
+def reverse_cross_entropy_loss(
+    input: Tensor, target: Tensor, *, return_stats: bool, **options: Unpack[LossOptions]
+) -> Tensor | LossAndStats: ...
 def reverse_cross_entropy_loss(
     input: Tensor,
     target: Tensor,
+    *,
+    return_stats: bool = False,
     **options: Unpack[LossOptions],
-) -> Any:
+) -> Tensor | LossAndStats:
     r"""Reverse cross-entropy (RCE): mean absolute error times A.
 
     .. math:: A (1 - p_y), \quad A = -\ln 10^{-4}
@@ -119,14 +175,22 @@ def reverse_cross_entropy_loss(
 
     Args:
         input: logits of shape (C,), (N, C) or (N, C, d1, ..., dk); float16, bfloat16, float32 or float64.
-    target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
+        target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
             like ``input``.
+        return_stats: also return a :class:`dal_kernels.RowStats`.
         options: see :class:`dal_kernels.losses.options.LossOptions`.
 
     Returns, Raises:
         As :func:`dal_kernels.dynamics_aware_loss`.
     """
-    return varied_loss(objectives.symmetric_cross_entropy, (0.0, objectives.REVERSE_SCALE), input, target, **options)
+    return varied_loss(
+        objectives.symmetric_cross_entropy,
+        (0.0, objectives.REVERSE_SCALE),
+        input,
+        target,
+        return_stats=return_stats,
+        **options,
+    )
 
 
 class ReverseCrossEntropyLoss(RobustLoss):
@@ -146,13 +210,45 @@ class ReverseCrossEntropyLoss(RobustLoss):
         return objectives.symmetric_cross_entropy, (0.0, objectives.REVERSE_SCALE)
 
 
+@overload
+def symmetric_cross_entropy_loss(
+    input: Tensor,
+    target: Tensor,
+    alpha: float | Tensor = ...,
+    beta: float | Tensor = ...,
+    *,
+    return_stats: Literal[False] = ...,
+    **options: Unpack[LossOptions],
+) -> Tensor: ...
+@overload
+def symmetric_cross_entropy_loss(
+    input: Tensor,
+    target: Tensor,
+    alpha: float | Tensor = ...,
+    beta: float | Tensor = ...,
+    *,
+    return_stats: Literal[True],
+    **options: Unpack[LossOptions],
+) -> LossAndStats: ...
+@overload
+def symmetric_cross_entropy_loss(
+    input: Tensor,
+    target: Tensor,
+    alpha: float | Tensor = ...,
+    beta: float | Tensor = ...,
+    *,
+    return_stats: bool,
+    **options: Unpack[LossOptions],
+) -> Tensor | LossAndStats: ...
 def symmetric_cross_entropy_loss(
     input: Tensor,
     target: Tensor,
     alpha: float | Tensor = 0.1,
     beta: float | Tensor = 1.0,
+    *,
+    return_stats: bool = False,
     **options: Unpack[LossOptions],
-) -> Any:
+) -> Tensor | LossAndStats:
     r"""Symmetric cross-entropy (SCE): cross-entropy and reverse cross-entropy.
 
     .. math:: -\alpha \ln p_y + \beta A (1 - p_y), \quad A = -\ln 10^{-4}
@@ -162,16 +258,22 @@ def symmetric_cross_entropy_loss(
 
     Args:
         input: logits of shape (C,), (N, C) or (N, C, d1, ..., dk); float16, bfloat16, float32 or float64.
-    target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
+        target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
             like ``input``.
         alpha, beta: >= 0; a number, a 0-d tensor or one value a row.
+        return_stats: also return a :class:`dal_kernels.RowStats`.
         options: see :class:`dal_kernels.losses.options.LossOptions`.
 
     Returns, Raises:
         As :func:`dal_kernels.dynamics_aware_loss`.
     """
     return varied_loss(
-        objectives.symmetric_cross_entropy, (alpha, beta * objectives.REVERSE_SCALE), input, target, **options
+        objectives.symmetric_cross_entropy,
+        (alpha, beta * objectives.REVERSE_SCALE),
+        input,
+        target,
+        return_stats=return_stats,
+        **options,
     )
 
 
@@ -198,12 +300,36 @@ class SymmetricCrossEntropyLoss(RobustLoss):
         return objectives.symmetric_cross_entropy, (alpha, beta * objectives.REVERSE_SCALE)
 
 
+@overload
+def taylor_cross_entropy_loss(
+    input: Tensor,
+    target: Tensor,
+    order: float | Tensor = ...,
+    *,
+    return_stats: Literal[False] = ...,
+    **options: Unpack[LossOptions],
+) -> Tensor: ...
+@overload
+def taylor_cross_entropy_loss(
+    input: Tensor,
+    target: Tensor,
+    order: float | Tensor = ...,
+    *,
+    return_stats: Literal[True],
+    **options: Unpack[LossOptions],
+) -> LossAndStats: ...
+@overload
+def taylor_cross_entropy_loss(
+    input: Tensor, target: Tensor, order: float | Tensor = ..., *, return_stats: bool, **options: Unpack[LossOptions]
+) -> Tensor | LossAndStats: ...
 def taylor_cross_entropy_loss(
     input: Tensor,
     target: Tensor,
     order: float | Tensor = 2,
+    *,
+    return_stats: bool = False,
     **options: Unpack[LossOptions],
-) -> Any:
+) -> Tensor | LossAndStats:
     r"""Taylor cross-entropy: the series of cross-entropy, cut off.
 
     .. math:: \sum_{i=1}^{t} (1 - p_y)^i / i
@@ -213,15 +339,16 @@ def taylor_cross_entropy_loss(
 
     Args:
         input: logits of shape (C,), (N, C) or (N, C, d1, ..., dk); float16, bfloat16, float32 or float64.
-    target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
+        target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
             like ``input``.
         order: t, a whole number from 1 to 16.
+        return_stats: also return a :class:`dal_kernels.RowStats`.
         options: see :class:`dal_kernels.losses.options.LossOptions`.
 
     Returns, Raises:
         As :func:`dal_kernels.dynamics_aware_loss`.
     """
-    return varied_loss(objectives.taylor_cross_entropy, (order,), input, target, **options)
+    return varied_loss(objectives.taylor_cross_entropy, (order,), input, target, return_stats=return_stats, **options)
 
 
 class TaylorCrossEntropyLoss(RobustLoss):

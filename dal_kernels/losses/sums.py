@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from torch import Tensor
 
@@ -13,15 +13,29 @@ from dal_kernels.variations import varied_loss
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from dal_kernels.losses.options import LossOptions, ModuleOptions
+    from dal_kernels.losses.options import LossAndStats, LossOptions, ModuleOptions
     from dal_kernels.losses.ramp import Schedule
 
 
+@overload
+def normalized_cross_entropy_loss(
+    input: Tensor, target: Tensor, *, return_stats: Literal[False] = ..., **options: Unpack[LossOptions]
+) -> Tensor: ...
+@overload
+def normalized_cross_entropy_loss(
+    input: Tensor, target: Tensor, *, return_stats: Literal[True], **options: Unpack[LossOptions]
+) -> LossAndStats: ...
+@overload
+def normalized_cross_entropy_loss(
+    input: Tensor, target: Tensor, *, return_stats: bool, **options: Unpack[LossOptions]
+) -> Tensor | LossAndStats: ...
 def normalized_cross_entropy_loss(
     input: Tensor,
     target: Tensor,
+    *,
+    return_stats: bool = False,
     **options: Unpack[LossOptions],
-) -> Any:
+) -> Tensor | LossAndStats:
     r"""Normalised cross-entropy (NCE): cross-entropy by its sum over all labels.
 
     .. math:: \frac{\ln p_y}{\sum_k \ln p_k}
@@ -30,14 +44,17 @@ def normalized_cross_entropy_loss(
 
     Args:
         input: logits of shape (C,), (N, C) or (N, C, d1, ..., dk); float16, bfloat16, float32 or float64.
-    target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
+        target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
             like ``input``.
+        return_stats: also return a :class:`dal_kernels.RowStats`.
         options: see :class:`dal_kernels.losses.options.LossOptions`.
 
     Returns, Raises:
         As :func:`dal_kernels.dynamics_aware_loss`.
     """
-    return varied_loss(objectives.normalized_and_absolute, (1.0, 0.0), input, target, **options)
+    return varied_loss(
+        objectives.normalized_and_absolute, (1.0, 0.0), input, target, return_stats=return_stats, **options
+    )
 
 
 class NormalizedCrossEntropyLoss(RobustLoss):
@@ -57,14 +74,49 @@ class NormalizedCrossEntropyLoss(RobustLoss):
         return objectives.normalized_and_absolute, (1.0, 0.0)
 
 
+@overload
+def joint_asymmetric_loss(
+    input: Tensor,
+    target: Tensor,
+    alpha: float | Tensor = ...,
+    beta: float | Tensor = ...,
+    a: float | Tensor = ...,
+    *,
+    return_stats: Literal[False] = ...,
+    **options: Unpack[LossOptions],
+) -> Tensor: ...
+@overload
+def joint_asymmetric_loss(
+    input: Tensor,
+    target: Tensor,
+    alpha: float | Tensor = ...,
+    beta: float | Tensor = ...,
+    a: float | Tensor = ...,
+    *,
+    return_stats: Literal[True],
+    **options: Unpack[LossOptions],
+) -> LossAndStats: ...
+@overload
+def joint_asymmetric_loss(
+    input: Tensor,
+    target: Tensor,
+    alpha: float | Tensor = ...,
+    beta: float | Tensor = ...,
+    a: float | Tensor = ...,
+    *,
+    return_stats: bool,
+    **options: Unpack[LossOptions],
+) -> Tensor | LossAndStats: ...
 def joint_asymmetric_loss(
     input: Tensor,
     target: Tensor,
     alpha: float | Tensor = 1.0,
     beta: float | Tensor = 1.0,
     a: float | Tensor = 30.0,
+    *,
+    return_stats: bool = False,
     **options: Unpack[LossOptions],
-) -> Any:
+) -> Tensor | LossAndStats:
     r"""Joint asymmetric loss (JAL-CE): normalised cross-entropy and the asymmetric mean squared error.
 
     .. math:: \alpha \, NCE + \frac{\beta}{C} \left( \sum_k p_k^2 - 2 a p_y + a^2 \right)
@@ -74,15 +126,18 @@ def joint_asymmetric_loss(
 
     Args:
         input: logits of shape (C,), (N, C) or (N, C, d1, ..., dk); float16, bfloat16, float32 or float64.
-    target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
+        target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
             like ``input``.
         alpha, beta, a: >= 0; a number, a 0-d tensor or one value a row.
+        return_stats: also return a :class:`dal_kernels.RowStats`.
         options: see :class:`dal_kernels.losses.options.LossOptions`.
 
     Returns, Raises:
         As :func:`dal_kernels.dynamics_aware_loss`.
     """
-    return varied_loss(objectives.joint_asymmetric, (alpha, beta, a), input, target, **options)
+    return varied_loss(
+        objectives.joint_asymmetric, (alpha, beta, a), input, target, return_stats=return_stats, **options
+    )
 
 
 class JointAsymmetricLoss(RobustLoss):
@@ -109,11 +164,25 @@ class JointAsymmetricLoss(RobustLoss):
         return objectives.joint_asymmetric, (alpha, beta, a)
 
 
+@overload
+def brier_loss(
+    input: Tensor, target: Tensor, *, return_stats: Literal[False] = ..., **options: Unpack[LossOptions]
+) -> Tensor: ...
+@overload
+def brier_loss(
+    input: Tensor, target: Tensor, *, return_stats: Literal[True], **options: Unpack[LossOptions]
+) -> LossAndStats: ...
+@overload
+def brier_loss(
+    input: Tensor, target: Tensor, *, return_stats: bool, **options: Unpack[LossOptions]
+) -> Tensor | LossAndStats: ...
 def brier_loss(
     input: Tensor,
     target: Tensor,
+    *,
+    return_stats: bool = False,
     **options: Unpack[LossOptions],
-) -> Any:
+) -> Tensor | LossAndStats:
     r"""Brier score: the squared distance of the probabilities from the label.
 
     .. math:: \sum_k p_k^2 - 2 p_y + 1
@@ -123,14 +192,15 @@ def brier_loss(
 
     Args:
         input: logits of shape (C,), (N, C) or (N, C, d1, ..., dk); float16, bfloat16, float32 or float64.
-    target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
+        target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
             like ``input``.
+        return_stats: also return a :class:`dal_kernels.RowStats`.
         options: see :class:`dal_kernels.losses.options.LossOptions`.
 
     Returns, Raises:
         As :func:`dal_kernels.dynamics_aware_loss`.
     """
-    return varied_loss(objectives.brier, (), input, target, **options)
+    return varied_loss(objectives.brier, (), input, target, return_stats=return_stats, **options)
 
 
 class BrierLoss(RobustLoss):
