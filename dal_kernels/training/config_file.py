@@ -79,6 +79,7 @@ def write_config(path: Path, config: TrainingConfig, recipe: Recipe, run: Run) -
         "noise": [str(run.noise)],
         "losses": [run.loss],
         "seeds": [run.seed],
+        "logger": list(config.loggers),
         "workers": config.workers,
         "threads": config.threads,
         "device": config.device,
