@@ -58,12 +58,17 @@ class Learner:
         self.shape = tuple(first_input(data.train).shape)
         first = stream("weights", seed)
         self.network = build_model(recipe, self.shape, data.classes, first, data.moments).to(world.device)
-        self.model = world.wrap(self.network, recipe.sync_batch_norm)
+        if recipe.channels_last:
+            if len(self.shape) != 3:
+                raise UsageError(f"channels_last needs samples of shape (channels, H, W), got {self.shape}")
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.wrapped = world.wrap(self.network, recipe.sync_batch_norm)
+        self.model: Any = torch.compile(self.wrapped) if recipe.compile else self.wrapped
         self.average: AveragedModel | None = None
         if recipe.ema_decay:
             ema = get_ema_multi_avg_fn(recipe.ema_decay)
             self.average = AveragedModel(self.network, multi_avg_fn=ema, use_buffers=True)
-        self.optimizer = make_optimizer(recipe, self.model.parameters())
+        self.optimizer = make_optimizer(recipe, self.wrapped.parameters())
         self.scheduler = make_scheduler(recipe, self.optimizer)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=recipe.amp == "fp16")
         self.clock = StepClock(world.device)
@@ -90,8 +95,8 @@ class Learner:
         losses, target_probs = [], []
         for i, (part, its_indices) in enumerate(parts):
             together: AbstractContextManager[None] = nullcontext()
-            if i < len(parts) - 1 and isinstance(self.model, nn.parallel.DistributedDataParallel):
-                together = self.model.no_sync()  # the processes add up their gradients once a batch
+            if i < len(parts) - 1 and isinstance(self.wrapped, nn.parallel.DistributedDataParallel):
+                together = self.wrapped.no_sync()  # the processes add up their gradients once a batch
             with together:
                 loss, target_prob = self._add_gradient(part, its_indices, len(part) / len(inputs))
             losses.append(loss)
@@ -138,9 +143,14 @@ class Learner:
         return loss.detach(), self.loss.stats.target_prob
 
     def _forward(self, inputs: Tensor) -> Tensor:
+        if self.recipe.channels_last:
+            inputs = inputs.to(memory_format=torch.channels_last)
         try:
             with self._autocast():
                 return self.model(inputs)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            said = " ".join(str(error).split("\n")[:2])  # who fails, and how
+            raise UsageError(f"model {self.recipe.model} cannot be compiled here: {said}; give --no-compile") from error
         except ValueError as error:
             if len(inputs) > 1:
                 raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,7 @@ def load_trained(path: Path) -> Trained:
         settings = state["settings"]
         recipe = Recipe(**{field.name: settings[field.name] for field in fields(Recipe)})
         names, shape = list(settings["class_names"]), tuple(state["shape"])
+        recipe = replace(recipe, pretrained=False)  # its own weights are to come
         network = build_model(recipe, shape, len(names), 0, state["moments"])
         weights: dict[str, Tensor] = state["network"]
         if "average" in state:

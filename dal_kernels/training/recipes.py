@@ -20,6 +20,10 @@ def _choice(help: str, *names: str) -> Any:
     return _setting(help, f"one of {', '.join(names)}", lambda value: value in names, names, default=names[0])
 
 
+def _switch(help: str) -> Any:
+    return _setting(help, "true or false", lambda value: isinstance(value, bool), default=False)
+
+
 def _positive(value: float) -> bool:
     return 0 < value < math.inf
 
@@ -37,10 +41,16 @@ class Recipe:
     """
 
     model: str = _setting(
-        "auto (by the shape of a sample), mlp, cnn, resnet18-cifar, resnet18-224, or a classifier of torchvision's",
+        "auto (by the shape of a sample), mlp, cnn, resnet18-cifar, resnet18-224, a classifier of torchvision's by its "
+        "name, or timm:NAME",
         "a name",
         bool,
     )
+    pretrained: bool = _switch(
+        "start from the weights that torchvision or timm has of the model, but for the last layer"
+    )
+    channels_last: bool = _switch("keep images with the channels last in memory, which is faster on some devices")
+    compile: bool = _switch("compile the network by torch.compile: minutes at first, then faster steps")
     widths: tuple[int, ...] = _setting(
         "widths of the hidden layers of mlp, of the convolutions of cnn",
         "whole numbers >= 1",
@@ -84,7 +94,7 @@ class Recipe:
     optimizer: str = _choice("sgd or adamw", "sgd", "adamw")
     learning_rate: float = _setting("at the first epoch, after the warm-up", "> 0", _positive)
     momentum: float = _setting("of sgd", "in [0, 1)", lambda value: 0 <= value < 1, default=0.9)
-    nesterov: bool = _setting("Nesterov's momentum, of sgd", "true or false", lambda value: True, default=False)
+    nesterov: bool = _switch("Nesterov's momentum, of sgd")
     weight_decay: float = _setting("on all parameters", ">= 0", _finite, default=1e-4)
     schedule: str = _choice(
         "of the learning rate, by epochs: cosine falls to 0, step multiplies by decay every decay_every epochs, "
@@ -95,9 +105,7 @@ class Recipe:
     decay_every: int = _setting("epochs from step to step", ">= 1", lambda value: value >= 1, default=30)
     warmup_epochs: int = _setting("rise of the learning rate, in a line", ">= 0", lambda value: value >= 0, default=0)
     clip_norm: float = _setting("bound of the gradient's norm", "> 0", lambda value: value > 0, default=math.inf)
-    sync_batch_norm: bool = _setting(
-        "batch statistics over all processes, on GPUs", "true or false", lambda value: True, default=False
-    )
+    sync_batch_norm: bool = _switch("batch statistics over all processes, on GPUs")
     amp: str = _choice("mixed precision; fp16 scales the loss", "none", "bf16", "fp16")
     q_start: float = _setting("first exponent of DAL; with many classes see dal_kernels.stall", ">= 0", _finite)
     q_end: float = _setting("last exponent of DAL", ">= 0", _finite, default=1.5)
