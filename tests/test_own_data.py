@@ -101,13 +101,13 @@ def test_a_table_reads_as_the_folder_that_it_lists(pictures: Path) -> None:
         expected = {str(Path(path).relative_to(pictures)): folder.names[label] for path, label in pairs(folder, train)}
         assert labels == expected
     image = listed.train.batch([0], train=False)
-    place = folder.paths(train=True).index(str(pictures / listed.paths(train=True)[0]))
+    place = folder.paths("train").index(str(pictures / listed.paths("train")[0]))
     torch.testing.assert_close(image, folder.train.batch([place], train=False))
 
 
 def pairs(data: DataSet, train: bool) -> list[tuple[str, int]]:
     labels = data.train_labels if train else data.test_labels
-    return list(zip(data.paths(train), labels.tolist(), strict=True))
+    return list(zip(data.paths("train" if train else "test"), labels.tolist(), strict=True))
 
 
 def test_a_parquet_table(pictures: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_parquet_table(pictures: Path) -> None:
     parquet.write_table(table, pictures / "list.parquet")
     data = load_data(f"csv:{pictures / 'list.parquet'}")
     assert data.names == ["0", "1"]
-    assert data.train_labels.tolist() == [int("light" in path) for path in data.paths(train=True)]
+    assert data.train_labels.tolist() == [int("light" in path) for path in data.paths("train")]
 
 
 def test_a_table_without_a_split_holds_out_a_tenth(
@@ -225,7 +225,7 @@ def test_an_image_of_too_many_pixels_is_not_opened(pictures: Path, monkeypatch: 
 def test_another_image_takes_the_place_of_a_broken_one_in_training_only(pictures: Path) -> None:
     spoil(pictures)
     data = load_data(f"folder:{pictures}", bad_images="skip")
-    broken = {i for i, path in enumerate(data.paths(train=True)) if path.rpartition(".")[0].endswith(("a", "b"))}
+    broken = {i for i, path in enumerate(data.paths("train")) if path.rpartition(".")[0].endswith(("a", "b"))}
     assert len(broken) == 3
     batches = training_loader(data.train, 5, 0, 0, ALONE)
     batches.set_epoch(1)
@@ -254,7 +254,7 @@ def test_copies_that_jupyter_and_macos_hide_are_no_class_and_no_image(pictures: 
     (pictures / "train" / "dark" / "._00.png").write_bytes(b"no image")
     found = load_data(f"folder:{pictures}")
     assert found.names == expected.names
-    assert found.paths(train=True) == expected.paths(train=True)
+    assert found.paths("train") == expected.paths("train")
 
 
 # --- what is refused

@@ -14,6 +14,7 @@ import torch
 
 from dal_kernels.training.config import TrainingConfig
 from dal_kernels.training.data import DataSet
+from dal_kernels.training.data.base import NOTHING
 from dal_kernels.training.errors import need
 from dal_kernels.training.noise import NoisyLabels, parse_noise
 from dal_kernels.training.parallel import join_world
@@ -61,6 +62,7 @@ def run_training(config: TrainingConfig, data: DataSet | None = None) -> Results
     recipe = config.recipe
     if config.inspect:
         recipe = replace(recipe, val_fraction=0.0)  # all labels are looked at
+        data = replace(data, validation=NOTHING)  # and to the last epoch
     elif not len(data.test) and not recipe.val_fraction:
         recipe = replace(recipe, val_fraction=HELD_OUT)
     runs: list[Run] = []

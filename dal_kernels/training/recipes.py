@@ -65,7 +65,7 @@ class Recipe:
     )
     val_fraction: float = _setting(
         "share of the training samples that are held out, with their labels as given, to choose the best epoch by; "
-        "0.1 where the data has no test part",
+        "0: by the validation part of the data, if it has one; 0.1 where it has neither that nor a test part",
         "in [0, 1)",
         lambda value: 0 <= value < 1,
         default=0.0,
@@ -122,10 +122,6 @@ class Recipe:
             (
                 self.warmup_epochs < self.epochs,
                 f"warmup_epochs must be below epochs, got {self.warmup_epochs} and {self.epochs}",
-            ),
-            (
-                not self.patience or self.val_fraction > 0,
-                f"patience needs a val_fraction above 0 to stop by, got patience {self.patience}",
             ),
             (not self.nesterov or self.momentum > 0, "nesterov needs a momentum above 0, got 0"),
         ):

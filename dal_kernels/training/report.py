@@ -54,7 +54,7 @@ class Spread:
 class Summary:
     """One loss with one noise over all seeds. Shares are in [0, 1], of the last epoch but for these.
 
-    ``best`` is chosen by the test, ``chosen`` by the validation; None where nothing is held out. Where nothing is
+    ``best`` is chosen by the test, ``chosen`` by the validation; None without one. Where nothing is
     ``tested`` it is of the validation itself.
     """
 

@@ -103,7 +103,7 @@ def train_run(session: Session, labels: NoisyLabels, run: Run) -> None:
             make_folder(own)
             for left in (CHECKPOINT, BEST, SKIPPED, TRACKED, *METRICS, *TABLES):  # of a run before this
                 (own / left).unlink(missing_ok=True)
-            replace(labels, labels=given).save(own / "labels.npz", paths=data.paths(train=True), class_names=data.names)
+            replace(labels, labels=given).save(own / "labels.npz", paths=data.paths("train"), class_names=data.names)
             return None, []
 
         # The others need not see the folder, which may be on a disk of the first's own.
@@ -143,7 +143,7 @@ def train_run(session: Session, labels: NoisyLabels, run: Run) -> None:
                 save_checkpoint(own / CHECKPOINT, state)
                 write_metrics(own / "metrics", [replace(run, history=trainer.history)])
                 if unreadable:
-                    rows = [(part, data.paths(part == "train")[i], why) for part, i, why in unreadable]
+                    rows = [(part, data.paths(part)[i], why) for part, i, why in unreadable]
                     write_rows(own / SKIPPED, ("part", "path", "reason"), rows)
     progress.skip((recipe.epochs - len(trainer.history)) * len(trainer.batches))
     if unreadable := trainer.unreadable():
@@ -186,6 +186,7 @@ def _source(config: TrainingConfig, data: DataSet, trainer: Trainer) -> dict[str
         "data path": None if place is None else str(place.resolve()),
         "input shape": list(trainer.shape),
         "training samples": len(data.train),
+        "validation samples": trainer.held,
         "test samples": len(data.test),
         "paths": "labels.npz",
     }

@@ -14,11 +14,11 @@ from torch import Tensor
 from dal_kernels import ScheduleWarning
 from dal_kernels.noise import UNKNOWN
 from dal_kernels.stall import stall_message
-from dal_kernels.training.data.base import DataSet
+from dal_kernels.training.data.base import DataSet, Part
 from dal_kernels.training.errors import UsageError
 from dal_kernels.training.inspector import LabelInspector
 from dal_kernels.training.learner import Learner
-from dal_kernels.training.loader import evaluation_loader, held_out, stream, training_loader
+from dal_kernels.training.loader import Batches, evaluation_loader, held_out, stream, training_loader
 from dal_kernels.training.losses import exponents
 from dal_kernels.training.metrics import EpochMetrics, chosen_epoch, count_hits, predictions, share
 from dal_kernels.training.parallel import World
@@ -59,7 +59,6 @@ class Trainer(Learner):
         self.seed = seed
         self.history: list[EpochMetrics] = []
         held, kept = held_out(len(data.train), recipe.val_fraction, seed)
-        self.held = len(held)
         if recipe.val_fraction and not (len(held) and len(kept)):
             raise UsageError(
                 f"val_fraction must hold out one sample at least and leave one to train on, got "
@@ -76,7 +75,19 @@ class Trainer(Learner):
         batch = 4 * recipe.batch_size // world.size  # no gradients: larger batches fit
         self.wrong_batches = evaluation_loader(data.train, wrong, batch, workers, world)
         self.test_batches = evaluation_loader(data.test, torch.arange(len(data.test)), batch, workers, world)
-        self.held_batches = evaluation_loader(data.train, held, batch, workers, world)
+        # What is held out by a fraction was asked for; else it is the part that the data has for that.
+        self.held_part: Part = "train" if len(held) else "validation"
+        images, indices, labels = data.train, held, given
+        if self.held_part == "validation":
+            images, labels = data.validation, data.validation_labels
+            indices = torch.arange(len(images))
+        self.held, self.held_labels = len(indices), labels.to(world.device)
+        self.held_batches = evaluation_loader(images, indices, batch, workers, world)
+        if recipe.patience and not self.held:
+            raise UsageError(
+                f"patience needs a val_fraction above 0, or data with a validation, to stop by, got patience "
+                f"{recipe.patience}"
+            )
         self.true, self.test_labels = (labels.to(world.device) for labels in (data.true_labels, data.test_labels))
 
     @property
@@ -90,11 +101,15 @@ class Trainer(Learner):
         """The first epoch, from 1, with the highest validation accuracy; the last one where nothing is held out."""
         return chosen_epoch(self.history).epoch if self.history else 0
 
-    def unreadable(self) -> list[tuple[str, int, str]]:
+    def unreadable(self) -> list[tuple[Part, int, str]]:
         """Samples that any process could not read so far: part, number and reason. All processes call this."""
-        train = self.batches.unreadable | self.wrong_batches.unreadable | self.held_batches.unreadable
-        parts = [("train", train), ("test", self.test_batches.unreadable)]
-        found = {(part, *sample) for part, samples in parts for sample in samples.items()}
+        parts: list[tuple[Part, Batches]] = [
+            ("train", self.batches),
+            ("train", self.wrong_batches),
+            (self.held_part, self.held_batches),
+            ("test", self.test_batches),
+        ]
+        found = {(part, *sample) for part, batches in parts for sample in batches.unreadable.items()}
         return sorted(set().union(*self.world.gather(found)))
 
     def run_epoch(self, tick: Callable[[], object]) -> EpochMetrics:
@@ -128,7 +143,7 @@ class Trainer(Learner):
             [
                 self._count_hits(self.test_batches, self.test_labels),
                 self._count_hits(self.wrong_batches, self.given, self.true),
-                self._count_hits(self.held_batches, self.given),
+                self._count_hits(self.held_batches, self.held_labels),
             ]
         )
         right, tested, memorised, mislabelled_right, wrong, agreed, held = self.world.sum(hits).tolist()
@@ -173,11 +188,11 @@ class Trainer(Learner):
             return count_hits(self.evaluated, *loader_and_labels)
 
     def classified(self) -> tuple[Tensor, Tensor]:
-        """Labels (M,) and predictions (M,), int64, of the test samples that can be read; without a test of those held
-        out, against their given labels. All processes call this, and get all samples.
+        """Labels (M,) and predictions (M,), int64, of the test samples that can be read; without a test of those
+        validated on, against their given labels. All processes call this, and get all samples.
         """
         tested = len(self.test_labels) > 0
-        loader, labels = (self.test_batches, self.test_labels) if tested else (self.held_batches, self.given)
+        loader, labels = (self.test_batches, self.test_labels) if tested else (self.held_batches, self.held_labels)
         with self._autocast():
             indices, prediction, _ = predictions(self.evaluated, loader, self.world.device)
         pairs = torch.cat(self.world.gather(torch.stack([labels.cpu()[indices], prediction])), 1)

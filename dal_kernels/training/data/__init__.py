@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from dal_kernels.training.data.base import DataSet, FileImages
+from dal_kernels.training.data.base import DataSet, FileImages, Images
 from dal_kernels.training.data.cifar import cifar10, cifar100
 from dal_kernels.training.data.clothing1m import clothing1m
 from dal_kernels.training.data.digits import digits
@@ -73,11 +73,12 @@ def load_data(name: str, folder: Path | None = None, image_size: int = 0, bad_im
         if folder is not None:
             raise UsageError(f"data_dir is for data sets with a name, got {folder} for {name}")
         data = SOURCES[kind](Path(path), image_size)
-    skip = bad_images == "skip"
-    for images in (data.train, data.test):
-        if isinstance(images, FileImages) and not skip and (missing := images.missing()):
+
+    def told(images: Images) -> Images:
+        if not isinstance(images, FileImages):
+            return images
+        if bad_images == "error" and (missing := images.missing()):
             raise UsageError(f"the image {missing[0]} is missing")
-    train, test = (
-        replace(images, skip=skip) if isinstance(images, FileImages) else images for images in (data.train, data.test)
-    )
-    return replace(data, train=train, test=test)
+        return replace(images, skip=bad_images == "skip")
+
+    return data.with_images(told)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -24,12 +24,14 @@ __all__ = [
     "DataSet",
     "FileImages",
     "Images",
+    "Part",
     "TensorImages",
     "UnreadableError",
     "byte_images",
 ]
 
 
+Part = Literal["train", "validation", "test"]
 FIRST = 3  # files that are looked for before a training
 
 
@@ -171,11 +173,13 @@ class DataSet:
         true_labels: (N,) int64, the truth about the training samples, ``UNKNOWN`` where nobody knows it; for a clean
             data set the same as ``train_labels``.
         test_labels: (M,) int64, clean.
+        validation, validation_labels: what the data set has to choose an epoch by, neither trained nor tested on; (V,)
+            int64.
         flips: (C,) int64, the class that each class is taken for in asymmetric noise; a class that maps to itself is
             not flipped. None: the next class, the last to the first.
         class_names: (C,) what the classes are called; None: by their numbers.
-        train_paths, test_paths: what tells the samples apart outside of a training, such as their files; None: their
-            numbers.
+        train_paths, test_paths, validation_paths: what tells the samples apart outside of a training, such as their
+            files; None: their numbers.
         verified: whether ``true_labels`` is what somebody made sure of. Where it is not, it is the labels given, from
             which noise can be made and measured, but of which nobody knows how many are wrong.
         moments: mean and deviation, each shaped like an input, that the network itself takes off its inputs.
@@ -193,6 +197,9 @@ class DataSet:
     class_names: Sequence[str] | None = None
     train_paths: Sequence[str] | None = None
     test_paths: Sequence[str] | None = None
+    validation: Images = NOTHING
+    validation_labels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    validation_paths: Sequence[str] | None = None
     verified: bool = True
     moments: tuple[Tensor, Tensor] | None = None
     note: str = ""
@@ -202,7 +209,16 @@ class DataSet:
         """What the classes are called, (C,)."""
         return list(map(str, range(self.classes))) if self.class_names is None else list(self.class_names)
 
-    def paths(self, train: bool) -> list[str]:
+    def with_images(self, change: Callable[[Images], Images]) -> DataSet:
+        """With what ``change`` makes of the images of each part."""
+        train, validation, test = (change(images) for images in (self.train, self.validation, self.test))
+        return replace(self, train=train, validation=validation, test=test)
+
+    def paths(self, part: Part) -> list[str]:
         """What tells the samples of a part apart."""
-        known = self.train_paths if train else self.test_paths
-        return list(map(str, range(len(self.train if train else self.test)))) if known is None else list(known)
+        images, known = {
+            "train": (self.train, self.train_paths),
+            "validation": (self.validation, self.validation_paths),
+            "test": (self.test, self.test_paths),
+        }[part]
+        return list(map(str, range(len(images)))) if known is None else list(known)

@@ -13,7 +13,7 @@ from dal_kernels.training.data.base import FileImages, Images
 from dal_kernels.training.data.features import FeatureRows, need_finite, read_features
 from dal_kernels.training.data.files import need_folder
 from dal_kernels.training.data.image_folder import images_below, test_folder
-from dal_kernels.training.data.table import read_table, table_root, tested_rows
+from dal_kernels.training.data.table import other_rows, read_table, table_root
 from dal_kernels.training.data.transforms import IMAGENET, ImageTransform
 from dal_kernels.training.errors import UsageError, need
 
@@ -37,7 +37,7 @@ def samples_of(name: str, folder: Path | None, shape: Sequence[int], bad_images:
     """
     if name in DATA:
         data = load_data(name, folder, bad_images=bad_images)
-        return Samples(data.test, data.paths(train=False), [data.names[label] for label in data.test_labels.tolist()])
+        return Samples(data.test, data.paths("test"), [data.names[label] for label in data.test_labels.tolist()])
     kind, _, place = name.partition(":")
     path = Path(place)
     if kind == "npz":
@@ -68,7 +68,7 @@ def _table(path: Path) -> tuple[Path, list[str], list[str]]:
 
 def _tested(split: Sequence[str] | None, count: int) -> list[int]:
     """Rows to test on; all, where no row is said to be."""
-    return tested_rows(split or ())[0] or list(range(count))
+    return other_rows(split or ())[1] or list(range(count))
 
 
 def _features(path: Path) -> Samples:
