@@ -147,7 +147,7 @@ def test_channels_last_changes_memory_and_not_what_is_learnt() -> None:
 
 
 def test_a_compiled_network_trains_and_is_saved_as_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("sklearn", "tqdm"):
+    for module in ("matplotlib", "sklearn", "tabulate", "tqdm"):
         pytest.importorskip(module)
     graphs: list[Any] = []
 

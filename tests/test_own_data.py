@@ -23,7 +23,7 @@ from dal_kernels.training.recipes import recipe_for
 
 numpy = pytest.importorskip("numpy")
 library = pytest.importorskip("PIL.Image")
-for module in ("sklearn", "tqdm"):
+for module in ("matplotlib", "sklearn", "tabulate", "tqdm"):
     pytest.importorskip(module)
 
 ALONE = World(0, 1, torch.device("cpu"))

@@ -23,7 +23,8 @@ from dal_kernels.training.models import build_model
 from dal_kernels.training.noise import parse_noise
 from dal_kernels.training.parallel import World
 from dal_kernels.training.recipes import recipe_for
-from dal_kernels.training.report import in_words, summarise
+from dal_kernels.training.report import in_words
+from dal_kernels.training.summary import summarise
 
 # The extra dal_kernels[demo].
 for module in ("matplotlib", "sklearn", "tabulate", "tqdm"):

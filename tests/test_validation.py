@@ -18,7 +18,7 @@ from dal_kernels.training.train import Trainer
 
 numpy = pytest.importorskip("numpy")
 image = pytest.importorskip("PIL.Image")
-for module in ("sklearn", "tqdm"):
+for module in ("matplotlib", "sklearn", "tabulate", "tqdm"):
     pytest.importorskip(module)
 
 ALONE = World(0, 1, torch.device("cpu"))

@@ -27,7 +27,7 @@ from dal_kernels.training.losses import FAMILY, FIXED, LOSSES
 from dal_kernels.training.parallel import first_to_say
 from dal_kernels.training.predict import PredictConfig, predict
 from dal_kernels.training.recipes import OFFICIAL, PRESETS, Recipe
-from dal_kernels.training.report import check_packages, write_report
+from dal_kernels.training.report import check_packages, write_curves, write_report
 
 __all__ = ["main", "parse", "sentence"]
 
@@ -188,8 +188,7 @@ def parse(argv: Sequence[str] | None = None) -> TrainingConfig:
         arguments = vars(parser().parse_args([argv[0], *arguments_of(config_file, switches), *argv[1:]]))
         del arguments["config"]
     to_do = arguments.pop("to_do")
-    if to_do != "train":
-        check_packages(inspect=to_do == "inspect")
+    check_packages(inspect=to_do == "inspect")
     arguments["inspect"] = to_do == "inspect"
     recipe = {setting.name for setting in fields(Recipe)}
     as_tuple = {
@@ -240,6 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             files, text = write_report(results) if argv[0] == "compare" else _write_inspection(results, data)
             print(f"\n{text}\nWritten: {', '.join(map(str, files))}")
         elif results.writes and config.out is not None:
+            write_curves(results)
             print(f"Written: {', '.join(str(config.out / run.data / run.folder) for run in results.runs)}")
     except (UsageError, OSError) as error:  # of files: what cannot be written
         if first_to_say(said := f"dal-train: {sentence(error)}"):

@@ -35,7 +35,8 @@ from dal_kernels.training.train import Trainer
 __all__ = ["CHECKPOINT", "Session", "make_folder", "train_run"]
 
 CHECKPOINT, BEST, RUN, SKIPPED = "checkpoint.pt", "best.pt", "run.json", "skipped.csv"
-CONFIG, METRICS, TABLES = "config.yaml", ("metrics.csv", "metrics.jsonl"), ("classes.csv", "confusion.csv")
+CONFIG, METRICS = "config.yaml", ("metrics.csv", "metrics.jsonl")
+AFTERWARDS = ("classes.csv", "confusion.csv", "curves.png", "curves.svg")
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def train_run(session: Session, labels: NoisyLabels, run: Run) -> None:
                     f"there is another run in {own}, with another {other}: give another --output, or --overwrite"
                 )
             make_folder(own)
-            for left in (CHECKPOINT, BEST, SKIPPED, TRACKED, *METRICS, *TABLES):  # of a run before this
+            for left in (CHECKPOINT, BEST, SKIPPED, TRACKED, *METRICS, *AFTERWARDS):  # of a run before this
                 (own / left).unlink(missing_ok=True)
             replace(labels, labels=given).save(own / "labels.npz", paths=data.paths("train"), class_names=data.names)
             return None, []
