@@ -58,7 +58,7 @@ class Recipe:
         default=(),
     )
     image_size: int = _setting(
-        "side of the inputs in pixels, of folder:PATH and csv:PATH; 0: that of the images, up to 224",
+        "side of the inputs in pixels, of images of KIND:PATH; 0: that of the images, up to 224",
         "0 or from 8 to 4096",
         lambda value: value == 0 or 8 <= value <= 4096,
         default=0,
@@ -176,7 +176,7 @@ PRESETS = {
     "clothing1m": Recipe(
         model="resnet50", epochs=50, batch_size=256, learning_rate=0.1, sync_batch_norm=True, q_start=0.6
     ),
-    # For folder:PATH and csv:PATH, whatever they show: AdamW learns at the same rate with most networks.
+    # For images of KIND:PATH, whatever they show: AdamW learns at the same rate with most networks.
     "images": Recipe(
         model="auto",
         widths=(32, 64, 96, 128),
@@ -202,6 +202,8 @@ _PRESET_OF = {
     "cifar-100": "cifar100",
     "folder": "images",
     "csv": "images",
+    "hf": "images",
+    "wds": "images",
     "npz": "features",
 }
 

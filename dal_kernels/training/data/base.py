@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -22,9 +25,11 @@ __all__ = [
     "NOTHING",
     "ByteImages",
     "DataSet",
+    "EncodedImages",
     "FileImages",
     "Images",
     "Part",
+    "RecordImages",
     "TensorImages",
     "UnreadableError",
     "byte_images",
@@ -100,17 +105,65 @@ def byte_images(
     return ByteImages(train, augment, mean=mean, sd=sd), ByteImages(test, mean=mean, sd=sd)
 
 
-@dataclass(frozen=True)
-class FileImages:
-    """Images in files, ``names`` below the folder ``root``, opened as they are fetched.
+class EncodedImages(ABC):
+    """Images in a format that Pillow knows, opened as they are fetched.
 
     Attributes:
-        skip: whether who fetches goes on without the files that cannot be read.
+        skip: whether who fetches goes on without those that cannot be read.
+
+    Raises:
+        UnreadableError: by ``batch``, of a file that is missing, empty, no image, or one of so many pixels that it may
+            be meant to fill the memory (by Pillow's limit, 89 million).
+    """
+
+    transform: ImageTransform
+    skip: bool
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def source(self, index: int) -> Path | bytes:
+        """An image's file, or what would be in it."""
+
+    @abstractmethod
+    def title(self, index: int) -> str:
+        """What an image is called in a message."""
+
+    def batch(self, indices: Sequence[int], train: bool) -> Tensor:
+        return torch.stack([self.transform(self.open(i), train) for i in indices])
+
+    def open(self, index: int) -> Image:
+        """A photograph in RGB, as it is in its file."""
+        with self._opened(index) as image:
+            return _eight_bits(image).convert("RGB")
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Width and height in pixels, which decodes nothing else."""
+        with self._opened(index) as image:
+            return image.size
+
+    @contextmanager
+    def _opened(self, index: int) -> Iterator[Image]:
+        library = need("PIL.Image", "pillow")
+        try:
+            source = self.source(index)
+            if (len(source) if isinstance(source, bytes) else os.path.getsize(source)) == 0:
+                raise ValueError("the file is empty")
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", library.DecompressionBombWarning)
+                with library.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+                    yield image
+        except Exception as error:  # a damaged image can raise anything
+            raise UnreadableError(f"the image {self.title(index)} cannot be read: {error}") from error
+
+
+@dataclass(frozen=True)
+class FileImages(EncodedImages):
+    """Images in files, ``names`` below the folder ``root``.
 
     Raises:
         UsageError: there is no name, or the first files are missing; looking for a million would take minutes.
-        UnreadableError: by ``batch``, of a file that is missing, empty, no image, or one of so many pixels that it may
-            be meant to fill the memory (by Pillow's limit, 89 million).
     """
 
     root: Path
@@ -136,21 +189,30 @@ class FileImages:
     def paths(self) -> list[str]:
         return [str(self.root / name) for name in self.names]
 
-    def batch(self, indices: Sequence[int], train: bool) -> Tensor:
-        return torch.stack([self.transform(self.open(i), train) for i in indices])
+    def source(self, index: int) -> Path:
+        return self.root / self.names[index]
 
-    def open(self, index: int) -> Image:
-        """A photograph in RGB, as it is in its file."""
-        library, path = need("PIL.Image", "pillow"), self.root / self.names[index]
-        try:
-            if os.path.getsize(path) == 0:
-                raise ValueError("the file is empty")
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", library.DecompressionBombWarning)
-                with library.open(path) as image:
-                    return _eight_bits(image).convert("RGB")
-        except Exception as error:  # a damaged image can raise anything
-            raise UnreadableError(f"the image {path} cannot be read: {error}") from error
+    def title(self, index: int) -> str:
+        return str(self.source(index))
+
+
+@dataclass(frozen=True)
+class RecordImages(EncodedImages):
+    """Images that are records of an archive, called ``names`` (M,) in messages; ``read`` gives one by its number."""
+
+    read: Callable[[int], Path | bytes]
+    names: Sequence[str]
+    transform: ImageTransform
+    skip: bool = False
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def source(self, index: int) -> Path | bytes:
+        return self.read(index)
+
+    def title(self, index: int) -> str:
+        return self.names[index]
 
 
 def _eight_bits(image: Image) -> Image:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from dal_kernels.training.data.base import DataSet, FileImages
+from dal_kernels.training.data.base import DataSet, EncodedImages, FileImages, RecordImages, UnreadableError
 from dal_kernels.training.data.files import need_folder, ordered
 from dal_kernels.training.data.transforms import IMAGENET, ImageTransform
-from dal_kernels.training.errors import UsageError, need
+from dal_kernels.training.errors import UsageError
 
 __all__ = [
     "folder_images",
@@ -59,24 +60,20 @@ def folder_images(folder: Path, image_size: int = 0) -> DataSet:
 
 
 def with_side(data: DataSet, image_size: int) -> DataSet:
-    """The images of ``data``, which are in files, in inputs of so many pixels a side; 0: as :func:`natural_side`."""
-    assert isinstance(data.train, FileImages)
+    """The images of ``data``, which are encoded, in inputs of so many pixels a side; 0: as :func:`natural_side`."""
+    assert isinstance(data.train, EncodedImages)
     transform = ImageTransform(*IMAGENET, side=image_size or natural_side(data.train))
     return data.with_images(
-        lambda images: replace(images, transform=transform) if isinstance(images, FileImages) else images
+        lambda images: replace(images, transform=transform) if isinstance(images, FileImages | RecordImages) else images
     )
 
 
-def natural_side(images: FileImages, most: int = 224) -> int:
+def natural_side(images: EncodedImages, most: int = 224) -> int:
     """The median short side, in pixels, of 25 of the images that can be opened, but not above ``most``."""
-    library = need("PIL.Image", "pillow")
     sides = []
-    for name in images.names[:: max(1, len(images) // 25)]:
-        try:
-            with library.open(images.root / name) as image:
-                sides.append(min(image.size))
-        except Exception:  # a damaged image can raise anything; whoever fetches it says so
-            continue
+    for index in range(0, len(images), max(1, len(images) // 25)):
+        with suppress(UnreadableError):  # whoever fetches it says so
+            sides.append(min(images.size(index)))
     return max(8, min(most, sorted(sides)[len(sides) // 2])) if sides else most
 
 

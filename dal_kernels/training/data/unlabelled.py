@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from dal_kernels.training.data import DATA, load_data
+from dal_kernels.training.data.archives import ARCHIVES
 from dal_kernels.training.data.base import FileImages, Images
 from dal_kernels.training.data.features import FeatureRows, need_finite, read_features
 from dal_kernels.training.data.files import need_folder
@@ -44,6 +45,8 @@ def samples_of(name: str, folder: Path | None, shape: Sequence[int], bad_images:
         return _features(path)
     if len(shape) != 3:
         raise UsageError(f"the network takes samples of shape {tuple(shape)}, and {name} has images")
+    if kind in ARCHIVES:
+        return _archive(kind, path, ImageTransform(*IMAGENET, side=shape[-1]), bad_images)
     root, names, words = _folder(path) if kind == "folder" else _table(path)
     transform = ImageTransform(*IMAGENET, side=shape[-1])
     images = FileImages(root, names, transform, skip=bad_images == "skip")
@@ -64,6 +67,13 @@ def _table(path: Path) -> tuple[Path, list[str], list[str]]:
     labels = columns.get("label")
     names = [columns["path"][i] for i in rows]
     return table_root(path, names[0]), names, ["" if labels is None else labels[i] for i in rows]
+
+
+def _archive(kind: str, path: Path, transform: ImageTransform, bad_images: str) -> Samples:
+    archive = ARCHIVES[kind](path)
+    rows = torch.tensor(_tested(archive.split, len(archive.paths)))
+    images = replace(archive.images(rows), transform=transform, skip=bad_images == "skip")
+    return Samples(images, images.names, [archive.words[i] for i in rows.tolist()])
 
 
 def _tested(split: Sequence[str] | None, count: int) -> list[int]:
