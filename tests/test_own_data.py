@@ -83,6 +83,18 @@ def test_a_folder_and_what_maps_its_outputs_back(
     assert torch.load(checkpoint, weights_only=True)["settings"]["class_names"] == ["dark", "light"]
 
 
+def test_paths_are_found_from_another_working_folder(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["inspect", "--data", "folder:pictures", "--epochs", "1", "--output", "out"]) == 0
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    trained("folder:../pictures", tmp_path / "corrected", "--labels", "../out/suggested.csv")
+    with (tmp_path / "out" / "suggested.csv").open(newline="", encoding="utf-8") as file:
+        assert all(Path(row["path"]).is_file() for row in csv.DictReader(file))
+
+
 def test_noise_made_from_labels_that_nobody_verified_is_called_changed(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -32,6 +32,7 @@ from dal_kernels.training.report import check_packages, write_curves, write_repo
 __all__ = ["main", "parse", "sentence"]
 
 OUT = Path("demo-output")
+ALIASES = {"logger", "loss", "output", "seed"}  # of options that have another name too
 # What applies a network that has been trained.
 APPLY = {"predict": predict, "evaluate": evaluate}
 
@@ -152,6 +153,7 @@ def _add_settings(command: argparse.ArgumentParser, default: TrainingConfig) -> 
     add("--overwrite", action="store_true", help="replace runs in that folder that were trained otherwise")
     add(
         "--logger",
+        "--loggers",
         dest="loggers",
         nargs="+",
         choices=LOGGERS,
@@ -184,21 +186,23 @@ def parse(argv: Sequence[str] | None = None) -> TrainingConfig:
     arguments = vars(parser().parse_args(argv))
     config_file = arguments.pop("config")
     if config_file is not None:  # what comes later overrides
-        switches = {setting.name for setting in fields(Recipe) if isinstance(setting.default, bool)}
-        arguments = vars(parser().parse_args([argv[0], *arguments_of(config_file, switches), *argv[1:]]))
+        recipe = {setting.name: isinstance(setting.default, bool) for setting in fields(Recipe)}
+        options = (arguments.keys() | recipe.keys() | ALIASES) - {"config", "to_do"}
+        switches = {name: True for name, switch in recipe.items() if switch} | {"resume": False, "overwrite": False}
+        arguments = vars(parser().parse_args([argv[0], *arguments_of(config_file, options, switches), *argv[1:]]))
         del arguments["config"]
     to_do = arguments.pop("to_do")
     check_packages(inspect=to_do == "inspect")
     arguments["inspect"] = to_do == "inspect"
-    recipe = {setting.name for setting in fields(Recipe)}
     as_tuple = {
         name: tuple(value) if isinstance(value, (list, tuple)) else (value,)
         for name, value in arguments.items()
         if name in ("noise", "losses", "seeds", "loggers", "widths")
     }
     arguments |= as_tuple
-    changes = {name: value for name, value in arguments.items() if name in recipe}
-    others = {name: value for name, value in arguments.items() if name not in recipe}
+    settings = {setting.name for setting in fields(Recipe)}
+    changes = {name: value for name, value in arguments.items() if name in settings}
+    others = {name: value for name, value in arguments.items() if name not in settings}
     launcher = ["dal-train"]
     if distributed.is_torchelastic_launched():
         launcher = ["torchrun", "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"], "-m", "dal_kernels.training"]

@@ -13,6 +13,7 @@ from dal_kernels.training.loggers import check_loggers
 from dal_kernels.training.losses import LOSSES, build_loss
 from dal_kernels.training.noise import parse_noise
 from dal_kernels.training.recipes import Recipe, recipe_for
+from dal_kernels.training.typed import check_types
 
 __all__ = ["TrainingConfig"]
 
@@ -68,6 +69,7 @@ class TrainingConfig:
     command: str | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_name(self.data)
         if self.bad_images not in BAD_IMAGES:
             raise UsageError(f"bad_images must be one of {', '.join(BAD_IMAGES)}, got {self.bad_images!r}")

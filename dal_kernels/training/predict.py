@@ -22,6 +22,7 @@ from dal_kernels.training.models import build_model
 from dal_kernels.training.parallel import join_world
 from dal_kernels.training.recipes import Recipe
 from dal_kernels.training.records import write_classes, write_rows
+from dal_kernels.training.typed import check_types
 
 __all__ = ["PredictConfig", "Predicted", "Trained", "find_checkpoint", "load_trained", "predict", "predict_samples"]
 
@@ -51,6 +52,7 @@ class PredictConfig:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_name(self.data)
         if self.bad_images not in BAD_IMAGES:
             raise UsageError(f"bad_images must be one of {', '.join(BAD_IMAGES)}, got {self.bad_images!r}")

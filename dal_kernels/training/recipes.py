@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from dal_kernels.training.errors import UsageError
+from dal_kernels.training.typed import check_types
 
 __all__ = ["OFFICIAL", "PRESETS", "Recipe", "recipe_for"]
 
@@ -21,7 +22,7 @@ def _choice(help: str, *names: str) -> Any:
 
 
 def _switch(help: str) -> Any:
-    return _setting(help, "true or false", lambda value: isinstance(value, bool), default=False)
+    return _setting(help, "true or false", lambda value: True, default=False)
 
 
 def _positive(value: float) -> bool:
@@ -113,6 +114,7 @@ class Recipe:
     loss_step: str = _choice("when the loss goes one step on in its schedule, if it has one", "epoch", "iteration")
 
     def __post_init__(self) -> None:
+        check_types(self)
         for setting in fields(self):
             value = getattr(self, setting.name)
             if not setting.metadata["ok"](value):

@@ -187,7 +187,9 @@ class FileImages(EncodedImages):
 
     @property
     def paths(self) -> list[str]:
-        return [str(self.root / name) for name in self.names]
+        """Absolute, so that they are found from another working folder too."""
+        root = os.path.abspath(self.root)
+        return [os.path.join(root, name) for name in self.names]
 
     def source(self, index: int) -> Path:
         return self.root / self.names[index]
