@@ -14,8 +14,8 @@ from pathlib import Path
 from unittest import mock
 
 from dal_kernels.training import TrainingConfig, UsageError, run_training
-from dal_kernels.training.compare import CHECKPOINT
 from dal_kernels.training.metrics import EpochMetrics
+from dal_kernels.training.run import CHECKPOINT
 from dal_kernels.training.train import Trainer
 
 EPOCHS, STOP = 4, 2

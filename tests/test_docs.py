@@ -34,6 +34,8 @@ ELSEWHERE = ("apply_to(", "ClassParallelLinear(")
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_examples_run(page: Any) -> None:
+    if page.stem == "trainer":
+        pytest.importorskip("sklearn")
     torch.manual_seed(0)
     names = GIVEN.get(page.stem, dict)()
     text = page.read_text(encoding="utf-8").replace("num_classes=1_000_000", "num_classes=100")
@@ -42,7 +44,9 @@ def test_examples_run(page: Any) -> None:
             if "hidden_states" in example:
                 names["labels"] = torch.randint(100, (2, 5))
             exec(example, names)
-    if page.stem == "segmentation":
+    if page.stem == "trainer":
+        assert (names["suspicious"] < 25).double().mean() > 0.8
+    elif page.stem == "segmentation":
         assert names["stats"].target_prob.shape == names["masks"].shape
         assert not names["doubtful"][:, :2].any()
         assert names["criterion"].schedule.position == names["epochs"]
@@ -55,4 +59,4 @@ def test_examples_run(page: Any) -> None:
 
 
 def test_there_are_pages() -> None:
-    assert {page.stem for page in PAGES} >= {"many_classes", "segmentation"}
+    assert {page.stem for page in PAGES} >= {"many_classes", "segmentation", "trainer"}

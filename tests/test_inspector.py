@@ -71,6 +71,19 @@ def test_the_averages_are_those_of_each_sample_by_itself(twice: bool) -> None:
             assert getattr(found, name)[i].item() == pytest.approx(expected.item(), abs=1e-6), (name, i)
 
 
+@pytest.mark.parametrize("index", [-1, 20])
+def test_an_index_of_no_sample_is_refused(index: int) -> None:
+    ((indices, labels, stats),) = visits(20, 4, 1)
+    indices[3] = index
+    inspector = LabelInspector(20, 4)
+    with pytest.raises(ValueError, match=f"indices must be from 0 to 19, got {index}$"):
+        inspector.update(indices, labels, stats)
+    if index < 0:  # as on a GPU, where nothing waits for the indices
+        inspector._take_in(indices, labels, stats.target_prob, stats.prediction, stats.max_prob)
+        with pytest.raises(ValueError, match="indices must be from 0 to 19, got 1 below 0"):
+            inspector.inspect()
+
+
 def test_the_class_that_was_preferred_most_is_suggested() -> None:
     inspector = LabelInspector(8, 3)
     for winner in (1, 2, 1, 1, 2, 1):  # of sample 0; the others are believed, but for two

@@ -244,7 +244,7 @@ def test_saved_labels_are_read_back_with_their_seed_and_as_noise_of_their_data_s
     data = data_of(torch.arange(100) % 7, 7)
     path = tmp_path / "run.labels"
     saved = parse_noise("symmetric:0.3").apply(data, seed=5)
-    saved.save(path, data.paths(train=True), data.names)
+    saved.save(path, data.paths("train"), data.names)
     loaded = NoisyLabels.load(path)
     assert torch.equal(loaded.labels, saved.labels)
     assert (loaded.noise, loaded.seed, loaded.measured, loaded.data) == (saved.noise, 5, saved.measured, "made-up")

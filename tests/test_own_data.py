@@ -23,7 +23,7 @@ from dal_kernels.training.recipes import recipe_for
 
 numpy = pytest.importorskip("numpy")
 library = pytest.importorskip("PIL.Image")
-for module in ("sklearn", "tqdm"):
+for module in ("matplotlib", "sklearn", "tabulate", "tqdm"):
     pytest.importorskip(module)
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -83,6 +83,18 @@ def test_a_folder_and_what_maps_its_outputs_back(
     assert torch.load(checkpoint, weights_only=True)["settings"]["class_names"] == ["dark", "light"]
 
 
+def test_paths_are_found_from_another_working_folder(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["inspect", "--data", "folder:pictures", "--epochs", "1", "--output", "out"]) == 0
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    trained("folder:../pictures", tmp_path / "corrected", "--labels", "../out/suggested.csv")
+    with (tmp_path / "out" / "suggested.csv").open(newline="", encoding="utf-8") as file:
+        assert all(Path(row["path"]).is_file() for row in csv.DictReader(file))
+
+
 def test_noise_made_from_labels_that_nobody_verified_is_called_changed(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -101,13 +113,13 @@ def test_a_table_reads_as_the_folder_that_it_lists(pictures: Path) -> None:
         expected = {str(Path(path).relative_to(pictures)): folder.names[label] for path, label in pairs(folder, train)}
         assert labels == expected
     image = listed.train.batch([0], train=False)
-    place = folder.paths(train=True).index(str(pictures / listed.paths(train=True)[0]))
+    place = folder.paths("train").index(str(pictures / listed.paths("train")[0]))
     torch.testing.assert_close(image, folder.train.batch([place], train=False))
 
 
 def pairs(data: DataSet, train: bool) -> list[tuple[str, int]]:
     labels = data.train_labels if train else data.test_labels
-    return list(zip(data.paths(train), labels.tolist(), strict=True))
+    return list(zip(data.paths("train" if train else "test"), labels.tolist(), strict=True))
 
 
 def test_a_parquet_table(pictures: Path) -> None:
@@ -117,7 +129,7 @@ def test_a_parquet_table(pictures: Path) -> None:
     parquet.write_table(table, pictures / "list.parquet")
     data = load_data(f"csv:{pictures / 'list.parquet'}")
     assert data.names == ["0", "1"]
-    assert data.train_labels.tolist() == [int("light" in path) for path in data.paths(train=True)]
+    assert data.train_labels.tolist() == [int("light" in path) for path in data.paths("train")]
 
 
 def test_a_table_without_a_split_holds_out_a_tenth(
@@ -225,7 +237,7 @@ def test_an_image_of_too_many_pixels_is_not_opened(pictures: Path, monkeypatch: 
 def test_another_image_takes_the_place_of_a_broken_one_in_training_only(pictures: Path) -> None:
     spoil(pictures)
     data = load_data(f"folder:{pictures}", bad_images="skip")
-    broken = {i for i, path in enumerate(data.paths(train=True)) if path.rpartition(".")[0].endswith(("a", "b"))}
+    broken = {i for i, path in enumerate(data.paths("train")) if path.rpartition(".")[0].endswith(("a", "b"))}
     assert len(broken) == 3
     batches = training_loader(data.train, 5, 0, 0, ALONE)
     batches.set_epoch(1)
@@ -254,7 +266,7 @@ def test_copies_that_jupyter_and_macos_hide_are_no_class_and_no_image(pictures: 
     (pictures / "train" / "dark" / "._00.png").write_bytes(b"no image")
     found = load_data(f"folder:{pictures}")
     assert found.names == expected.names
-    assert found.paths(train=True) == expected.paths(train=True)
+    assert found.paths("train") == expected.paths("train")
 
 
 # --- what is refused
@@ -306,12 +318,12 @@ def test_wrong_features_are_refused(tmp_path: Path, arrays: dict[str, Any], mess
     ("arguments", "message"),
     [
         (["--data", "folder:"], "folder:PATH"),
-        (["--data", "tar:x"], "data must be one of digits, .*, folder:PATH, csv:PATH, npz:PATH, got 'tar:x'"),
+        (["--data", "tar:x"], "data must be one of digits, .*, folder:PATH, csv:PATH, .*, npz:PATH, got 'tar:x'"),
         (["--data", "folder:nowhere"], "the data folder nowhere does not exist"),
         (["--data", "csv:nowhere.csv"], "nowhere.csv cannot be read"),
         (["--data", "npz:nowhere.npz"], "nowhere.npz cannot be read"),
         (["--data", "folder:x", "--data-dir", "y"], "data_dir is for data sets with a name"),
-        (["--image-size", "32"], "image_size is for images of folder:PATH"),
+        (["--image-size", "32"], "image_size is for images of KIND:PATH"),
         (["--image-size", "3"], "image_size must be 0 or from 8 to 4096, got 3"),
         (["--patience", "2"], "patience needs a val_fraction above 0"),
     ],

@@ -297,6 +297,14 @@ def test_clothing1m_in_all_its_layouts(tmp_path: Path, texts: str, prefix: str, 
     assert data.test_labels.tolist() == [1, 7]
     assert same_colours(data.train, ["ad.jpg", "aa.jpg", "ab.jpg"])
     assert same_colours(data.test, ["bd.jpg", "ba.jpg"])
+    assert len(data.validation) == 0
+
+
+def test_clothing1m_is_validated_on_its_own_list(tmp_path: Path) -> None:
+    write_lines(write_clothing1m(tmp_path) / "clean_val_key_list.txt", ["images/0/ab.jpg"])
+    data = load_data("clothing1m", tmp_path)
+    assert data.validation_labels.tolist() == [12], "the clean label"
+    assert same_colours(data.validation, ["ab.jpg"])
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from dal_kernels.training import UsageError, main, parse, progress
+from dal_kernels.training import TrainingConfig, UsageError, main, parse, progress
 from dal_kernels.training.data import DataSet, load_data
 from dal_kernels.training.loader import evaluation_loader, held_out
 from dal_kernels.training.metrics import count_hits
@@ -204,11 +204,49 @@ def test_a_wrong_file_of_settings_is_refused(name: str, content: str, message: s
         parse(["train", "--config", str(tmp_path / name)])
 
 
-def test_an_unknown_setting_in_a_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "a.json").write_text('{"epoches": 3}', encoding="utf-8")
-    with pytest.raises(SystemExit):
-        parse(["train", "--config", str(tmp_path / "a.json")])
-    assert "--epoches" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"epoches": 3}', "a.json: epoches is no option, do you mean epochs?"),
+        ('{"epoch": 3}', "a.json: epoch is no option, do you mean epochs?"),
+        ('{"config": "b.json"}', "a.json: config is no option"),
+        ('{"to_do": "inspect"}', "a.json: to_do is no option"),
+        ('{"resume": 1}', "a.json: resume must be true or false, got 1"),
+    ],
+)
+def test_an_unknown_setting_in_a_file_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, message: str
+) -> None:
+    (tmp_path / "a.json").write_text(content, encoding="utf-8")
+    assert main(["train", "--config", str(tmp_path / "a.json")]) == 2
+    error = capsys.readouterr().err
+    assert error.endswith(f"{message}\n")
+    assert error.count("\n") == 1
+
+
+def test_a_file_may_say_whether_to_go_on(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"resume": true, "overwrite": false, "logger": "csv"}', encoding="utf-8")
+    config = parse(["train", "--config", str(tmp_path / "a.json")])
+    assert (config.resume, config.overwrite, config.loggers) == (True, False, ("csv",))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"seeds": 0}, r"seeds must be tuple\[int, ...\], got 0"),
+        ({"noise": "0.4"}, r"noise must be tuple\[str, ...\], got '0.4'"),
+        ({"seeds": (True,)}, r"seeds must be tuple\[int, ...\], got \(True,\)"),
+        ({"out": "there"}, r"out must be Path \| None, got 'there'"),
+        ({"workers": 1.0}, "workers must be int, got 1.0"),
+        ({"changes": {"epochs": "3"}}, "epochs must be int, got '3'"),
+        ({"changes": {"nesterov": 1}}, "nesterov must be bool, got 1"),
+        ({"changes": {"learning_rate": "fast"}}, "learning_rate must be float, got 'fast'"),
+    ],
+)
+def test_settings_from_python_are_of_their_types(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        TrainingConfig(**settings)
+    assert TrainingConfig(changes={"learning_rate": 1}).recipe.learning_rate == 1, "an int is a float"
 
 
 def test_help_shows_the_choices(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,12 +23,12 @@ from jittered import jittered
 from dal_kernels import ScheduleWarning
 from dal_kernels.noise import UNKNOWN
 from dal_kernels.training import TrainingConfig, UsageError, main, parallel, run_training
-from dal_kernels.training.compare import CHECKPOINT
 from dal_kernels.training.data import DATA, DataSet, load_data
 from dal_kernels.training.data.base import TensorImages
 from dal_kernels.training.metrics import TIMINGS
 from dal_kernels.training.parallel import World
 from dal_kernels.training.recipes import recipe_for
+from dal_kernels.training.run import CHECKPOINT
 from dal_kernels.training.train import Trainer
 
 # The extra dal_kernels[training].

@@ -141,28 +141,6 @@ def test_features_of_the_test_are_finite(tmp_path: Path, capsys: pytest.CaptureF
     assert "features must be finite, got other values in row 150" in capsys.readouterr().err
 
 
-def test_a_validation_is_no_part_of_the_test(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    split = numpy.array(["train"] * 100 + ["val"] * 60 + ["test"] * 40)
-    table = features(tmp_path / "f.npz", split=split)
-    assert len(load_data(table).test) == 40
-    assert main(["train", "--data", table, "--epochs", "1", "--output", str(tmp_path)]) == 0
-    assert "rows of the validation are not used" in capsys.readouterr().out
-    assert main(["predict", "--data", table, "--output", str(tmp_path)]) == 0
-    assert len(rows_of(tmp_path / "predictions.csv")) == 40
-    assert len(load_data(features(tmp_path / "g.npz", split=split[:160], rows=160)).test) == 60
-
-
-@pytest.mark.parametrize("labelled", [True, False])
-def test_the_test_folder_is_tested_on_if_it_has_classes(tmp_path: Path, labelled: bool) -> None:
-    image = pytest.importorskip("PIL.Image")
-    for part in ("train/a", "train/b", "val/a", "test/b" if labelled else "test"):
-        (tmp_path / part).mkdir(parents=True)
-        image.new("RGB", (8, 8)).save(tmp_path / part / "0.png")
-    data = load_data(f"folder:{tmp_path}")
-    assert data.test_labels.tolist() == [int(labelled)]
-    assert data.note.startswith(str(tmp_path / ("val" if labelled else "test")))
-
-
 @pytest.mark.parametrize("dtype", ["uint16", "int32"])
 def test_grey_of_16_bits_is_not_all_white(tmp_path: Path, dtype: str) -> None:
     image = pytest.importorskip("PIL.Image")

@@ -23,7 +23,8 @@ from dal_kernels.training.models import build_model
 from dal_kernels.training.noise import parse_noise
 from dal_kernels.training.parallel import World
 from dal_kernels.training.recipes import recipe_for
-from dal_kernels.training.report import in_words, summarise
+from dal_kernels.training.report import in_words
+from dal_kernels.training.summary import summarise
 
 # The extra dal_kernels[demo].
 for module in ("matplotlib", "sklearn", "tabulate", "tqdm"):
@@ -121,7 +122,9 @@ def torchvision(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """A stand-in that knows one network."""
     models = ModuleType("torchvision.models")
     models.list_models = lambda module: ["resnet50"]
-    models.get_model = lambda name, weights, num_classes: nn.Linear(1, num_classes)
+    models.get_model = lambda name, weights, num_classes: nn.Sequential(
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, num_classes)
+    )
     monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace(models=models))
     monkeypatch.setitem(sys.modules, "torchvision.models", models)
     return models
@@ -133,7 +136,7 @@ def torchvision(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         (
             "resnet51",
             (3, 8, 8),
-            "model must be one of auto, mlp, .* resnet50, got 'resnet51'",
+            "model must be one of auto, mlp, .* resnet50, timm:NAME, got 'resnet51'",
         ),
         ("resnet50", (8, 8), r"takes samples of shape \(3, H, W\), got \(8, 8\)"),
         ("cnn", (64,), r"model cnn takes images, got samples of shape \(64,\)"),
@@ -148,8 +151,7 @@ def test_models_refuse(model: str, shape: tuple[int, ...], message: str) -> None
 @pytest.mark.usefixtures("torchvision")
 def test_models_of_torchvision_get_the_classes() -> None:
     model = build_model(PRESETS["webvision"], (3, 224, 224), 1000, 0)
-    assert isinstance(model, nn.Linear)
-    assert model.out_features == 1000
+    assert model[-1].out_features == 1000
 
 
 def test_a_missing_torchvision_is_said_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

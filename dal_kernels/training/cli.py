@@ -1,4 +1,4 @@
-"""The command line: ``train`` and ``compare`` networks, ``inspect`` labels, ``predict``."""
+"""The command line: ``train`` and ``compare`` networks, ``inspect`` labels, ``predict`` and ``evaluate``."""
 
 from __future__ import annotations
 
@@ -20,16 +20,21 @@ from dal_kernels.training.config import TrainingConfig
 from dal_kernels.training.config_file import arguments_of
 from dal_kernels.training.data import BAD_IMAGES, DATA, SOURCES, DataSet
 from dal_kernels.training.errors import UsageError
+from dal_kernels.training.evaluate import evaluate
 from dal_kernels.training.inspect_report import write_inspection
+from dal_kernels.training.loggers import LOGGERS
 from dal_kernels.training.losses import FAMILY, FIXED, LOSSES
 from dal_kernels.training.parallel import first_to_say
 from dal_kernels.training.predict import PredictConfig, predict
 from dal_kernels.training.recipes import OFFICIAL, PRESETS, Recipe
-from dal_kernels.training.report import check_packages, write_report
+from dal_kernels.training.report import check_packages, write_curves, write_report
 
 __all__ = ["main", "parse", "sentence"]
 
 OUT = Path("demo-output")
+ALIASES = {"logger", "loss", "output", "seed"}  # of options that have another name too
+# What applies a network that has been trained.
+APPLY = {"predict": predict, "evaluate": evaluate}
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -44,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
         prog="dal-train",
         description="Train on wrong labels. Defaults are in parentheses. Under torchrun processes share each batch.",
     )
-    commands = made.add_subparsers(dest="to_do", required=True, metavar="train|compare|inspect|predict")
+    commands = made.add_subparsers(dest="to_do", required=True, metavar="train|compare|inspect|predict|evaluate")
     default = TrainingConfig()
 
     train = commands.add_parser("train", help="a network", description="Train a network, or one of each asked for.")
@@ -68,14 +73,22 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--config", type=Path, metavar="FILE", help=CONFIG)
         _add_common(command, default)
         _add_settings(command, default)
-    predict = commands.add_parser(
+    told = commands.add_parser(
         "predict",
         help="what a trained network says",
         description="Write predictions.csv: path, predicted class and its probability of the samples to test on, or of "
         "all of a folder or table without such a part; where they have labels also two tables of how well.",
     )
-    predict.add_argument("--checkpoint", type=Path, metavar="FILE", help=CHECKPOINT)
-    _add_common(predict, default)
+    measured = commands.add_parser(
+        "evaluate",
+        help="how well a trained network does",
+        description="Write evaluation.json, with the accuracy, evaluated-classes.csv, with that of each class, and "
+        "evaluated-confusion.csv, with what is taken for what (with a picture, of up to 40 classes); of the labelled "
+        "samples that predict would take.",
+    )
+    for command in (told, measured):
+        command.add_argument("--checkpoint", type=Path, metavar="FILE", help=CHECKPOINT)
+        _add_common(command, default)
     return made
 
 
@@ -138,6 +151,15 @@ def _add_settings(command: argparse.ArgumentParser, default: TrainingConfig) -> 
     add("--preset", choices=list(PRESETS), help=PRESET)
     add("--resume", action="store_true", help="go on with the runs that are in that folder")
     add("--overwrite", action="store_true", help="replace runs in that folder that were trained otherwise")
+    add(
+        "--logger",
+        "--loggers",
+        dest="loggers",
+        nargs="+",
+        choices=LOGGERS,
+        default=default.loggers,
+        help="where the metrics of each epoch go (csv: metrics.csv, which is always written)",
+    )
     settings = command.add_argument_group("settings, each instead of the preset's")
     digits = PRESETS["digits"]
     for setting in fields(Recipe):
@@ -164,22 +186,23 @@ def parse(argv: Sequence[str] | None = None) -> TrainingConfig:
     arguments = vars(parser().parse_args(argv))
     config_file = arguments.pop("config")
     if config_file is not None:  # what comes later overrides
-        switches = {setting.name for setting in fields(Recipe) if isinstance(setting.default, bool)}
-        arguments = vars(parser().parse_args([argv[0], *arguments_of(config_file, switches), *argv[1:]]))
+        recipe = {setting.name: isinstance(setting.default, bool) for setting in fields(Recipe)}
+        options = (arguments.keys() | recipe.keys() | ALIASES) - {"config", "to_do"}
+        switches = {name: True for name, switch in recipe.items() if switch} | {"resume": False, "overwrite": False}
+        arguments = vars(parser().parse_args([argv[0], *arguments_of(config_file, options, switches), *argv[1:]]))
         del arguments["config"]
     to_do = arguments.pop("to_do")
-    if to_do != "train":
-        check_packages(inspect=to_do == "inspect")
+    check_packages(inspect=to_do == "inspect")
     arguments["inspect"] = to_do == "inspect"
-    recipe = {setting.name for setting in fields(Recipe)}
     as_tuple = {
         name: tuple(value) if isinstance(value, (list, tuple)) else (value,)
         for name, value in arguments.items()
-        if name in ("noise", "losses", "seeds", "widths")
+        if name in ("noise", "losses", "seeds", "loggers", "widths")
     }
     arguments |= as_tuple
-    changes = {name: value for name, value in arguments.items() if name in recipe}
-    others = {name: value for name, value in arguments.items() if name not in recipe}
+    settings = {setting.name for setting in fields(Recipe)}
+    changes = {name: value for name, value in arguments.items() if name in settings}
+    others = {name: value for name, value in arguments.items() if name not in settings}
     launcher = ["dal-train"]
     if distributed.is_torchelastic_launched():
         launcher = ["torchrun", "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"], "-m", "dal_kernels.training"]
@@ -193,10 +216,10 @@ def _write_inspection(results: Results, data: DataSet) -> tuple[list[Path], str]
     return write_inspection(out, run.noise.known(data), run.inspections[0], results.command)
 
 
-def _predict(argv: Sequence[str]) -> int:
+def _apply(argv: Sequence[str]) -> int:
     arguments = vars(parser().parse_args(argv))
-    del arguments["to_do"]
-    files, text = predict(PredictConfig(**arguments))
+    apply = APPLY[arguments.pop("to_do")]
+    files, text = apply(PredictConfig(**arguments))
     print(f"{text}\nWritten: {', '.join(map(str, files))}")
     return 0
 
@@ -211,8 +234,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     warnings.simplefilter("always", ScheduleWarning)  # for each run, not once for all
     try:
-        if argv[:1] == ["predict"]:
-            return _predict(argv)
+        if argv and argv[0] in APPLY:
+            return _apply(argv)
         config = parse(argv)
         data = config.load()
         results = run_training(config, data)
@@ -220,6 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             files, text = write_report(results) if argv[0] == "compare" else _write_inspection(results, data)
             print(f"\n{text}\nWritten: {', '.join(map(str, files))}")
         elif results.writes and config.out is not None:
+            write_curves(results)
             print(f"Written: {', '.join(str(config.out / run.data / run.folder) for run in results.runs)}")
     except (UsageError, OSError) as error:  # of files: what cannot be written
         if first_to_say(said := f"dal-train: {sentence(error)}"):

@@ -2,41 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
-from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from dal_kernels.noise import UNKNOWN, noise_rate
-from dal_kernels.training.checkpoint import load_checkpoint, save_checkpoint, usable
 from dal_kernels.training.config import TrainingConfig
-from dal_kernels.training.config_file import write_config
-from dal_kernels.training.corrections import read_corrections
 from dal_kernels.training.data import DataSet
-from dal_kernels.training.errors import UsageError, need
-from dal_kernels.training.inspector import LabelInspector
-from dal_kernels.training.losses import loss_title
+from dal_kernels.training.data.base import NOTHING
+from dal_kernels.training.errors import need
 from dal_kernels.training.noise import NoisyLabels, parse_noise
-from dal_kernels.training.parallel import World, join_world
+from dal_kernels.training.parallel import join_world
 from dal_kernels.training.progress import Progress
-from dal_kernels.training.provenance import other_setting, provenance, read_makers, write_makers
-from dal_kernels.training.recipes import Recipe
-from dal_kernels.training.records import Run, write_classes, write_metrics, write_rows
-from dal_kernels.training.train import Trainer
+from dal_kernels.training.provenance import provenance
+from dal_kernels.training.records import Run
+from dal_kernels.training.run import Session, make_folder, train_run
 
-__all__ = ["CHECKPOINT", "Results", "run_training"]
+__all__ = ["Results", "run_training"]
 
-CHECKPOINT, BEST, RUN, SKIPPED = "checkpoint.pt", "best.pt", "run.json", "skipped.csv"
-CONFIG, TABLES = "config.yaml", ("classes.csv", "confusion.csv")
 HELD_OUT = 0.1  # of the training samples, where there are no others to test on
 
 
@@ -74,12 +62,13 @@ def run_training(config: TrainingConfig, data: DataSet | None = None) -> Results
     recipe = config.recipe
     if config.inspect:
         recipe = replace(recipe, val_fraction=0.0)  # all labels are looked at
+        data = replace(data, validation=NOTHING)  # and to the last epoch
     elif not len(data.test) and not recipe.val_fraction:
         recipe = replace(recipe, val_fraction=HELD_OUT)
     runs: list[Run] = []
     world = join_world(config.device)
     with _own_state(config.threads, world.device):
-        folder = None if config.out is None else world.from_main(partial(_make_folder, config.out / data.name))
+        folder = None if config.out is None else world.from_main(partial(make_folder, config.out / data.name))
         made_by = provenance(config, world)
         trained = len(data.train) - round(recipe.val_fraction * len(data.train))
         steps = -(-trained // recipe.batch_size) * recipe.epochs
@@ -95,6 +84,7 @@ def run_training(config: TrainingConfig, data: DataSet | None = None) -> Results
             if data.note:
                 say(f"{data.name}: {data.note}")
             progress = Progress(total, say if bar.disable else lambda line: None, bar.update)
+            session = Session(config, recipe, data, world, folder, made_by, say, progress)
             for noise, seed in product(map(parse_noise, config.noise), config.seeds):
                 made = partial(noise.apply, data, seed)
                 labels = made() if noise.path is None else world.from_main(made)  # a file need be on one disk only
@@ -109,7 +99,7 @@ def run_training(config: TrainingConfig, data: DataSet | None = None) -> Results
                         corrected=config.labels is not None,
                         inspected=config.inspect,
                     )
-                    _train_run(config, recipe, data, labels, run, world, folder, made_by, say, progress)
+                    train_run(session, labels, run)
                     runs.append(run)
     return Results(config, runs, time.perf_counter() - start, made_by["command"], world.main, data.verified)
 
@@ -121,139 +111,6 @@ def _in_words(labels: NoisyLabels, data: DataSet) -> str:
     if not data.verified:
         return f"{labels.measured:.1%} of the training labels were changed; how many were wrong before is unknown"
     return f"{labels.measured:.1%} of the training labels are wrong"
-
-
-def _train_run(
-    config: TrainingConfig,
-    recipe: Recipe,
-    data: DataSet,
-    labels: NoisyLabels,
-    run: Run,
-    world: World,
-    folder: Path | None,
-    made_by: dict[str, str],
-    say: Callable[[str], None],
-    progress: Progress,
-) -> None:
-    """Train one network, or what is left of its training, and fill ``run.history``."""
-    start = time.perf_counter()
-    data = labels.noise.known(data)
-    if config.labels is not None and not data.verified:  # whoever puts a wrong one right would seem to spoil it
-        data = replace(data, true_labels=torch.full_like(data.true_labels, UNKNOWN))
-    corrections = None if config.labels is None else read_corrections(config.labels, data)
-    given, weights = labels.labels, None
-    if corrections is not None:
-        given, weights = corrections.apply(given)
-        wrong = noise_rate(given, data.true_labels)
-        known = "" if math.isnan(wrong) else f"; {wrong:.1%} are wrong then"
-        say(f"  {config.labels} replaces {int((given != labels.labels).sum())} of the labels{known}")
-    inspector = LabelInspector(len(data.train), data.classes) if config.inspect else None
-    settings: dict[str, Any] = {
-        **{"data": run.data, "noise": str(run.noise), "loss": run.loss, "seed": run.seed, **asdict(recipe)},
-        "training labels (their hash)": _hash(given, weights),
-        "inspected": config.inspect,
-        "class_names": data.names,
-    }
-    trainer = Trainer(recipe, data, given, run.loss, run.seed, config.workers, world, weights, inspector)
-    own, source = None if folder is None else folder / run.folder, _source(config, data, trainer)
-    if own is not None:
-
-        def open_folder() -> tuple[dict[str, Any] | None, list[dict[str, str]]]:
-            """The state to go on from and how it was made, or else a folder for a new run."""
-            if config.resume and (own / CHECKPOINT).exists():
-                return load_checkpoint(own / CHECKPOINT, settings), read_makers(own / RUN, made_by)
-            sources = {name: value for name, value in source.items() if name != "data source"}  # the path says more
-            other = other_setting(own / RUN, {**settings, **sources})
-            if (own / CHECKPOINT).exists() and other is not None and not config.overwrite:
-                raise UsageError(
-                    f"there is another run in {own}, with another {other}: give another --output, or --overwrite"
-                )
-            _make_folder(own)
-            for left in (CHECKPOINT, BEST, SKIPPED, *TABLES, "metrics.csv", "metrics.jsonl"):  # of a run before this
-                (own / left).unlink(missing_ok=True)
-            replace(labels, labels=given).save(own / "labels.npz", paths=data.paths(train=True), class_names=data.names)
-            return None, []
-
-        # The others need not see the folder, which may be on a disk of the first's own.
-        state, makers = world.from_main(open_folder)
-        run.made_by.extend(makers)
-        if state is not None:
-            with usable(own / CHECKPOINT):
-                trainer.restore(state)
-            if world.main:  # whoever was killed after a checkpoint left them without its epoch
-                write_metrics(own / "metrics", [replace(run, history=trainer.history)])
-            progress.skip(len(trainer.history) * len(trainer.batches))
-    if not trainer.done and made_by not in run.made_by:
-        run.made_by.append(made_by)
-        if own is not None and world.main:
-            write_config(own / CONFIG, config, recipe, run)
-            write_makers(own / RUN, {**settings, **source}, run.made_by)
-    resumed = len(trainer.history)
-    while not trainer.done:
-        trainer.run_epoch(progress.tick)
-        unreadable = trainer.unreadable()
-        progress.tell(trainer)
-        if own is not None and world.main:
-            state = {"settings": settings, "shape": trainer.shape, "moments": data.moments, **trainer.state()}
-            save_checkpoint(own / CHECKPOINT, state)
-            if trainer.held and trainer.best_epoch == len(trainer.history):
-                save_checkpoint(own / BEST, state)
-            write_metrics(own / "metrics", [replace(run, history=trainer.history)])
-            if unreadable:
-                rows = [(part, data.paths(part == "train")[i], why) for part, i, why in unreadable]
-                write_rows(own / SKIPPED, ("part", "path", "reason"), rows)
-    progress.skip((recipe.epochs - len(trainer.history)) * len(trainer.batches))
-    if unreadable := trainer.unreadable():
-        where = "" if own is None else f", see {own / SKIPPED}"
-        say(f"  {len(unreadable)} images could not be read and were left out{where}")
-    run.history.extend(trainer.history)
-    if own is not None and (len(data.test) or trainer.held):
-        classified = trainer.classified()
-        if world.main:
-            write_classes(own, *classified, data.names)
-    if inspector is not None:
-        run.inspections.append(inspector.inspect())
-
-    last = run.history[-1]
-    wrong_ones = "wrong labels" if data.verified else "labels changed"
-    memorised = f"{last.memorised:6.1%} of the {wrong_ones} memorised, " if last.memorised == last.memorised else ""
-    already = f", {resumed} of {len(run.history)} epochs trained before" if resumed else ""
-    best = run.history[trainer.best_epoch - 1]
-    validated = f"validation {best.validation_accuracy:6.1%} in epoch {best.epoch}, the best, " if trainer.held else ""
-    tested = f"test accuracy {last.test_accuracy:6.1%} (best {last.best_accuracy:6.1%}, by the test labels), "
-    if trainer.held:
-        tested = f"test accuracy {last.test_accuracy:6.1%}, in the epoch validated best {best.test_accuracy:6.1%}, "
-    if not len(data.test):
-        tested = ""
-    say(f"  {loss_title(run.loss):<13}  {tested}{validated}{memorised}{time.perf_counter() - start:.1f} s{already}")
-
-
-def _hash(labels: Tensor, weights: Tensor | None) -> str:
-    """What tells labels and their weights apart from others."""
-    arrays = [labels] if weights is None else [labels, weights]
-    return hashlib.sha256(b"".join(array.numpy().tobytes() for array in arrays)).hexdigest()[:16]
-
-
-def _source(config: TrainingConfig, data: DataSet, trainer: Trainer) -> dict[str, Any]:
-    """Where a run's samples come from, so that what it gives can be mapped back."""
-    _, _, path = config.data.partition(":")
-    place = Path(path) if path else config.data_dir
-    return {
-        "data source": config.data,
-        "data path": None if place is None else str(place.resolve()),
-        "input shape": list(trainer.shape),
-        "training samples": len(data.train),
-        "test samples": len(data.test),
-        "paths": "labels.npz",
-    }
-
-
-def _make_folder(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"the folder {folder} cannot be made: {error}") from error
-    return folder
 
 
 @contextmanager

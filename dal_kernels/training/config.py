@@ -9,9 +9,11 @@ from typing import Any
 
 from dal_kernels.training.data import BAD_IMAGES, DataSet, check_name, load_data
 from dal_kernels.training.errors import UsageError
+from dal_kernels.training.loggers import check_loggers
 from dal_kernels.training.losses import LOSSES, build_loss
 from dal_kernels.training.noise import parse_noise
 from dal_kernels.training.recipes import Recipe, recipe_for
+from dal_kernels.training.typed import check_types
 
 __all__ = ["TrainingConfig"]
 
@@ -35,6 +37,7 @@ class TrainingConfig:
         out: folder for what is written, in a folder of the data set a folder for each run; None writes nothing.
         resume: go on with the runs that are there already; otherwise they are trained anew.
         overwrite: replace runs there of the same names that were trained otherwise, which are refused without it.
+        loggers: names in ``LOGGERS``, where metrics go besides metrics.csv, which is always written.
         workers: processes that load batches; 0 for data that is in memory.
         threads: of PyTorch on the CPU; more than one does not pay for small networks.
         device: cpu, cuda or cuda:N; under torchrun cuda is a GPU for each process.
@@ -58,6 +61,7 @@ class TrainingConfig:
     out: Path | None = None
     resume: bool = False
     overwrite: bool = False
+    loggers: tuple[str, ...] = ("csv",)
     workers: int = 0
     threads: int = 1
     device: str = "cpu"
@@ -65,6 +69,7 @@ class TrainingConfig:
     command: str | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_name(self.data)
         if self.bad_images not in BAD_IMAGES:
             raise UsageError(f"bad_images must be one of {', '.join(BAD_IMAGES)}, got {self.bad_images!r}")
@@ -86,8 +91,10 @@ class TrainingConfig:
                 raise UsageError(f"{name} must be >= {least}, got {value}")
         if self.inspect and len(noise) * len(self.losses) * len(self.seeds) > 1:
             raise UsageError("inspect trains one network: noise, losses and seeds must be one each")
-        if self.resume and self.out is None:
-            raise UsageError("resume needs the folder of the runs, got no out")
+        check_loggers(self.loggers)
+        for name, used in (("resume", self.resume), ("loggers", set(self.loggers) - {"csv"})):
+            if used and self.out is None:
+                raise UsageError(f"{name} needs the folder of the runs, got no out")
 
     def load(self) -> DataSet:
         """The data set.

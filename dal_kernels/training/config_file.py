@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +19,32 @@ from dal_kernels.training.records import Run
 __all__ = ["arguments_of", "write_config"]
 
 
-def arguments_of(path: Path, switches: set[str]) -> list[str]:
+def arguments_of(path: Path, options: Collection[str], switches: Mapping[str, bool]) -> list[str]:
     """What a YAML, TOML or JSON file of options says, as the command line would say it.
 
     Each key is an option without its dashes in front; a list is of several values, and null says nothing.
 
     Args:
-        switches: the options, with underscores, that are true or false.
+        options: that there are, with underscores.
+        switches: those of them that are true or false, and whether there is a --no- form to say false by.
 
     Raises:
-        UsageError: the file cannot be read, or is not a table of options.
+        UsageError: the file cannot be read, is not a table of options, or has another key or value than there are.
     """
     arguments = []
     for key, value in _read(path).items():
         name = str(key).replace("_", "-")
+        option = name.replace("-", "_")
+        if option not in options:
+            near = [found.replace("_", "-") for found in get_close_matches(option, options, n=1)]
+            raise UsageError(f"{path}: {key} is no option{f', do you mean {near[0]}?' if near else ''}")
         values = value if isinstance(value, list) else [value]
         if any(isinstance(one, dict | list) for one in values):
             raise UsageError(f"{path}: {key} must be a value or a list of values, got {value!r}")
-        if name.replace("-", "_") in switches:
+        if option in switches:
             if not isinstance(value, bool):
                 raise UsageError(f"{path}: {key} must be true or false, got {value!r}")
-            arguments += [f"--{name}" if value else f"--no-{name}"]
+            arguments += [f"--{name}"] if value else [f"--no-{name}"] * switches[option]
         elif value is not None:
             arguments += [f"--{name}", *map(str, values)]
     return arguments
@@ -79,6 +86,7 @@ def write_config(path: Path, config: TrainingConfig, recipe: Recipe, run: Run) -
         "noise": [str(run.noise)],
         "losses": [run.loss],
         "seeds": [run.seed],
+        "logger": list(config.loggers),
         "workers": config.workers,
         "threads": config.threads,
         "device": config.device,

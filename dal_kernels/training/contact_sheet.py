@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from dal_kernels.training.data.base import ByteImages, DataSet, FileImages, Images, TensorImages
+from dal_kernels.training.data.base import ByteImages, DataSet, EncodedImages, Images, TensorImages
 from dal_kernels.training.errors import UsageError, need
 from dal_kernels.training.inspection import Inspection
 
@@ -55,7 +55,7 @@ def save_contact_sheet(path: Path, data: DataSet, inspection: Inspection) -> Pat
 def picture_of(images: Images, index: int) -> Any:
     """An array (H, W) or (H, W, 3) to be shown; None if the sample is no image."""
     numpy = need("numpy")
-    if isinstance(images, FileImages):
+    if isinstance(images, EncodedImages):
         image = images.open(index)
         image.thumbnail((THUMBNAIL, THUMBNAIL))
         return numpy.asarray(image)

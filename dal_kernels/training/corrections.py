@@ -45,7 +45,7 @@ def read_corrections(path: Path, data: DataSet) -> Corrections:
     labels = columns.get("suggested", columns.get("label"))
     if labels is None:
         raise UsageError(f"{path} must have a column suggested or label, got {', '.join(columns)}")
-    paths = data.paths(train=True)
+    paths = data.paths("train")
     known = {name: i for i, name in enumerate(paths)}
     if any(name not in known for name in columns["path"]):  # as where it was written from another working folder
         known = {os.path.abspath(name): i for name, i in known.items()} | known

@@ -27,7 +27,7 @@ def write_inspection(out: Path, data: DataSet, inspection: Inspection, made_by: 
         made_by: the command.
     """
     ranking, confusion, words = out / "suggested.csv", out / "confusion.csv", out / "inspect.md"
-    inspection.save_csv(ranking, data.paths(train=True), data.names)
+    inspection.save_csv(ranking, data.paths("train"), data.names)
     pairs = [(data.names[given], data.names[other], count) for given, other, count in inspection.confusion()]
     write_rows(confusion, ("given", "suggested", "samples"), pairs)
     text = _text(data, inspection, pairs, made_by)

@@ -63,6 +63,7 @@ class LabelInspector:
         self._averages = torch.zeros(samples, 4, device=device)  # margin, p_y, agreement, votes for the other class
         self._classes = torch.zeros(samples, 4, dtype=torch.int32, device=device)  # label, other class, visits, fresh
         self._classes[:, :2] = -1
+        self._negative = torch.zeros((), dtype=torch.int64, device=device)
         self._batches: list[list[Tensor]] = []
         self._waits = torch.zeros(samples, dtype=torch.bool)
 
@@ -71,12 +72,13 @@ class LabelInspector:
         """Take in a batch.
 
         Args:
-            indices: (B,) integers, which samples; on the device of ``stats``, lest it be waited for.
+            indices: (B,) integers in [0, N), which samples; on the device of ``stats``, lest it be waited for.
             target: (B,) class indices, the labels given. Rows that the loss ignores are passed over.
             stats: (B,) each, of a loss called with ``return_stats=True``.
 
         Raises:
-            ValueError: the shapes differ, or there are no class indices.
+            ValueError: the shapes differ, there are no class indices, or an index is not in [0, N); on a GPU, which is
+                not waited for, :meth:`inspect` raises it.
         """
         if indices.ndim != 1 or not indices.shape == target.shape == stats.target_prob.shape:
             raise ValueError(
@@ -86,6 +88,7 @@ class LabelInspector:
         if not self._placed:
             device = stats.target_prob.device
             self._averages, self._classes, self._placed = self._averages.to(device), self._classes.to(device), True
+            self._negative = self._negative.to(device)
         where = self._averages.device
         batch = [
             values.to(where, non_blocking=True)
@@ -97,6 +100,9 @@ class LabelInspector:
         # On a CPU the two dozen operations on a batch would take as long as some layers, so that batches wait for each
         # other, as long as no sample comes twice. A GPU's wait in its queue as it is.
         indices = batch[0]
+        outside = indices[(indices < 0) | (indices >= self.samples)]
+        if len(outside):
+            raise ValueError(f"indices must be from 0 to {self.samples - 1}, got {outside[0].item()}")
         if len(self._batches) == WAITING or bool(self._waits[indices].any()):
             self._catch_up()
         self._waits[indices] = True
@@ -113,6 +119,8 @@ class LabelInspector:
     def _take_in(
         self, indices: Tensor, target: Tensor, target_prob: Tensor, prediction: Tensor, max_prob: Tensor
     ) -> None:
+        # On a GPU an index below 0 is told by who waits for it; one above N stops the device by itself.
+        self._negative += (indices < 0).sum()
         averages, classes = self._averages[indices], self._classes[indices]
         other = classes[:, 1]
         agrees = prediction == target
@@ -148,8 +156,14 @@ class LabelInspector:
         self._classes[:, 3] = 0
 
     def inspect(self) -> Inspection:
-        """What the labels look like now; this waits for the device."""
+        """What the labels look like now; this waits for the device.
+
+        Raises:
+            ValueError: an index of an :meth:`update` on a GPU was below 0.
+        """
         self._catch_up()
+        if self._negative > 0:
+            raise ValueError(f"indices must be from 0 to {self.samples - 1}, got {self._negative.item()} below 0")
         given, other, visits, _ = self._classes.cpu().unbind(1)
         weight = (1 - self.momentum ** visits.double()).clamp(min=1e-12)
         margin, target_prob, agreement, _ = (self._averages.cpu() / weight[:, None]).unbind(1)

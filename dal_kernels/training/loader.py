@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, Sampler
 
-from dal_kernels.training.data.base import FileImages, Images, UnreadableError
+from dal_kernels.training.data.base import EncodedImages, Images, UnreadableError
 from dal_kernels.training.errors import UsageError
 from dal_kernels.training.parallel import World
 
@@ -51,7 +51,7 @@ class _ByBatch(Dataset[Batch]):
         try:
             return self.images.batch(indices, self.train), torch.tensor(indices), {}
         except UnreadableError:
-            if not (isinstance(self.images, FileImages) and self.images.skip):
+            if not (isinstance(self.images, EncodedImages) and self.images.skip):
                 raise
         return self._readable(places)
 

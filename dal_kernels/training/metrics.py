@@ -23,8 +23,8 @@ class EpochMetrics:
     Attributes:
         train_loss: mean over the epoch's samples while the weights move; not comparable between losses.
         test_accuracy: on the test set, after the epoch; ``best_accuracy`` is the highest so far.
-        validation_accuracy: on training samples held out, against their given labels, wrong ones among them; NaN
-            where none are held out.
+        validation_accuracy: on training samples held out, against their given labels, wrong ones among them; or on
+            the part that the data has for it; NaN where there is neither.
         memorised: share of the training samples known to be labelled wrong that are predicted as their wrong label,
             after the epoch.
         mislabelled_right: share of the same samples predicted as their true class.
@@ -57,7 +57,7 @@ TIMINGS = ("loss_time_share", "seconds")
 
 
 def chosen_epoch(history: Sequence[EpochMetrics]) -> EpochMetrics:
-    """The first epoch with the highest validation accuracy; the last one where nothing is held out."""
+    """The first epoch with the highest validation accuracy; the last one without a validation."""
     if math.isnan(history[-1].validation_accuracy):
         return history[-1]
     return max(history, key=lambda epoch: epoch.validation_accuracy)

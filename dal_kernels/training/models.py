@@ -1,15 +1,15 @@
-"""Networks: small ones of our own, and torchvision's by name."""
+"""Networks: small ones of our own, and by name those of torchvision and timm."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from dal_kernels.training.errors import UsageError
+from dal_kernels.training.foreign_models import OWN, TIMM, timm_model, torchvision_model
 from dal_kernels.training.recipes import Recipe
 
 __all__ = ["build_model"]
@@ -38,7 +38,8 @@ def build_model(
         moments: mean and deviation that the network takes off its inputs.
 
     Raises:
-        UsageError: the network is unknown or does not take such samples, or torchvision is missing.
+        UsageError: the network is unknown or does not take such samples, its library is missing, or there are no
+            pretrained weights of it.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -50,15 +51,22 @@ def _network(recipe: Recipe, shape: Sequence[int], classes: int) -> nn.Module:
     name = recipe.model
     if name == "auto":
         name = "mlp" if len(shape) not in (2, 3) else "cnn" if max(shape[-2:]) <= 64 else "resnet18-224"
+    images = len(shape) in (2, 3)
+    if name.startswith(TIMM) and images:
+        first, channels = _with_channels(shape)
+        network = timm_model(name.removeprefix(TIMM), (channels, *shape[-2:]), classes, recipe.pretrained)
+        return network if len(shape) == 3 else nn.Sequential(first, network)
+    if name in OWN and recipe.pretrained:
+        raise UsageError(f"pretrained is for networks of torchvision and timm, got model {name}")
     if name == "mlp":
         return _mlp(torch.Size(shape).numel(), recipe.widths, classes)
-    if len(shape) not in (2, 3):
+    if not images:
         raise UsageError(f"model {name} takes images, got samples of shape {tuple(shape)}; take mlp")
     if name == "cnn":
         return _cnn(shape, recipe.widths, classes)
     if name in ("resnet18-cifar", "resnet18-224"):
         return _resnet18(shape, classes, photographs=name == "resnet18-224")
-    return _torchvision(name, shape, classes)
+    return torchvision_model(name, shape, classes, recipe.pretrained)
 
 
 def _mlp(inputs: int, hidden: Sequence[int], classes: int) -> nn.Sequential:
@@ -118,22 +126,3 @@ def _resnet18(shape: Sequence[int], classes: int, photographs: bool) -> nn.Seque
     if photographs:
         stem = [*_convolution(channels, widths[0], 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1)]
     return nn.Sequential(first, *stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes))
-
-
-def _torchvision(name: str, shape: Sequence[int], classes: int) -> nn.Module:
-    try:
-        models = import_module("torchvision.models")
-    except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
-        raise UsageError(
-            f"model {name} is torchvision's, which cannot be used here ({error}): install the torchvision that "
-            f"matches torch {torch.__version__}, or take one of mlp, cnn, resnet18-cifar, resnet18-224"
-        ) from error
-    known = models.list_models(module=models)
-    if name not in known:
-        raise UsageError(
-            f"model must be one of auto, mlp, cnn, resnet18-cifar, resnet18-224, {', '.join(known)}, got {name!r}"
-        )
-    if len(shape) != 3 or shape[0] != 3:
-        raise UsageError(f"model {name} takes samples of shape (3, H, W), got {tuple(shape)}")
-    model: nn.Module = models.get_model(name, weights=None, num_classes=classes)
-    return model

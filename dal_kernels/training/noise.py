@@ -23,7 +23,7 @@ from dal_kernels.noise import (
     read_arrays,
     symmetric_noise,
 )
-from dal_kernels.training.data.base import DataSet, FileImages, UnreadableError
+from dal_kernels.training.data.base import DataSet, EncodedImages, UnreadableError
 from dal_kernels.training.errors import UsageError, need, usage_errors
 from dal_kernels.training.loader import first_input
 
@@ -48,7 +48,7 @@ def _instance(data: DataSet, rate: float, generator: Generator) -> Tensor:
         try:
             return data.train.batch(indices.tolist(), train=False)
         except UnreadableError:
-            if not (isinstance(data.train, FileImages) and data.train.skip):
+            if not (isinstance(data.train, EncodedImages) and data.train.skip):
                 raise
         # Those that cannot be read are not trained on, so their labels do not count; zeros are the mean input.
         found = torch.zeros(len(indices), *first_input(data.train).shape)

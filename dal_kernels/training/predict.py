@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from dal_kernels.training.models import build_model
 from dal_kernels.training.parallel import join_world
 from dal_kernels.training.recipes import Recipe
 from dal_kernels.training.records import write_classes, write_rows
+from dal_kernels.training.typed import check_types
 
-__all__ = ["PredictConfig", "Trained", "find_checkpoint", "load_trained", "predict"]
+__all__ = ["PredictConfig", "Predicted", "Trained", "find_checkpoint", "load_trained", "predict", "predict_samples"]
 
 BATCH = 256
 SHOWN = 5  # names of classes in a sentence
@@ -31,13 +33,13 @@ WRITTEN = ("predictions.csv", "predicted-classes.csv", "predicted-confusion.csv"
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """What to predict with what.
+    """What to predict or evaluate with what.
 
     Attributes:
         data: as of ``TrainingConfig``; of a folder or a table that has a part to test on, that part, else all of it,
             with or without labels.
         checkpoint: of a run; None: of the newest run below ``out``, that of its best epoch if there is one.
-        out: folder for predictions.csv.
+        out: folder for what is written.
     """
 
     data: str
@@ -50,6 +52,7 @@ class PredictConfig:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_name(self.data)
         if self.bad_images not in BAD_IMAGES:
             raise UsageError(f"bad_images must be one of {', '.join(BAD_IMAGES)}, got {self.bad_images!r}")
@@ -65,7 +68,7 @@ class Trained:
     epoch: int
 
 
-def find_checkpoint(out: Path) -> Path:
+def find_checkpoint(out: Path, to_do: str = "predict") -> Path:
     """Of the newest run below ``out`` the checkpoint of the best epoch, else of the last.
 
     Raises:
@@ -73,7 +76,7 @@ def find_checkpoint(out: Path) -> Path:
     """
     runs = sorted(out.glob("*/*/checkpoint.pt"), key=os.path.getmtime)
     if not runs:
-        raise UsageError(f"predict needs a checkpoint: none was given, and there is no run below {out}")
+        raise UsageError(f"{to_do} needs a checkpoint: none was given, and there is no run below {out}")
     best = runs[-1].with_name("best.pt")
     return best if best.exists() else runs[-1]
 
@@ -89,6 +92,7 @@ def load_trained(path: Path) -> Trained:
         settings = state["settings"]
         recipe = Recipe(**{field.name: settings[field.name] for field in fields(Recipe)})
         names, shape = list(settings["class_names"]), tuple(state["shape"])
+        recipe = replace(recipe, pretrained=False)  # its own weights are to come
         network = build_model(recipe, shape, len(names), 0, state["moments"])
         weights: dict[str, Tensor] = state["network"]
         if "average" in state:
@@ -96,6 +100,79 @@ def load_trained(path: Path) -> Trained:
             weights = {name.removeprefix("module."): value for name, value in saved if name.startswith("module.")}
         network.load_state_dict(weights)
         return Trained(network.eval(), names, shape, len(state["history"]))
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What a network says of samples.
+
+    Attributes:
+        checkpoint: where the network is from.
+        indices: (M,) int64, which of the samples, those that can be read.
+        classes: (M,) int64, what the network takes them for, ``confidences`` (M,) float32 its probability.
+        labels: (M,) int64, what they are labelled as; -1 where that is nothing, or no class of the network.
+        unreadable: the other samples, and why they cannot be read.
+    """
+
+    checkpoint: Path
+    trained: Trained
+    samples: Samples
+    indices: Tensor
+    classes: Tensor
+    confidences: Tensor
+    labels: Tensor
+    unreadable: dict[int, str]
+
+    @property
+    def known(self) -> Tensor:
+        """(M,) bool, whether the label is a class of the network."""
+        return self.labels >= 0
+
+    def remarks(self) -> str:
+        """What is to be said of labels that the network does not know, and of samples that cannot be read."""
+        names, said = self.trained.class_names, ""
+        words = [self.samples.words[i] for i in self.indices.tolist()]
+        unknown = sorted({word for word in words if word} - set(names))
+        if unknown:
+            count = sum(word in unknown for word in words)
+            some = ", ".join(unknown[:SHOWN]) + (", …" if len(unknown) > SHOWN else "")
+            said += (
+                f"; the labels of {count} samples ({some}) are no classes of the network, which knows "
+                f"{', '.join(names[:SHOWN])}{', …' if len(names) > SHOWN else ''}: how well these are told is unknown"
+            )
+        return said + (f"; {len(self.unreadable)} could not be read" if self.unreadable else "")
+
+    def write_unreadable(self, path: Path) -> list[Path]:
+        """A table of the samples that cannot be read; no file, if all can."""
+        rows = [("test", self.samples.paths[i], reason) for i, reason in sorted(self.unreadable.items())]
+        return [write_rows(path, ("part", "path", "reason"), rows)] if rows else []
+
+
+def predict_samples(config: PredictConfig, to_do: str, written: Sequence[str]) -> Predicted:
+    """Apply the network, and take away the files ``written`` that were left in ``config.out`` by another time.
+
+    Raises:
+        UsageError: the checkpoint or the data is missing, damaged, or they do not fit each other; there is more than
+            one process to do what is ``to_do``.
+    """
+    path = config.checkpoint or find_checkpoint(config.out, to_do)
+    trained = load_trained(path)
+    world = join_world(config.device)
+    if world.size > 1:
+        raise UsageError(f"{to_do} runs in one process, got {world.size}; split the samples instead")
+    torch.set_num_threads(config.threads)
+    samples = samples_of(config.data, config.data_dir, trained.shape, config.bad_images)
+    shape = tuple(first_input(samples.images).shape)
+    if shape != trained.shape:
+        raise UsageError(f"{path} takes samples of shape {trained.shape}, got {shape} of {config.data}")
+    everything = torch.arange(len(samples.images))
+    loader = evaluation_loader(samples.images, everything, BATCH, config.workers, world)
+    indices, classes, confidences = predictions(trained.network.to(world.device), loader, world.device)
+    config.out.mkdir(parents=True, exist_ok=True)
+    for left in written:
+        (config.out / left).unlink(missing_ok=True)
+    labels = class_labels([samples.words[i] for i in indices.tolist()], trained.class_names)
+    return Predicted(path, trained, samples, indices, classes, confidences, labels, loader.unreadable)
 
 
 def predict(config: PredictConfig) -> tuple[list[Path], str]:
@@ -108,59 +185,19 @@ def predict(config: PredictConfig) -> tuple[list[Path], str]:
     Raises:
         UsageError: the checkpoint or the data is missing, damaged, or they do not fit each other.
     """
-    path = config.checkpoint or find_checkpoint(config.out)
-    trained = load_trained(path)
-    world = join_world(config.device)
-    if world.size > 1:
-        raise UsageError(f"predict runs in one process, got {world.size}; split the samples instead")
-    torch.set_num_threads(config.threads)
-    samples = samples_of(config.data, config.data_dir, trained.shape, config.bad_images)
-    shape = tuple(first_input(samples.images).shape)
-    if shape != trained.shape:
-        raise UsageError(f"{path} takes samples of shape {trained.shape}, got {shape} of {config.data}")
-    everything = torch.arange(len(samples.images))
-    loader = evaluation_loader(samples.images, everything, BATCH, config.workers, world)
-    found = predictions(trained.network.to(world.device), loader, world.device)
-    config.out.mkdir(parents=True, exist_ok=True)
-    for left in WRITTEN:  # of a prediction before this one
-        (config.out / left).unlink(missing_ok=True)
-    return _write(config.out, samples, trained, found, loader.unreadable, path)
-
-
-def _write(
-    out: Path,
-    samples: Samples,
-    trained: Trained,
-    found: tuple[Tensor, Tensor, Tensor],
-    unreadable: dict[int, str],
-    checkpoint: Path,
-) -> tuple[list[Path], str]:
-    indices, prediction, confidence = found
-    names = trained.class_names
+    found, out = predict_samples(config, "predict", WRITTEN), config.out
+    names, known = found.trained.class_names, found.known
     rows = [
-        (samples.paths[i], names[label], f"{sure:.6f}")
-        for i, label, sure in zip(indices.tolist(), prediction.tolist(), confidence.tolist(), strict=True)
+        (found.samples.paths[i], names[label], f"{sure:.6f}")
+        for i, label, sure in zip(
+            found.indices.tolist(), found.classes.tolist(), found.confidences.tolist(), strict=True
+        )
     ]
     files = [write_rows(out / "predictions.csv", ("path", "predicted", "confidence"), rows)]
-    text = f"{len(rows)} samples, by {checkpoint} (epoch {trained.epoch})"
-    words = [samples.words[i] for i in indices.tolist()]
-    labels = class_labels(words, names)
-    known, unknown = labels >= 0, {word for word in words if word} - set(names)
+    text = f"{len(rows)} samples, by {found.checkpoint} (epoch {found.trained.epoch})"
     if known.any():
-        labels, prediction = labels[known], prediction[known]
+        labels, prediction = found.labels[known], found.classes[known]
         files += write_classes(out, labels, prediction, names, of="predicted-")
         of = "" if known.all() else f" of the {len(labels)} that have a label of the network's classes"
         text += f": {(labels == prediction).double().mean().item():.1%}{of} as their labels say"
-    if unknown:
-        strange = sorted(unknown)
-        count = sum(word in unknown for word in words)
-        some = ", ".join(strange[:SHOWN]) + (", …" if len(strange) > SHOWN else "")
-        text += (
-            f"; the labels of {count} samples ({some}) are no classes of the network, which knows "
-            f"{', '.join(names[:SHOWN])}{', …' if len(names) > SHOWN else ''}: how well these are told is unknown"
-        )
-    if unreadable:
-        skipped = [("test", samples.paths[i], reason) for i, reason in sorted(unreadable.items())]
-        files.append(write_rows(out / "predicted-skipped.csv", ("part", "path", "reason"), skipped))
-        text += f"; {len(skipped)} could not be read"
-    return files, text
+    return files + found.write_unreadable(out / "predicted-skipped.csv"), text + found.remarks()

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from dal_kernels.training.errors import UsageError
+from dal_kernels.training.typed import check_types
 
 __all__ = ["OFFICIAL", "PRESETS", "Recipe", "recipe_for"]
 
@@ -18,6 +19,10 @@ def _setting(help: str, accepted: str, ok: Callable[[Any], bool], names: tuple[s
 
 def _choice(help: str, *names: str) -> Any:
     return _setting(help, f"one of {', '.join(names)}", lambda value: value in names, names, default=names[0])
+
+
+def _switch(help: str) -> Any:
+    return _setting(help, "true or false", lambda value: True, default=False)
 
 
 def _positive(value: float) -> bool:
@@ -37,10 +42,16 @@ class Recipe:
     """
 
     model: str = _setting(
-        "auto (by the shape of a sample), mlp, cnn, resnet18-cifar, resnet18-224, or a classifier of torchvision's",
+        "auto (by the shape of a sample), mlp, cnn, resnet18-cifar, resnet18-224, a classifier of torchvision's by its "
+        "name, or timm:NAME",
         "a name",
         bool,
     )
+    pretrained: bool = _switch(
+        "start from the weights that torchvision or timm has of the model, but for the last layer"
+    )
+    channels_last: bool = _switch("keep images with the channels last in memory, which is faster on some devices")
+    compile: bool = _switch("compile the network by torch.compile: minutes at first, then faster steps")
     widths: tuple[int, ...] = _setting(
         "widths of the hidden layers of mlp, of the convolutions of cnn",
         "whole numbers >= 1",
@@ -48,14 +59,14 @@ class Recipe:
         default=(),
     )
     image_size: int = _setting(
-        "side of the inputs in pixels, of folder:PATH and csv:PATH; 0: that of the images, up to 224",
+        "side of the inputs in pixels, of images of KIND:PATH; 0: that of the images, up to 224",
         "0 or from 8 to 4096",
         lambda value: value == 0 or 8 <= value <= 4096,
         default=0,
     )
     val_fraction: float = _setting(
         "share of the training samples that are held out, with their labels as given, to choose the best epoch by; "
-        "0.1 where the data has no test part",
+        "0: by the validation part of the data, if it has one; 0.1 where it has neither that nor a test part",
         "in [0, 1)",
         lambda value: 0 <= value < 1,
         default=0.0,
@@ -84,7 +95,7 @@ class Recipe:
     optimizer: str = _choice("sgd or adamw", "sgd", "adamw")
     learning_rate: float = _setting("at the first epoch, after the warm-up", "> 0", _positive)
     momentum: float = _setting("of sgd", "in [0, 1)", lambda value: 0 <= value < 1, default=0.9)
-    nesterov: bool = _setting("Nesterov's momentum, of sgd", "true or false", lambda value: True, default=False)
+    nesterov: bool = _switch("Nesterov's momentum, of sgd")
     weight_decay: float = _setting("on all parameters", ">= 0", _finite, default=1e-4)
     schedule: str = _choice(
         "of the learning rate, by epochs: cosine falls to 0, step multiplies by decay every decay_every epochs, "
@@ -95,9 +106,7 @@ class Recipe:
     decay_every: int = _setting("epochs from step to step", ">= 1", lambda value: value >= 1, default=30)
     warmup_epochs: int = _setting("rise of the learning rate, in a line", ">= 0", lambda value: value >= 0, default=0)
     clip_norm: float = _setting("bound of the gradient's norm", "> 0", lambda value: value > 0, default=math.inf)
-    sync_batch_norm: bool = _setting(
-        "batch statistics over all processes, on GPUs", "true or false", lambda value: True, default=False
-    )
+    sync_batch_norm: bool = _switch("batch statistics over all processes, on GPUs")
     amp: str = _choice("mixed precision; fp16 scales the loss", "none", "bf16", "fp16")
     q_start: float = _setting("first exponent of DAL; with many classes see dal_kernels.stall", ">= 0", _finite)
     q_end: float = _setting("last exponent of DAL", ">= 0", _finite, default=1.5)
@@ -105,6 +114,7 @@ class Recipe:
     loss_step: str = _choice("when the loss goes one step on in its schedule, if it has one", "epoch", "iteration")
 
     def __post_init__(self) -> None:
+        check_types(self)
         for setting in fields(self):
             value = getattr(self, setting.name)
             if not setting.metadata["ok"](value):
@@ -114,10 +124,6 @@ class Recipe:
             (
                 self.warmup_epochs < self.epochs,
                 f"warmup_epochs must be below epochs, got {self.warmup_epochs} and {self.epochs}",
-            ),
-            (
-                not self.patience or self.val_fraction > 0,
-                f"patience needs a val_fraction above 0 to stop by, got patience {self.patience}",
             ),
             (not self.nesterov or self.momentum > 0, "nesterov needs a momentum above 0, got 0"),
         ):
@@ -172,7 +178,7 @@ PRESETS = {
     "clothing1m": Recipe(
         model="resnet50", epochs=50, batch_size=256, learning_rate=0.1, sync_batch_norm=True, q_start=0.6
     ),
-    # For folder:PATH and csv:PATH, whatever they show: AdamW learns at the same rate with most networks.
+    # For images of KIND:PATH, whatever they show: AdamW learns at the same rate with most networks.
     "images": Recipe(
         model="auto",
         widths=(32, 64, 96, 128),
@@ -198,6 +204,8 @@ _PRESET_OF = {
     "cifar-100": "cifar100",
     "folder": "images",
     "csv": "images",
+    "hf": "images",
+    "wds": "images",
     "npz": "features",
 }
 

@@ -1,23 +1,20 @@
-"""Results as a table and in words: computed from the runs, whoever wins."""
+"""Results as a table, in words and as figures: computed from the runs, whoever wins."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
 
+from dal_kernels.training.canvas import FORMATS
 from dal_kernels.training.compare import Results
 from dal_kernels.training.errors import UsageError, need
-from dal_kernels.training.figures import save_figure
-from dal_kernels.training.losses import loss_title
-from dal_kernels.training.metrics import EpochMetrics, chosen_epoch
-from dal_kernels.training.noise import Noise
+from dal_kernels.training.figures import save_curves, save_rates
 from dal_kernels.training.provenance import distinct
-from dal_kernels.training.records import Run, write_metrics
+from dal_kernels.training.records import write_metrics
+from dal_kernels.training.summary import Spread, Summary, summarise
 
-__all__ = ["Spread", "Summary", "check_packages", "in_words", "markdown_table", "summarise", "write_report"]
+__all__ = ["check_packages", "in_words", "markdown_table", "write_curves", "write_report"]
 
 
 TEST_LABELS = {
@@ -28,83 +25,6 @@ BEST = """"best epoch" is chosen by them, so it is what a perfect early stop wou
 one gets."""
 NO_TEST = "There is no test: accuracies are of training samples held out, by the labels given, wrong ones among them."
 CHANGED = "\nWrong labels are those changed on purpose here; how many were wrong before is unknown."
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Mean and sample standard deviation over seeds; the deviation of one seed is NaN, as are both of a NaN."""
-
-    mean: float
-    sd: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        if any(map(math.isnan, values)):  # statistics.stdev stumbles over it
-            return cls(math.nan, math.nan)
-        return cls(mean(values), stdev(values) if len(values) > 1 else math.nan)
-
-    def percent(self) -> str:
-        """Such as "94.9 ± 1.3", without a sign for per cent; "n/a" of nothing."""
-        if math.isnan(self.mean):
-            return "n/a"
-        return f"{100 * self.mean:.1f}" + ("" if math.isnan(self.sd) else f" ± {100 * self.sd:.1f}")
-
-
-@dataclass(frozen=True)
-class Summary:
-    """One loss with one noise over all seeds. Shares are in [0, 1], of the last epoch but for these.
-
-    ``best`` is chosen by the test, ``chosen`` by the validation; None where nothing is held out. Where nothing is
-    ``tested`` it is of the validation itself.
-    """
-
-    noise: Noise
-    loss: str
-    wrong: Spread
-    last: Spread
-    best: Spread
-    memorised: Spread
-    mislabelled_right: Spread
-    chosen: Spread | None = None
-    tested: bool = True
-
-    @property
-    def got(self) -> Spread:
-        """Accuracy of the network that one would keep."""
-        return self.last if self.chosen is None else self.chosen
-
-    @property
-    def title(self) -> str:
-        return loss_title(self.loss)
-
-
-def summarise(runs: Sequence[Run]) -> list[Summary]:
-    """One summary for each noise and loss, in the order of the runs."""
-    groups: dict[tuple[Noise, str], list[Run]] = {}
-    for run in runs:
-        groups.setdefault((run.noise, run.loss), []).append(run)
-    return [
-        Summary(
-            noise,
-            loss,
-            wrong=Spread.of([run.measured_noise for run in group]),
-            last=Spread.of([run.history[-1].test_accuracy for run in group]),
-            best=Spread.of([run.history[-1].best_accuracy for run in group]),
-            memorised=Spread.of([run.history[-1].memorised for run in group]),
-            mislabelled_right=Spread.of([run.history[-1].mislabelled_right for run in group]),
-            chosen=Spread.of([_accuracy(chosen_epoch(run.history)) for run in group]) if _validated(group) else None,
-            tested=not math.isnan(group[0].history[-1].test_accuracy),
-        )
-        for (noise, loss), group in groups.items()
-    ]
-
-
-def _validated(runs: Sequence[Run]) -> bool:
-    return not any(math.isnan(run.history[-1].validation_accuracy) for run in runs)
-
-
-def _accuracy(epoch: EpochMetrics) -> float:
-    return epoch.validation_accuracy if math.isnan(epoch.test_accuracy) else epoch.test_accuracy
 
 
 def markdown_table(summaries: Sequence[Summary]) -> str:
@@ -206,7 +126,16 @@ def write_report(results: Results) -> tuple[list[Path], str]:
 {made_by}
 """
     base = config.out / results.runs[0].data
-    table, figure = base.with_suffix(".md"), base.with_suffix(".png")
+    table, rates = base.with_suffix(".md"), base.with_name(f"{base.name}-rates")
     table.write_text(text, encoding="utf-8")
-    save_figure(results.runs, figure)
-    return [*write_metrics(base, results.runs), table, figure], text
+    for kind in FORMATS:  # of a comparison before this one
+        rates.with_name(f"{rates.name}.{kind}").unlink(missing_ok=True)
+    figures = [*save_curves(results.runs, base), *save_rates(summaries, results.runs[0].data, rates)]
+    return [*write_metrics(base, results.runs), table, *figures], text
+
+
+def write_curves(results: Results) -> list[Path]:
+    """Draw each run on its own, curves.png and curves.svg in its folder; gives the files."""
+    out = results.config.out
+    assert out is not None  # the command line has a default
+    return [path for run in results.runs for path in save_curves([run], out / run.data / run.folder / "curves")]

@@ -2,39 +2,33 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor
 
 from dal_kernels import ScheduleWarning
 from dal_kernels.noise import UNKNOWN
 from dal_kernels.stall import stall_message
-from dal_kernels.training.data.base import DataSet
+from dal_kernels.training.data.base import DataSet, Part
 from dal_kernels.training.errors import UsageError
 from dal_kernels.training.inspector import LabelInspector
-from dal_kernels.training.loader import evaluation_loader, first_input, held_out, stream, training_loader
-from dal_kernels.training.losses import FamilyLoss, KernelLoss, build_loss, checked_loss, exponents
-from dal_kernels.training.metrics import EpochMetrics, StepClock, chosen_epoch, count_hits, predictions, share
-from dal_kernels.training.models import build_model
-from dal_kernels.training.optim import make_optimizer, make_scheduler
+from dal_kernels.training.learner import Learner
+from dal_kernels.training.loader import Batches, evaluation_loader, held_out, stream, training_loader
+from dal_kernels.training.losses import exponents
+from dal_kernels.training.metrics import EpochMetrics, chosen_epoch, count_hits, predictions, share
 from dal_kernels.training.parallel import World
 from dal_kernels.training.recipes import Recipe
 
 __all__ = ["Trainer"]
 
-AMP_DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-
-class Trainer:
-    """A network, what trains it, and what has been measured so far.
+class Trainer(Learner):
+    """A learner with its batches, and what has been measured so far.
 
     All random numbers follow from the seed, the epoch and the process, so an epoch can be trained again from the state
     that the one before it left: that is all that a checkpoint holds.
@@ -62,38 +56,16 @@ class Trainer:
         weights: Tensor | None = None,
         inspector: LabelInspector | None = None,
     ) -> None:
-        self.inspector = inspector
-        self.weights = None if weights is None else weights.to(world.device)
-        self.recipe, self.data, self.seed, self.world = recipe, data, seed, world
+        self.seed = seed
         self.history: list[EpochMetrics] = []
-        self.shape = tuple(first_input(data.train).shape)
-        first = stream("weights", seed)
-        self.network = build_model(recipe, self.shape, data.classes, first, data.moments).to(world.device)
-        self.model = world.wrap(self.network, recipe.sync_batch_norm)
-        self.average: AveragedModel | None = None
-        if recipe.ema_decay:
-            ema = get_ema_multi_avg_fn(recipe.ema_decay)
-            self.average = AveragedModel(self.network, multi_avg_fn=ema, use_buffers=True)
-        self.optimizer = make_optimizer(recipe, self.model.parameters())
-        self.scheduler = make_scheduler(recipe, self.optimizer)
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=recipe.amp == "fp16")
-        self.clock = StepClock(world.device)
-
         held, kept = held_out(len(data.train), recipe.val_fraction, seed)
-        self.held = len(held)
         if recipe.val_fraction and not (len(held) and len(kept)):
             raise UsageError(
                 f"val_fraction must hold out one sample at least and leave one to train on, got "
                 f"{recipe.val_fraction} of {len(data.train)}"
             )
         self.batches = training_loader(data.train, recipe.batch_size, seed, workers, world, kept if len(held) else None)
-        self.loss_name = loss
-        steps = recipe.epochs * (len(self.batches) if recipe.loss_step == "iteration" else 1)
-        self.loss = build_loss(loss, recipe, steps)
-        if not isinstance(self.loss, KernelLoss | FamilyLoss):
-            for what, used in (("weights of samples", weights), ("an inspector of labels", inspector)):
-                if used is not None:
-                    raise UsageError(f"{what} need a loss of dal_kernels, got {loss}")
+        super().__init__(recipe, data, given, loss, seed, len(self.batches), world, weights, inspector)
 
         # Only these are looked at for memorisation; predicting the others would be wasted.
         is_wrong = (given != data.true_labels) & (data.true_labels != UNKNOWN)
@@ -103,10 +75,20 @@ class Trainer:
         batch = 4 * recipe.batch_size // world.size  # no gradients: larger batches fit
         self.wrong_batches = evaluation_loader(data.train, wrong, batch, workers, world)
         self.test_batches = evaluation_loader(data.test, torch.arange(len(data.test)), batch, workers, world)
-        self.held_batches = evaluation_loader(data.train, held, batch, workers, world)
-        self.given, self.true, self.test_labels = (
-            labels.to(world.device) for labels in (given, data.true_labels, data.test_labels)
-        )
+        # What is held out by a fraction was asked for; else it is the part that the data has for that.
+        self.held_part: Part = "train" if len(held) else "validation"
+        images, indices, labels = data.train, held, given
+        if self.held_part == "validation":
+            images, labels = data.validation, data.validation_labels
+            indices = torch.arange(len(images))
+        self.held, self.held_labels = len(indices), labels.to(world.device)
+        self.held_batches = evaluation_loader(images, indices, batch, workers, world)
+        if recipe.patience and not self.held:
+            raise UsageError(
+                f"patience needs a val_fraction above 0, or data with a validation, to stop by, got patience "
+                f"{recipe.patience}"
+            )
+        self.true, self.test_labels = (labels.to(world.device) for labels in (data.true_labels, data.test_labels))
 
     @property
     def done(self) -> bool:
@@ -119,11 +101,15 @@ class Trainer:
         """The first epoch, from 1, with the highest validation accuracy; the last one where nothing is held out."""
         return chosen_epoch(self.history).epoch if self.history else 0
 
-    def unreadable(self) -> list[tuple[str, int, str]]:
+    def unreadable(self) -> list[tuple[Part, int, str]]:
         """Samples that any process could not read so far: part, number and reason. All processes call this."""
-        train = self.batches.unreadable | self.wrong_batches.unreadable | self.held_batches.unreadable
-        parts = [("train", train), ("test", self.test_batches.unreadable)]
-        found = {(part, *sample) for part, samples in parts for sample in samples.items()}
+        parts: list[tuple[Part, Batches]] = [
+            ("train", self.batches),
+            ("train", self.wrong_batches),
+            (self.held_part, self.held_batches),
+            ("test", self.test_batches),
+        ]
+        found = {(part, *sample) for part, batches in parts for sample in batches.unreadable.items()}
         return sorted(set().union(*self.world.gather(found)))
 
     def run_epoch(self, tick: Callable[[], object]) -> EpochMetrics:
@@ -157,7 +143,7 @@ class Trainer:
             [
                 self._count_hits(self.test_batches, self.test_labels),
                 self._count_hits(self.wrong_batches, self.given, self.true),
-                self._count_hits(self.held_batches, self.given),
+                self._count_hits(self.held_batches, self.held_labels),
             ]
         )
         right, tested, memorised, mislabelled_right, wrong, agreed, held = self.world.sum(hits).tolist()
@@ -197,101 +183,16 @@ class Trainer:
         loss_sum, target_prob_sum, samples = self.world.sum(sums).tolist()
         return loss_sum, target_prob_sum, samples
 
-    def _train_step(self, inputs: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """One step of the optimiser; the loss () and p_y of the labels (B,), NaN if the loss does not tell."""
-        self.optimizer.zero_grad()
-        count = self._parts_of(len(inputs))
-        parts = list(zip(inputs.tensor_split(count), indices.tensor_split(count), strict=True))
-        losses, target_probs = [], []
-        for i, (part, its_indices) in enumerate(parts):
-            together: AbstractContextManager[None] = nullcontext()
-            if i < len(parts) - 1 and isinstance(self.model, nn.parallel.DistributedDataParallel):
-                together = self.model.no_sync()  # the processes add up their gradients once a batch
-            with together:
-                loss, target_prob = self._add_gradient(part, its_indices, len(part) / len(inputs))
-            losses.append(loss)
-            target_probs.append(target_prob)
-        start = self.clock.now()
-        if self.recipe.clip_norm < math.inf:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if self.average is not None:
-            self.average.update_parameters(self.network)
-        self.clock.add(start, start, start)
-        return torch.stack(losses).sum(), torch.cat(target_probs)
-
-    def _parts_of(self, samples: int) -> int:
-        """How many parts a batch of so many samples is taken in, none larger than one of a whole batch, as far as none
-        then has one sample alone, on which batch normalisation cannot train.
-        """
-        most = self.recipe.batch_size / (self.world.size * self.recipe.accumulate)
-        count = math.ceil(samples / max(1.0, most))
-        return count if most < 2 else max(1, min(count, samples // 2))
-
-    def _add_gradient(self, inputs: Tensor, indices: Tensor, share_of_batch: float) -> tuple[Tensor, Tensor]:
-        """The gradient of a part of a batch; what it adds to the loss (), and p_y of the labels (B,)."""
-        start, labels = self.clock.now(), self.given[indices]
-        logits = self._forward(inputs)
-        if not isinstance(logits, Tensor):
-            raise UsageError(f"model {self.recipe.model} must give logits, got {type(logits).__name__}")
-        # The gradient by the logits is made apart from the rest, so that its time can be told apart.
-        leaf = logits.detach().requires_grad_()
-        loss_start = self.clock.now()
-        with self._autocast():
-            weights = None if self.weights is None else self.weights[indices]
-            loss = checked_loss(self.loss, self.loss_name, leaf, labels, weights) * share_of_batch
-        self.scaler.scale(loss).backward()
-        loss_end = self.clock.now()
-        logits.backward(leaf.grad)
-        self.clock.add(start, loss_start, loss_end)
-        if not isinstance(self.loss, KernelLoss | FamilyLoss):
-            return loss.detach(), torch.full((1,), math.nan, device=loss.device)
-        if self.inspector is not None:
-            self.inspector.update(indices, labels, self.loss.stats)
-        return loss.detach(), self.loss.stats.target_prob
-
-    def _forward(self, inputs: Tensor) -> Tensor:
-        try:
-            with self._autocast():
-                return self.model(inputs)
-        except ValueError as error:
-            if len(inputs) > 1:
-                raise
-            raise UsageError(  # batch normalisation: all other layers take one sample
-                f"model {self.recipe.model} cannot train on a batch of one sample ({error}): batch_size must be at "
-                f"least {2 * self.world.size * self.recipe.accumulate}, 2 for each process"
-                f"{' and part of accumulate' * (self.recipe.accumulate > 1)}, got {self.recipe.batch_size}, of "
-                f"{len(self.data.train)} training samples"
-            ) from error
-
-    def _step_loss(self) -> None:
-        if hasattr(self.loss, "step"):
-            self.loss.step()
-
-    def _autocast(self) -> torch.autocast:
-        dtype = AMP_DTYPES[self.recipe.amp]
-        return torch.autocast(self.world.device.type, dtype, enabled=dtype is not None)
-
     def _count_hits(self, *loader_and_labels: Any) -> Tensor:
         with self._autocast():
             return count_hits(self.evaluated, *loader_and_labels)
 
-    @property
-    def evaluated(self) -> nn.Module:
-        """The network that is measured: with averaged weights, if they are averaged."""
-        if self.average is None:
-            return self.network
-        module: nn.Module = self.average.module
-        return module
-
     def classified(self) -> tuple[Tensor, Tensor]:
-        """Labels (M,) and predictions (M,), int64, of the test samples that can be read; without a test of those held
-        out, against their given labels. All processes call this, and get all samples.
+        """Labels (M,) and predictions (M,), int64, of the test samples that can be read; without a test of those
+        validated on, against their given labels. All processes call this, and get all samples.
         """
         tested = len(self.test_labels) > 0
-        loader, labels = (self.test_batches, self.test_labels) if tested else (self.held_batches, self.given)
+        loader, labels = (self.test_batches, self.test_labels) if tested else (self.held_batches, self.held_labels)
         with self._autocast():
             indices, prediction, _ = predictions(self.evaluated, loader, self.world.device)
         pairs = torch.cat(self.world.gather(torch.stack([labels.cpu()[indices], prediction])), 1)
@@ -315,7 +216,3 @@ class Trainer:
         for name, part in self._parts():
             part.load_state_dict(state[name])
         self.history = [EpochMetrics(**epoch) for epoch in state["history"]]
-
-    def _parts(self) -> list[tuple[str, Any]]:
-        names = ("network", "average", "optimizer", "scheduler", "scaler", "loss", "inspector")
-        return [(name, getattr(self, name)) for name in names if hasattr(getattr(self, name), "state_dict")]

@@ -7,7 +7,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from dal_kernels.training.data.base import DataSet, FileImages
+from dal_kernels.training.data.archives import ARCHIVES, archive_images
+from dal_kernels.training.data.base import DataSet, FileImages, Images, RecordImages
 from dal_kernels.training.data.cifar import cifar10, cifar100
 from dal_kernels.training.data.clothing1m import clothing1m
 from dal_kernels.training.data.digits import digits
@@ -40,6 +41,7 @@ DATA: dict[str, Callable[[Path | None], DataSet]] = {
 SOURCES: dict[str, Callable[[Path, int], DataSet]] = {
     "folder": folder_images,
     "csv": table_images,
+    **{kind: partial(archive_images, kind) for kind in ARCHIVES},
     "npz": lambda path, image_size: feature_rows(path),
 }
 
@@ -67,17 +69,18 @@ def load_data(name: str, folder: Path | None = None, image_size: int = 0, bad_im
     kind, _, path = name.partition(":")
     if name in DATA:
         if image_size:
-            raise UsageError(f"image_size is for images of folder:PATH and csv:PATH, got {image_size} for {name}")
+            raise UsageError(f"image_size is for images of KIND:PATH, got {image_size} for {name}")
         data = DATA[name](folder)
     else:
         if folder is not None:
             raise UsageError(f"data_dir is for data sets with a name, got {folder} for {name}")
         data = SOURCES[kind](Path(path), image_size)
-    skip = bad_images == "skip"
-    for images in (data.train, data.test):
-        if isinstance(images, FileImages) and not skip and (missing := images.missing()):
+
+    def told(images: Images) -> Images:
+        if bad_images == "error" and isinstance(images, FileImages) and (missing := images.missing()):
             raise UsageError(f"the image {missing[0]} is missing")
-    train, test = (
-        replace(images, skip=skip) if isinstance(images, FileImages) else images for images in (data.train, data.test)
-    )
-    return replace(data, train=train, test=test)
+        if not isinstance(images, FileImages | RecordImages):
+            return images
+        return replace(images, skip=bad_images == "skip")
+
+    return data.with_images(told)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -22,14 +25,18 @@ __all__ = [
     "NOTHING",
     "ByteImages",
     "DataSet",
+    "EncodedImages",
     "FileImages",
     "Images",
+    "Part",
+    "RecordImages",
     "TensorImages",
     "UnreadableError",
     "byte_images",
 ]
 
 
+Part = Literal["train", "validation", "test"]
 FIRST = 3  # files that are looked for before a training
 
 
@@ -98,17 +105,65 @@ def byte_images(
     return ByteImages(train, augment, mean=mean, sd=sd), ByteImages(test, mean=mean, sd=sd)
 
 
-@dataclass(frozen=True)
-class FileImages:
-    """Images in files, ``names`` below the folder ``root``, opened as they are fetched.
+class EncodedImages(ABC):
+    """Images in a format that Pillow knows, opened as they are fetched.
 
     Attributes:
-        skip: whether who fetches goes on without the files that cannot be read.
+        skip: whether who fetches goes on without those that cannot be read.
+
+    Raises:
+        UnreadableError: by ``batch``, of a file that is missing, empty, no image, or one of so many pixels that it may
+            be meant to fill the memory (by Pillow's limit, 89 million).
+    """
+
+    transform: ImageTransform
+    skip: bool
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def source(self, index: int) -> Path | bytes:
+        """An image's file, or what would be in it."""
+
+    @abstractmethod
+    def title(self, index: int) -> str:
+        """What an image is called in a message."""
+
+    def batch(self, indices: Sequence[int], train: bool) -> Tensor:
+        return torch.stack([self.transform(self.open(i), train) for i in indices])
+
+    def open(self, index: int) -> Image:
+        """A photograph in RGB, as it is in its file."""
+        with self._opened(index) as image:
+            return _eight_bits(image).convert("RGB")
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Width and height in pixels, which decodes nothing else."""
+        with self._opened(index) as image:
+            return image.size
+
+    @contextmanager
+    def _opened(self, index: int) -> Iterator[Image]:
+        library = need("PIL.Image", "pillow")
+        try:
+            source = self.source(index)
+            if (len(source) if isinstance(source, bytes) else os.path.getsize(source)) == 0:
+                raise ValueError("the file is empty")
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", library.DecompressionBombWarning)
+                with library.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+                    yield image
+        except Exception as error:  # a damaged image can raise anything
+            raise UnreadableError(f"the image {self.title(index)} cannot be read: {error}") from error
+
+
+@dataclass(frozen=True)
+class FileImages(EncodedImages):
+    """Images in files, ``names`` below the folder ``root``.
 
     Raises:
         UsageError: there is no name, or the first files are missing; looking for a million would take minutes.
-        UnreadableError: by ``batch``, of a file that is missing, empty, no image, or one of so many pixels that it may
-            be meant to fill the memory (by Pillow's limit, 89 million).
     """
 
     root: Path
@@ -132,23 +187,34 @@ class FileImages:
 
     @property
     def paths(self) -> list[str]:
-        return [str(self.root / name) for name in self.names]
+        """Absolute, so that they are found from another working folder too."""
+        root = os.path.abspath(self.root)
+        return [os.path.join(root, name) for name in self.names]
 
-    def batch(self, indices: Sequence[int], train: bool) -> Tensor:
-        return torch.stack([self.transform(self.open(i), train) for i in indices])
+    def source(self, index: int) -> Path:
+        return self.root / self.names[index]
 
-    def open(self, index: int) -> Image:
-        """A photograph in RGB, as it is in its file."""
-        library, path = need("PIL.Image", "pillow"), self.root / self.names[index]
-        try:
-            if os.path.getsize(path) == 0:
-                raise ValueError("the file is empty")
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", library.DecompressionBombWarning)
-                with library.open(path) as image:
-                    return _eight_bits(image).convert("RGB")
-        except Exception as error:  # a damaged image can raise anything
-            raise UnreadableError(f"the image {path} cannot be read: {error}") from error
+    def title(self, index: int) -> str:
+        return str(self.source(index))
+
+
+@dataclass(frozen=True)
+class RecordImages(EncodedImages):
+    """Images that are records of an archive, called ``names`` (M,) in messages; ``read`` gives one by its number."""
+
+    read: Callable[[int], Path | bytes]
+    names: Sequence[str]
+    transform: ImageTransform
+    skip: bool = False
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def source(self, index: int) -> Path | bytes:
+        return self.read(index)
+
+    def title(self, index: int) -> str:
+        return self.names[index]
 
 
 def _eight_bits(image: Image) -> Image:
@@ -171,11 +237,13 @@ class DataSet:
         true_labels: (N,) int64, the truth about the training samples, ``UNKNOWN`` where nobody knows it; for a clean
             data set the same as ``train_labels``.
         test_labels: (M,) int64, clean.
+        validation, validation_labels: what the data set has to choose an epoch by, neither trained nor tested on; (V,)
+            int64.
         flips: (C,) int64, the class that each class is taken for in asymmetric noise; a class that maps to itself is
             not flipped. None: the next class, the last to the first.
         class_names: (C,) what the classes are called; None: by their numbers.
-        train_paths, test_paths: what tells the samples apart outside of a training, such as their files; None: their
-            numbers.
+        train_paths, test_paths, validation_paths: what tells the samples apart outside of a training, such as their
+            files; None: their numbers.
         verified: whether ``true_labels`` is what somebody made sure of. Where it is not, it is the labels given, from
             which noise can be made and measured, but of which nobody knows how many are wrong.
         moments: mean and deviation, each shaped like an input, that the network itself takes off its inputs.
@@ -193,6 +261,9 @@ class DataSet:
     class_names: Sequence[str] | None = None
     train_paths: Sequence[str] | None = None
     test_paths: Sequence[str] | None = None
+    validation: Images = NOTHING
+    validation_labels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    validation_paths: Sequence[str] | None = None
     verified: bool = True
     moments: tuple[Tensor, Tensor] | None = None
     note: str = ""
@@ -202,7 +273,16 @@ class DataSet:
         """What the classes are called, (C,)."""
         return list(map(str, range(self.classes))) if self.class_names is None else list(self.class_names)
 
-    def paths(self, train: bool) -> list[str]:
+    def with_images(self, change: Callable[[Images], Images]) -> DataSet:
+        """With what ``change`` makes of the images of each part."""
+        train, validation, test = (change(images) for images in (self.train, self.validation, self.test))
+        return replace(self, train=train, validation=validation, test=test)
+
+    def paths(self, part: Part) -> list[str]:
         """What tells the samples of a part apart."""
-        known = self.train_paths if train else self.test_paths
-        return list(map(str, range(len(self.train if train else self.test)))) if known is None else list(known)
+        images, known = {
+            "train": (self.train, self.train_paths),
+            "validation": (self.validation, self.validation_paths),
+            "test": (self.test, self.test_paths),
+        }[part]
+        return list(map(str, range(len(images)))) if known is None else list(known)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from dal_kernels.noise import UNKNOWN, read_lines
-from dal_kernels.training.data.base import DataSet, FileImages
+from dal_kernels.training.data.base import NOTHING, DataSet, FileImages
 from dal_kernels.training.data.files import find_files, need_folder, read_label_list
 from dal_kernels.training.data.transforms import ImageTransform
 from dal_kernels.training.errors import UsageError, usage_errors
@@ -15,6 +15,7 @@ from dal_kernels.training.errors import UsageError, usage_errors
 __all__ = ["clothing1m"]
 
 LISTS = ("noisy_label_kv.txt", "clean_label_kv.txt", "noisy_train_key_list.txt", "clean_test_key_list.txt")
+VALIDATION = "clean_val_key_list.txt"
 TRANSFORM = ImageTransform(mean=(0.6959, 0.6537, 0.6371), sd=(0.3113, 0.3192, 0.3214))
 ADVICE = f"unpack Clothing1M there: its images in images/, {', '.join(LISTS)} beside it or in annotations/"
 IMAGES = "images/"  # in front of each key, in most copies
@@ -23,6 +24,7 @@ IMAGES = "images/"  # in front of each key, in most copies
 def clothing1m(folder: Path | None = None) -> DataSet:
     """Clothing1M, 1 000 000 training images of 14 classes with the shops' labels, 10 526 to test; inputs (3, 224, 224).
 
+    Where the list of its validation is there too, its 14 313 images with clean labels are to choose an epoch by.
     ``folder`` holds the lists, or annotations/ with them, and the images; both with images/ in front or without. The
     true labels of some training images are known: those that are in clean_label_kv.txt too.
 
@@ -35,6 +37,8 @@ def clothing1m(folder: Path | None = None) -> DataSet:
     )
     noisy, clean = (read_label_list(path, 14, strip=IMAGES) for path in (noisy_file, clean_file))
     train, test = _read_keys(train_file, noisy, noisy_file), _read_keys(test_file, clean, clean_file)
+    validation_file = test_file.with_name(VALIDATION)
+    validation = _read_keys(validation_file, clean, clean_file) if validation_file.exists() else []
     root = folder / IMAGES if (folder / IMAGES).is_dir() else folder
     return DataSet(
         "clothing1m",
@@ -44,6 +48,8 @@ def clothing1m(folder: Path | None = None) -> DataSet:
         torch.tensor([clean.get(key, UNKNOWN) for key in train]),
         FileImages(root, test, TRANSFORM),
         torch.tensor([clean[key] for key in test]),
+        validation=FileImages(root, validation, TRANSFORM) if validation else NOTHING,
+        validation_labels=torch.tensor([clean[key] for key in validation], dtype=torch.long),
     )
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dal_kernels.training.data.base import NOTHING, DataSet
+from dal_kernels.training.data.base import DataSet
 from dal_kernels.training.data.table import split_parts
 from dal_kernels.training.errors import UsageError, need
 
@@ -57,25 +57,14 @@ def feature_rows(path: Path) -> DataSet:
             raise UsageError(f"{path}: {name} must be ({len(labels)},), got {arrays[name].shape}")
     names = [str(name) for name in arrays.get("class_names", ())]
     parts = split_parts(path, _words(labels, names, path), None if "split" not in arrays else _text(arrays["split"]))
-    train, test = (FeatureRows(features, rows.numpy()) for rows in (parts.train, parts.test))
-    for part in (train, test):
-        need_finite(part, path)
+
+    def images(rows: Tensor) -> FeatureRows:
+        return FeatureRows(features, rows.numpy())
+
+    for rows in parts.rows:
+        need_finite(images(rows), path)
     paths = _text(arrays["paths"]) if "paths" in arrays else list(map(str, range(len(labels))))
-    return DataSet(
-        f"npz-{path.stem}",
-        len(parts.classes),
-        train,
-        parts.labels[parts.train],
-        parts.labels[parts.train],
-        test if len(test) else NOTHING,
-        parts.labels[parts.test],
-        class_names=parts.classes,
-        train_paths=[paths[i] for i in parts.train.tolist()],
-        test_paths=[paths[i] for i in parts.test.tolist()],
-        verified=False,
-        moments=_moments(train),
-        note=parts.note,
-    )
+    return replace(parts.data_set(f"npz-{path.stem}", images, paths), moments=_moments(images(parts.train)))
 
 
 def read_features(path: Path, labelled: bool = True) -> dict[str, Any]:

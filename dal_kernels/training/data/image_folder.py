@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from dal_kernels.training.data.base import DataSet, FileImages
+from dal_kernels.training.data.base import DataSet, EncodedImages, FileImages, RecordImages, UnreadableError
 from dal_kernels.training.data.files import need_folder, ordered
 from dal_kernels.training.data.transforms import IMAGENET, ImageTransform
-from dal_kernels.training.errors import UsageError, need
+from dal_kernels.training.errors import UsageError
 
-__all__ = ["folder_images", "image_folder", "images_below", "natural_side", "read_class_folders", "test_folder"]
+__all__ = [
+    "folder_images",
+    "image_folder",
+    "images_below",
+    "natural_side",
+    "read_class_folders",
+    "test_folder",
+    "with_side",
+]
 
 ADVICE = "place the images in train/CLASS/ and val/CLASS/ (or test/CLASS/) below it"
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
 def image_folder(folder: Path | None = None) -> DataSet:
-    """Any photographs, inputs (3, 224, 224) by ImageNet's mean and deviation; tested on test/, or val/ without it.
+    """Any photographs, inputs (3, 224, 224) by ImageNet's mean and deviation.
 
     As :func:`folder_images`, with the side and the settings of photographs.
 
@@ -30,13 +39,13 @@ def image_folder(folder: Path | None = None) -> DataSet:
         UsageError: no folder was given, or the folders in it are not as :func:`read_class_folders` needs them.
     """
     folder = need_folder("image-folder", folder, ADVICE)
-    return _data_set("image-folder", folder, *read_class_folders("image-folder", folder, ImageTransform(*IMAGENET)))
+    return read_class_folders("image-folder", folder, ImageTransform(*IMAGENET))
 
 
 def folder_images(folder: Path, image_size: int = 0) -> DataSet:
     """The images of train/CLASS/ and val/CLASS/ (or test/CLASS/) below ``folder``, inputs (3, side, side).
 
-    Nobody verified the labels, which are the names of the folders.
+    Where there are both val/ and test/, the first is to choose an epoch by, and the second is tested on.
 
     Args:
         image_size: side of the inputs in pixels; 0: as :func:`natural_side`.
@@ -45,23 +54,59 @@ def folder_images(folder: Path, image_size: int = 0) -> DataSet:
         UsageError: as :func:`read_class_folders`.
     """
     folder = need_folder("folder", folder, ADVICE)
-    classes, train, train_labels, test, test_labels = read_class_folders("folder", folder, ImageTransform(*IMAGENET))
-    transform = ImageTransform(*IMAGENET, side=image_size or natural_side(train))
-    train, test = (replace(part, transform=transform) for part in (train, test))
-    return _data_set(f"folder-{folder.resolve().name}", folder, classes, train, train_labels, test, test_labels)
+    data = read_class_folders("folder", folder, ImageTransform(*IMAGENET))
+    name = f"folder-{folder.resolve().name}"
+    return replace(with_side(data, image_size), name=name)
 
 
-def _data_set(
-    name: str,
-    folder: Path,
-    classes: list[str],
-    train: FileImages,
-    train_labels: Tensor,
-    test: FileImages,
-    test_labels: Tensor,
-) -> DataSet:
-    """Of what :func:`read_class_folders` found; nobody verified the labels."""
-    return DataSet(
+def with_side(data: DataSet, image_size: int) -> DataSet:
+    """The images of ``data``, which are encoded, in inputs of so many pixels a side; 0: as :func:`natural_side`."""
+    assert isinstance(data.train, EncodedImages)
+    transform = ImageTransform(*IMAGENET, side=image_size or natural_side(data.train))
+    return data.with_images(
+        lambda images: replace(images, transform=transform) if isinstance(images, FileImages | RecordImages) else images
+    )
+
+
+def natural_side(images: EncodedImages, most: int = 224) -> int:
+    """The median short side, in pixels, of 25 of the images that can be opened, but not above ``most``."""
+    sides = []
+    for index in range(0, len(images), max(1, len(images) // 25)):
+        with suppress(UnreadableError):  # whoever fetches it says so
+            sides.append(min(images.size(index)))
+    return max(8, min(most, sorted(sides)[len(sides) // 2])) if sides else most
+
+
+def read_class_folders(name: str, folder: Path, transform: ImageTransform) -> DataSet:
+    """The data set ``name`` of the images in train/CLASS/, val/CLASS/, to choose an epoch by, and test/CLASS/.
+
+    Of val/ and test/ one is enough, which is tested on. The classes are the folders in train/, numbered in the order of
+    their names; names that are all integers are in the order of those, for 10 sorts before 2 as a word. A class may
+    have no image to test on. Files that are no images by their names are passed over, and at any depth so are files and
+    folders whose names begin with a dot: Jupyter keeps copies in .ipynb_checkpoints, and macOS writes "._" files that
+    are no images. Nobody verified the labels, which are the names of the folders.
+
+    Raises:
+        UsageError: train/ or val/ and test/ is missing or empty, there are fewer than 2 classes, a class has no
+            training image, or a class of the others is not in train/.
+    """
+    tests, validations = test_folder(folder), validation_folder(folder)
+    if not (folder / "train").is_dir() or tests is None:
+        raise UsageError(f"{name}: {folder} has no train/ and val/ (or test/); {ADVICE}")
+    classes = _class_names(folder / "train")
+    if len(classes) < 2:
+        raise UsageError(f"{name}: {folder / 'train'} must hold at least 2 folders of classes, got {len(classes)}")
+    for part in filter(None, (tests, validations)):
+        unknown = sorted(set(_class_names(part)) - set(classes))
+        if unknown:
+            raise UsageError(f"{name}: {part / unknown[0]} is no class of {folder / 'train'}")
+    files = _scan(folder / "train", classes)
+    empty = [name for name, of_class in files.items() if not of_class]
+    if empty:
+        raise UsageError(f"{name}: {folder / 'train' / empty[0]} holds no image ({', '.join(SUFFIXES)})")
+    train, train_labels = _part(folder / "train", files, transform)
+    test, test_labels = _part(tests, _scan(tests, classes), transform)
+    data = DataSet(
         name,
         len(classes),
         train,
@@ -73,51 +118,16 @@ def _data_set(
         train_paths=train.paths,
         test_paths=test.paths,
         verified=False,
-        note=_note(folder),
+        note="".join(
+            f"{other} is not used, as it has no folders of classes"
+            for other in (folder / "val", folder / "test")
+            if other.is_dir() and other not in (tests, validations)
+        ),
     )
-
-
-def natural_side(images: FileImages, most: int = 224) -> int:
-    """The median short side, in pixels, of 25 of the images that can be opened, but not above ``most``."""
-    library = need("PIL.Image", "pillow")
-    sides = []
-    for name in images.names[:: max(1, len(images) // 25)]:
-        try:
-            with library.open(images.root / name) as image:
-                sides.append(min(image.size))
-        except Exception:  # a damaged image can raise anything; whoever fetches it says so
-            continue
-    return max(8, min(most, sorted(sides)[len(sides) // 2])) if sides else most
-
-
-def read_class_folders(
-    name: str, folder: Path, transform: ImageTransform
-) -> tuple[list[str], FileImages, Tensor, FileImages, Tensor]:
-    """The classes in order, and images and labels of both parts.
-
-    The classes are the folders in train/, numbered in the order of their names; names that are all integers are in the
-    order of those, for 10 sorts before 2 as a word. A class may have no test image. Files that are no images by their
-    names are passed over, and at any depth so are files and folders whose names begin with a dot: Jupyter keeps copies
-    in .ipynb_checkpoints, and macOS writes "._" files that are no images.
-
-    Raises:
-        UsageError: train/ or val/ and test/ is missing or empty, there are fewer than 2 classes, a class has no
-            training image, or a class of the test is not in train/.
-    """
-    tests = test_folder(folder)
-    if not (folder / "train").is_dir() or tests is None:
-        raise UsageError(f"{name}: {folder} has no train/ and val/ (or test/); {ADVICE}")
-    classes = _class_names(folder / "train")
-    if len(classes) < 2:
-        raise UsageError(f"{name}: {folder / 'train'} must hold at least 2 folders of classes, got {len(classes)}")
-    unknown = sorted(set(_class_names(tests)) - set(classes))
-    if unknown:
-        raise UsageError(f"{name}: {tests / unknown[0]} is no class of {folder / 'train'}")
-    train, test = _scan(folder / "train", classes), _scan(tests, classes)
-    empty = [name for name, files in train.items() if not files]
-    if empty:
-        raise UsageError(f"{name}: {folder / 'train' / empty[0]} holds no image ({', '.join(SUFFIXES)})")
-    return classes, *_part(folder / "train", train, transform), *_part(tests, test, transform)
+    if validations is None:
+        return data
+    validation, labels = _part(validations, _scan(validations, classes), transform)
+    return replace(data, validation=validation, validation_labels=labels, validation_paths=validation.paths)
 
 
 def test_folder(folder: Path) -> Path | None:
@@ -126,11 +136,10 @@ def test_folder(folder: Path) -> Path | None:
     return next((path for path in parts if _class_names(path)), parts[-1] if parts else None)
 
 
-def _note(folder: Path) -> str:
-    """What is to be said of a part that is there and not used."""
-    used = test_folder(folder)
-    other = folder / ("val" if used == folder / "test" else "test")
-    return f"{other} is not used, as {used} is tested on; --val-fraction validates on others" if other.is_dir() else ""
+def validation_folder(folder: Path) -> Path | None:
+    """val/, if it has folders of classes and is not tested on."""
+    path = folder / "val"
+    return path if path.is_dir() and test_folder(folder) != path and _class_names(path) else None
 
 
 def _hidden(name: str) -> bool:

@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from dal_kernels.training.data.base import NOTHING, DataSet, FileImages
+from dal_kernels.training.data.base import NOTHING, DataSet, FileImages, Images
 from dal_kernels.training.data.files import class_labels, ordered
-from dal_kernels.training.data.image_folder import natural_side
+from dal_kernels.training.data.image_folder import with_side
 from dal_kernels.training.data.transforms import IMAGENET, ImageTransform
 from dal_kernels.training.errors import UsageError, need
 
-__all__ = ["Parts", "read_table", "split_parts", "table_images", "table_root", "tested_rows"]
+__all__ = ["Parts", "other_rows", "read_table", "split_parts", "table_images", "table_root"]
 
 # What each split is; the test is VALIDATION where no row is of TEST.
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SPLITS = {"": TRAIN, "train": TRAIN, "val": VALIDATION, "valid": VALIDATION, "validation": VALIDATION, "test": TEST}
-UNUSED = "the rows of the validation are not used, as there are rows of the test; --val-fraction validates on others"
 
 
 def table_images(path: Path, image_size: int = 0) -> DataSet:
     """The images that a table lists, inputs (3, side, side).
 
     A path is relative to the table's folder, or to the working folder if it is not there. Labels are any words or
-    numbers. Rows whose split is test are tested on, or without any those of val, valid or validation; those of train,
-    or without a split, are trained on. Nobody verified the labels.
+    numbers. Rows whose split is test are tested on, and those of val, valid or validation are to choose an epoch by;
+    without any of the test these are tested on. Those of train, or without a split, are trained on. Nobody verified the
+    labels.
 
     Args:
         image_size: side of the inputs in pixels; 0: as ``natural_side``.
@@ -41,23 +41,11 @@ def table_images(path: Path, image_size: int = 0) -> DataSet:
     names = columns["path"]
     parts = split_parts(path, columns["label"], columns.get("split"))
     root = table_root(path, names[0])
-    transform = ImageTransform(*IMAGENET)
-    train_paths, test_paths = ([names[i] for i in rows.tolist()] for rows in (parts.train, parts.test))
-    transform = ImageTransform(*IMAGENET, side=image_size or natural_side(FileImages(root, train_paths, transform)))
-    return DataSet(
-        f"csv-{path.stem}",
-        len(parts.classes),
-        FileImages(root, train_paths, transform),
-        parts.labels[parts.train],
-        parts.labels[parts.train],
-        FileImages(root, test_paths, transform) if test_paths else NOTHING,
-        parts.labels[parts.test],
-        class_names=parts.classes,
-        train_paths=train_paths,
-        test_paths=test_paths,
-        verified=False,
-        note=parts.note,
-    )
+
+    def images(rows: Tensor) -> FileImages:
+        return FileImages(root, [names[i] for i in rows.tolist()], ImageTransform(*IMAGENET))
+
+    return with_side(parts.data_set(f"csv-{path.stem}", images, names), image_size)
 
 
 def table_root(path: Path, name: str) -> Path:
@@ -72,22 +60,54 @@ class Parts:
     Attributes:
         classes: their names, in the order of their numbers.
         labels: (N,) int64.
-        train, test: which rows.
-        note: what is to be said of other rows.
+        train, validation, test: which rows.
     """
 
     classes: list[str]
     labels: Tensor
     train: Tensor
+    validation: Tensor
     test: Tensor
-    note: str
+
+    def data_set(self, name: str, images: Callable[[Tensor], Images], paths: Sequence[str]) -> DataSet:
+        """The data set ``name`` of these rows, whose labels nobody verified.
+
+        Args:
+            images: makes the inputs of rows (M,), of which there is one at least.
+            paths: (N,) what tells the rows apart.
+        """
+
+        def part(rows: Tensor) -> Images:
+            return images(rows) if len(rows) else NOTHING
+
+        train, validation, test = ([paths[i] for i in rows.tolist()] for rows in self.rows)
+        return DataSet(
+            name,
+            len(self.classes),
+            part(self.train),
+            self.labels[self.train],
+            self.labels[self.train],
+            part(self.test),
+            self.labels[self.test],
+            class_names=self.classes,
+            train_paths=train,
+            test_paths=test,
+            validation=part(self.validation),
+            validation_labels=self.labels[self.validation],
+            validation_paths=validation,
+            verified=False,
+        )
+
+    @property
+    def rows(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.train, self.validation, self.test
 
 
-def tested_rows(split: Sequence[str]) -> tuple[list[int], bool]:
-    """Rows to test on, by names in ``SPLITS``, and whether there are others, of a validation, that are not used."""
+def other_rows(split: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Rows to choose an epoch by and to test on, by names in ``SPLITS``."""
     parts = [SPLITS.get(part.strip().lower(), TRAIN) for part in split]
     of = {kind: [row for row, part in enumerate(parts) if part == kind] for kind in (TEST, VALIDATION)}
-    return of[TEST] or of[VALIDATION], bool(of[TEST] and of[VALIDATION])
+    return (of[VALIDATION], of[TEST]) if of[TEST] else ([], of[VALIDATION])
 
 
 def split_parts(path: Path, labels: Sequence[str], split: Sequence[str] | None) -> Parts:
@@ -112,10 +132,8 @@ def split_parts(path: Path, labels: Sequence[str], split: Sequence[str] | None) 
     strange = (numbers < 0).nonzero()[:, 0].tolist()
     if strange:
         raise UsageError(f"{path}, row {strange[0] + 1}: no row to train on has the label {labels[strange[0]]!r}")
-    tested, others = tested_rows(split or ())
-    return Parts(
-        classes, numbers, train.nonzero()[:, 0], torch.tensor(tested, dtype=torch.long), UNUSED if others else ""
-    )
+    validation, test = (torch.tensor(rows, dtype=torch.long) for rows in other_rows(split or ()))
+    return Parts(classes, numbers, train.nonzero()[:, 0], validation, test)
 
 
 def read_table(path: Path, needed: Sequence[str], optional: Sequence[str] = ()) -> dict[str, list[str]]:

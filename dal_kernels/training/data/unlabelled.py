@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from dal_kernels.training.data import DATA, load_data
+from dal_kernels.training.data.archives import ARCHIVES
 from dal_kernels.training.data.base import FileImages, Images
 from dal_kernels.training.data.features import FeatureRows, need_finite, read_features
 from dal_kernels.training.data.files import need_folder
 from dal_kernels.training.data.image_folder import images_below, test_folder
-from dal_kernels.training.data.table import read_table, table_root, tested_rows
+from dal_kernels.training.data.table import other_rows, read_table, table_root
 from dal_kernels.training.data.transforms import IMAGENET, ImageTransform
 from dal_kernels.training.errors import UsageError, need
 
@@ -37,13 +38,15 @@ def samples_of(name: str, folder: Path | None, shape: Sequence[int], bad_images:
     """
     if name in DATA:
         data = load_data(name, folder, bad_images=bad_images)
-        return Samples(data.test, data.paths(train=False), [data.names[label] for label in data.test_labels.tolist()])
+        return Samples(data.test, data.paths("test"), [data.names[label] for label in data.test_labels.tolist()])
     kind, _, place = name.partition(":")
     path = Path(place)
     if kind == "npz":
         return _features(path)
     if len(shape) != 3:
         raise UsageError(f"the network takes samples of shape {tuple(shape)}, and {name} has images")
+    if kind in ARCHIVES:
+        return _archive(kind, path, ImageTransform(*IMAGENET, side=shape[-1]), bad_images)
     root, names, words = _folder(path) if kind == "folder" else _table(path)
     transform = ImageTransform(*IMAGENET, side=shape[-1])
     images = FileImages(root, names, transform, skip=bad_images == "skip")
@@ -66,9 +69,16 @@ def _table(path: Path) -> tuple[Path, list[str], list[str]]:
     return table_root(path, names[0]), names, ["" if labels is None else labels[i] for i in rows]
 
 
+def _archive(kind: str, path: Path, transform: ImageTransform, bad_images: str) -> Samples:
+    archive = ARCHIVES[kind](path)
+    rows = torch.tensor(_tested(archive.split, len(archive.paths)))
+    images = replace(archive.images(rows), transform=transform, skip=bad_images == "skip")
+    return Samples(images, images.names, [archive.words[i] for i in rows.tolist()])
+
+
 def _tested(split: Sequence[str] | None, count: int) -> list[int]:
     """Rows to test on; all, where no row is said to be."""
-    return tested_rows(split or ())[0] or list(range(count))
+    return other_rows(split or ())[1] or list(range(count))
 
 
 def _features(path: Path) -> Samples:

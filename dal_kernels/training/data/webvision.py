@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from dal_kernels.noise import UNKNOWN
 from dal_kernels.training.data.base import DataSet, FileImages
@@ -48,10 +48,10 @@ def mini_webvision(folder: Path | None = None) -> DataSet:
     folder = need_folder("mini-webvision", folder, advice)
     if not (folder / "train").is_dir():
         return _from_lists("mini-webvision", folder, TRAIN_LISTS[:1], MINI_CLASSES, advice)
-    classes, train, train_labels, test, test_labels = read_class_folders("mini-webvision", folder, TRANSFORM)
-    if len(classes) != MINI_CLASSES:
-        raise UsageError(f"mini-webvision must have {MINI_CLASSES} classes, got {len(classes)} in {folder / 'train'}")
-    return _data_set("mini-webvision", MINI_CLASSES, train, train_labels, test, test_labels)
+    data = read_class_folders("mini-webvision", folder, TRANSFORM)
+    if data.classes != MINI_CLASSES:
+        raise UsageError(f"mini-webvision must have {MINI_CLASSES} classes, got {data.classes} in {folder / 'train'}")
+    return replace(data, true_labels=torch.full_like(data.train_labels, UNKNOWN), verified=True)
 
 
 def _from_lists(name: str, folder: Path, train_lists: tuple[str, ...], classes: int, advice: str) -> DataSet:
@@ -59,17 +59,13 @@ def _from_lists(name: str, folder: Path, train_lists: tuple[str, ...], classes: 
     *train, test = (
         {key: label for key, label in read_label_list(path, CLASSES).items() if label < classes} for path in paths
     )
-    return _data_set(
+    labels = torch.tensor([label for part in train for label in part.values()])
+    return DataSet(
         name,
         classes,
         FileImages(folder, [key for part in train for key in part], TRANSFORM),
-        torch.tensor([label for part in train for label in part.values()]),
+        labels,
+        torch.full_like(labels, UNKNOWN),
         FileImages(folder / "val_images_256", list(test), TRANSFORM),
         torch.tensor(list(test.values())),
     )
-
-
-def _data_set(
-    name: str, classes: int, train: FileImages, train_labels: Tensor, test: FileImages, test_labels: Tensor
-) -> DataSet:
-    return DataSet(name, classes, train, train_labels, torch.full_like(train_labels, UNKNOWN), test, test_labels)
