@@ -22,8 +22,8 @@ struct Place {
   std::int32_t type, index;
   static Place of(const Tensor& tensor) {
     Place place{};
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &place.type));
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor.get(), &place.index));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &place.type));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor.get(), &place.index));
     return place;
   }
 };
@@ -34,7 +34,7 @@ Tensor empty(const std::array<std::int64_t, D>& sizes, std::int32_t dtype, Place
   std::int64_t stride = 1;
   for (std::size_t i = D; i-- > 0; stride *= std::max<std::int64_t>(1, sizes[i])) strides[i] = stride;
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       D, sizes.data(), strides.data(), dtype, place.type, place.index, &handle));
   return Tensor(handle);
 }
@@ -46,7 +46,7 @@ std::int32_t dtype_code() {
 
 inline std::int32_t dtype_of(const Tensor& tensor) {
   std::int32_t dtype = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
   return dtype;
 }
 
