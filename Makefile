@@ -9,7 +9,7 @@ INSTALL := $(BIN)/pip install --quiet --no-build-isolation --editable '.[demo]'
 TESTABLE := $(VENV)/.testable
 PINNED_TORCH := import sys, torch; sys.exit("torch==" + torch.__version__.split("+")[0] + "\n" not in open("requirements-dev.txt"))
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench docs clean
 
 demo: $(READY)
 	$(BIN)/python -m benchmarks.demo $(ARGS)
@@ -31,6 +31,12 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/mypy --warn-unused-ignores tests/typical_use.py
 	$(BIN)/pyright --pythonpath $(BIN)/python tests/typical_use.py
+
+# A warning is an error: of a link, a name or a table that leads nowhere. Examples are run by the tests.
+docs: $(READY)
+	@$(BIN)/pip install --quiet 'dal_kernels[docs]'
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs . build/docs
+	@echo "built build/docs/index.html"
 
 # A torch that the machine has already (2.10 or newer) is used; else requirements-dev.txt says which to install.
 $(READY): $(BUILT_FROM)

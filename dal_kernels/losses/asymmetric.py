@@ -32,7 +32,7 @@ def asymmetric_generalized_cross_entropy_loss(
 
     Args:
         input: logits of shape (C,), (N, C) or (N, C, d1, ..., dk); float16, bfloat16, float32 or float64.
-    target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
+        target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
             like ``input``.
         a, q: > 0; a number, a 0-d tensor or one value a row.
         options: see :class:`dal_kernels.losses.options.LossOptions`.
@@ -81,7 +81,7 @@ def asymmetric_unhinged_loss(
 
     Args:
         input: logits of shape (C,), (N, C) or (N, C, d1, ..., dk); float16, bfloat16, float32 or float64.
-    target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
+        target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
             like ``input``.
         a: > 1; a number, a 0-d tensor or one value a row.
         q: > 0; a number, a 0-d tensor or one value a row.
@@ -130,7 +130,7 @@ def asymmetric_exponential_loss(
 
     Args:
         input: logits of shape (C,), (N, C) or (N, C, d1, ..., dk); float16, bfloat16, float32 or float64.
-    target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
+        target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
             like ``input``.
         a: > 0; a number, a 0-d tensor or one value a row.
         options: see :class:`dal_kernels.losses.options.LossOptions`.

@@ -33,7 +33,7 @@ def jensen_shannon_loss(
 
     Args:
         input: logits of shape (C,), (N, C) or (N, C, d1, ..., dk); float16, bfloat16, float32 or float64.
-    target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
+        target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
             like ``input``.
         pi: weight of the label, between 0 and 1; a number, a 0-d tensor or one value a row.
         options: see :class:`dal_kernels.losses.options.LossOptions`.
@@ -79,7 +79,7 @@ def fisher_rao_loss(
 
     Args:
         input: logits of shape (C,), (N, C) or (N, C, d1, ..., dk); float16, bfloat16, float32 or float64.
-    target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
+        target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
             like ``input``.
         options: see :class:`dal_kernels.losses.options.LossOptions`.
 
@@ -120,7 +120,7 @@ def partially_huberised_cross_entropy_loss(
 
     Args:
         input: logits of shape (C,), (N, C) or (N, C, d1, ..., dk); float16, bfloat16, float32 or float64.
-    target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
+        target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
             like ``input``.
         tau: >= 1; a number, a 0-d tensor or one value a row.
         options: see :class:`dal_kernels.losses.options.LossOptions`.
@@ -170,7 +170,7 @@ def epsilon_softmax_loss(
 
     Args:
         input: logits of shape (C,), (N, C) or (N, C, d1, ..., dk); float16, bfloat16, float32 or float64.
-    target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
+        target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
             like ``input``.
         m: how far it is pushed, >= 0; a number, a 0-d tensor or one value a row.
         alpha, beta: >= 0; a number, a 0-d tensor or one value a row.

@@ -32,7 +32,7 @@ def generalized_cross_entropy_loss(
 
     Args:
         input: logits of shape (C,), (N, C) or (N, C, d1, ..., dk); float16, bfloat16, float32 or float64.
-    target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
+        target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
             like ``input``.
         q: exponent >= 0; a number, a 0-d tensor or one value a row.
         options: see :class:`dal_kernels.losses.options.LossOptions`.
@@ -78,7 +78,7 @@ def mean_absolute_error_loss(
 
     Args:
         input: logits of shape (C,), (N, C) or (N, C, d1, ..., dk); float16, bfloat16, float32 or float64.
-    target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
+        target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
             like ``input``.
         options: see :class:`dal_kernels.losses.options.LossOptions`.
 
@@ -119,7 +119,7 @@ def reverse_cross_entropy_loss(
 
     Args:
         input: logits of shape (C,), (N, C) or (N, C, d1, ..., dk); float16, bfloat16, float32 or float64.
-    target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
+        target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
             like ``input``.
         options: see :class:`dal_kernels.losses.options.LossOptions`.
 
@@ -162,7 +162,7 @@ def symmetric_cross_entropy_loss(
 
     Args:
         input: logits of shape (C,), (N, C) or (N, C, d1, ..., dk); float16, bfloat16, float32 or float64.
-    target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
+        target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
             like ``input``.
         alpha, beta: >= 0; a number, a 0-d tensor or one value a row.
         options: see :class:`dal_kernels.losses.options.LossOptions`.
@@ -213,7 +213,7 @@ def taylor_cross_entropy_loss(
 
     Args:
         input: logits of shape (C,), (N, C) or (N, C, d1, ..., dk); float16, bfloat16, float32 or float64.
-    target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
+        target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
             like ``input``.
         order: t, a whole number from 1 to 16.
         options: see :class:`dal_kernels.losses.options.LossOptions`.

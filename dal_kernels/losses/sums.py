@@ -30,7 +30,7 @@ def normalized_cross_entropy_loss(
 
     Args:
         input: logits of shape (C,), (N, C) or (N, C, d1, ..., dk); float16, bfloat16, float32 or float64.
-    target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
+        target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
             like ``input``.
         options: see :class:`dal_kernels.losses.options.LossOptions`.
 
@@ -74,7 +74,7 @@ def joint_asymmetric_loss(
 
     Args:
         input: logits of shape (C,), (N, C) or (N, C, d1, ..., dk); float16, bfloat16, float32 or float64.
-    target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
+        target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
             like ``input``.
         alpha, beta, a: >= 0; a number, a 0-d tensor or one value a row.
         options: see :class:`dal_kernels.losses.options.LossOptions`.
@@ -123,7 +123,7 @@ def brier_loss(
 
     Args:
         input: logits of shape (C,), (N, C) or (N, C, d1, ..., dk); float16, bfloat16, float32 or float64.
-    target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
+        target: class indices shaped like ``input`` without its class dimension, or, summed over, probabilities shaped
             like ``input``.
         options: see :class:`dal_kernels.losses.options.LossOptions`.
 
