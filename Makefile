@@ -9,7 +9,7 @@ INSTALL := $(BIN)/pip install --quiet --no-build-isolation --editable '.[demo]'
 TESTABLE := $(VENV)/.testable
 PINNED_TORCH := import sys, torch; sys.exit("torch==" + torch.__version__.split("+")[0] + "\n" not in open("requirements-dev.txt"))
 
-.PHONY: demo test lint bench docs clean
+.PHONY: demo test lint bench gpu docs clean
 
 demo: $(READY)
 	$(BIN)/python -m benchmarks.demo $(ARGS)
@@ -23,6 +23,10 @@ test: $(TESTABLE)
 bench: $(READY)
 	$(BIN)/python -m benchmarks.micro $(ARGS)
 	$(BIN)/python -m benchmarks.host_time
+
+# On a GPU, all there is to do on one, in at most 25 minutes; what is done is kept in gpu-output, and the next call goes on.
+gpu: $(TESTABLE)
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 lint: $(READY)
 	@$(BIN)/pip install --quiet 'dal_kernels[lint]'
@@ -66,4 +70,4 @@ $(TESTABLE): $(READY)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info dal_kernels/_native*.so dal_kernels/_cuda*.so dal_kernels/_node*.so dal_kernels/_build.json demo-output bench-output
+	rm -rf $(VENV) build dist *.egg-info dal_kernels/_native*.so dal_kernels/_cuda*.so dal_kernels/_node*.so dal_kernels/_build.json demo-output bench-output gpu-output

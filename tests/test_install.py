@@ -22,7 +22,9 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture
 def source_tree(tmp_path: Path) -> Path:
     copy = tmp_path / "source"
-    ignored = shutil.ignore_patterns(".*", "build", "*.so", "*.egg-info", "__pycache__", "demo-output", "bench-output")
+    ignored = shutil.ignore_patterns(
+        ".*", "build", "*.so", "*.egg-info", "__pycache__", "demo-output", "bench-output", "gpu-output"
+    )
     shutil.copytree(ROOT, copy, ignore=ignored)
     return copy
 
