@@ -29,6 +29,7 @@ from typing import Any
 import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.sdist import sdist
 
 sys.path.insert(0, str(Path(__file__).parent / "csrc"))
 
@@ -40,7 +41,7 @@ if int(setuptools.__version__.split(".")[0]) < 77:  # nobody looks at what pypro
 
 from setuptools.command.bdist_wheel import bdist_wheel
 
-from build_support import MACROS, CannotBuildError, cuda, jobs, platforms, run, say
+from build_support import MACROS, CannotBuildError, archive, cuda, jobs, platforms, run, say
 from build_support.find_torch import torch_folder
 
 CPU_SOURCES = sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp"))
@@ -201,6 +202,19 @@ class TagByContent(bdist_wheel):
         return super().get_tag()
 
 
+class SameBytes(sdist):
+    """The source distribution of the same sources is the same file where SOURCE_DATE_EPOCH says of when it is."""
+
+    def make_archive(self, base_name: Any, format: str, *arguments: Any, **options: Any) -> Any:
+        time = os.environ.get("SOURCE_DATE_EPOCH")
+        if format != "gztar" or time is None:
+            return super().make_archive(base_name, format, *arguments, **options)
+        target = Path(f"{base_name}.tar.gz")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        archive.write_tar(Path(options["base_dir"]), target, int(time))
+        return str(target)
+
+
 shared = {"depends": HEADERS, "define_macros": MACROS, "libraries": ["torch_cpu"], "py_limited_api": True}
 setup(
     ext_modules=[
@@ -214,6 +228,6 @@ setup(
             libraries=["torch_python", "torch", "torch_cpu", "c10"],
         ),
     ],
-    cmdclass={"build_ext": BuildOrGoWithout, "bdist_wheel": TagByContent},
+    cmdclass={"build_ext": BuildOrGoWithout, "bdist_wheel": TagByContent, "sdist": SameBytes},
     options={} if FREE_THREADED else {"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -254,8 +254,11 @@ def _triton_trial(knob: choices.Knob, value: int, folder: Path, left: float) -> 
     return _time(knob.cases, folder, left, f"--set={knob.name}={value}")
 
 
+OF_A_BUILD = 30  # seconds
+
+
 def _cuda_trial(knob: choices.Knob, value: int, folder: Path, left: float) -> Times:
-    if left <= 0:
+    if left <= OF_A_BUILD:
         return {}
     place = plan_header.build_with(knob, value, folder / f"{knob.name}-{value}")
     link = place / "benchmarks"
