@@ -9,7 +9,7 @@ INSTALL := $(BIN)/pip install --quiet --no-build-isolation --editable '.[demo]'
 TESTABLE := $(VENV)/.testable
 PINNED_TORCH := import sys, torch; sys.exit("torch==" + torch.__version__.split("+")[0] + "\n" not in open("requirements-dev.txt"))
 
-.PHONY: demo test lint bench gpu docs clean
+.PHONY: demo test lint bench gpu fuzz docs clean
 
 demo: $(READY)
 	$(BIN)/python -m benchmarks.demo $(ARGS)
@@ -27,6 +27,10 @@ bench: $(READY)
 # On a GPU, all there is to do on one, in at most 25 minutes; what is done is kept in gpu-output, and the next call goes on.
 gpu: $(TESTABLE)
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
+
+# Ten minutes of calls that nobody thought of; ARGS="--minutes 1" for fewer.
+fuzz: $(TESTABLE)
+	$(BIN)/python -m fuzz $(ARGS)
 
 lint: $(READY)
 	@$(BIN)/pip install --quiet 'dal_kernels[lint]'
