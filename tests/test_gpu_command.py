@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("tabulate")
+
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import choices, stages
 from benchmarks.gpu.device_time import Case
