@@ -9,7 +9,7 @@ INSTALL := $(BIN)/pip install --quiet --no-build-isolation --editable '.[demo]'
 TESTABLE := $(VENV)/.testable
 PINNED_TORCH := import sys, torch; sys.exit("torch==" + torch.__version__.split("+")[0] + "\n" not in open("requirements-dev.txt"))
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench gpu fuzz docs clean
 
 demo: $(READY)
 	$(BIN)/python -m benchmarks.demo $(ARGS)
@@ -24,6 +24,14 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.micro $(ARGS)
 	$(BIN)/python -m benchmarks.host_time
 
+# On a GPU, all there is to do on one, in at most 25 minutes; what is done is kept in gpu-output, and the next call goes on.
+gpu: $(TESTABLE)
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
+
+# Ten minutes of calls that nobody thought of; ARGS="--minutes 1" for fewer.
+fuzz: $(TESTABLE)
+	PYTHONPATH=tests $(BIN)/python -m fuzz $(ARGS)
+
 lint: $(READY)
 	@$(BIN)/pip install --quiet 'dal_kernels[lint]'
 	$(BIN)/ruff check .
@@ -31,6 +39,12 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/mypy --warn-unused-ignores tests/typical_use.py
 	$(BIN)/pyright --pythonpath $(BIN)/python tests/typical_use.py
+
+# A warning is an error: of a link, a name or a table that leads nowhere. Examples are run by the tests.
+docs: $(READY)
+	@$(BIN)/pip install --quiet 'dal_kernels[docs]'
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs . build/docs
+	@echo "built build/docs/index.html"
 
 # A torch that the machine has already (2.10 or newer) is used; else requirements-dev.txt says which to install.
 $(READY): $(BUILT_FROM)
@@ -60,4 +74,4 @@ $(TESTABLE): $(READY)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info dal_kernels/_native*.so dal_kernels/_cuda*.so dal_kernels/_node*.so dal_kernels/_build.json demo-output bench-output
+	rm -rf $(VENV) build dist *.egg-info dal_kernels/_native*.so dal_kernels/_cuda*.so dal_kernels/_node*.so dal_kernels/_build.json demo-output bench-output gpu-output

@@ -7,12 +7,16 @@ knows, an editable installation for the GPUs of this machine. TORCH_CUDA_ARCH_LI
 DAL_KERNELS_CUDA=1 makes it an error if the CUDA kernels cannot be built, 0 skips them. Object files are kept in
 build/cuda, and made again only if something that goes into them changed. MAX_JOBS files are compiled at once.
 
+On Windows nothing is compiled. On a Mac nobody has tried yet (Apple's clang takes the flags of Clang). See
+csrc/build_support/platforms.py.
+
 All extensions are always declared, whatever can be built here: a source distribution is the same on every machine.
 """
 
 from __future__ import annotations
 
 import os
+import platform
 import runpy
 import shutil
 import sys
@@ -25,6 +29,7 @@ from typing import Any
 import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.sdist import sdist
 
 sys.path.insert(0, str(Path(__file__).parent / "csrc"))
 
@@ -36,7 +41,7 @@ if int(setuptools.__version__.split(".")[0]) < 77:  # nobody looks at what pypro
 
 from setuptools.command.bdist_wheel import bdist_wheel
 
-from build_support import CannotBuildError, cuda, jobs, run, say
+from build_support import MACROS, CannotBuildError, archive, cuda, jobs, platforms, run, say
 from build_support.find_torch import torch_folder
 
 CPU_SOURCES = sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp"))
@@ -44,11 +49,6 @@ CUDA_SOURCES = sorted(str(path) for path in Path("csrc/cuda").glob("*.c*") if pa
 HEADERS = sorted(str(path) for path in Path("csrc").rglob("*.*h") if path.parent.name != "autograd")
 NODE_SOURCES, NODE_HEADERS = (sorted(map(str, Path("csrc/autograd").glob(f"*.{kind}"))) for kind in ("cpp", "h"))
 
-# The oldest torch and Python that the binary must load under.
-TORCH_TARGET = "0x020a000000000000"
-PYTHON_TARGET = "0x030a0000"
-
-MACROS = [("TORCH_TARGET_VERSION", TORCH_TARGET), ("Py_LIMITED_API", PYTHON_TARGET)]
 CPU, CUDA, NODE = "dal_kernels._native", "dal_kernels._cuda", "dal_kernels._node"
 
 COMPILE = [
@@ -98,6 +98,7 @@ class BuildOrGoWithout(build_ext):
     """A compilation that is not possible, or fails, costs speed, not the installation; the reason is recorded."""
 
     def run(self) -> None:
+        platforms.for_this_machine_only(sys.platform, platform.machine(), os.environ)
         self.for_this_machine = bool(self.inplace)
         self.missing: dict[str, str | None] = {}
         self.torch_version: str | None = None
@@ -126,6 +127,7 @@ class BuildOrGoWithout(build_ext):
         """
         if ext.name == CUDA and os.environ.get("DAL_KERNELS_CUDA") == "0":
             raise CannotBuildError("DAL_KERNELS_CUDA=0 was set")
+        platforms.check(sys.platform)
         if FREE_THREADED:
             raise CannotBuildError("this Python runs without a global lock and has no stable ABI to build for")
         torch, self.torch_version = torch_folder()
@@ -216,6 +218,19 @@ class TagByContent(bdist_wheel):
         return super().get_tag()
 
 
+class SameBytes(sdist):
+    """The source distribution of the same sources is the same file where SOURCE_DATE_EPOCH says of when it is."""
+
+    def make_archive(self, base_name: Any, format: str, *arguments: Any, **options: Any) -> Any:
+        time = os.environ.get("SOURCE_DATE_EPOCH")
+        if format != "gztar" or time is None:
+            return super().make_archive(base_name, format, *arguments, **options)
+        target = Path(f"{base_name}.tar.gz")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        archive.write_tar(Path(options["base_dir"]), target, int(time))
+        return str(target)
+
+
 shared = {"depends": HEADERS, "define_macros": MACROS, "libraries": ["torch_cpu"], "py_limited_api": True}
 setup(
     ext_modules=[
@@ -229,6 +244,6 @@ setup(
             libraries=["torch_python", "torch", "torch_cpu", "c10"],
         ),
     ],
-    cmdclass={"build_ext": BuildOrGoWithout, "bdist_wheel": TagByContent},
+    cmdclass={"build_ext": BuildOrGoWithout, "bdist_wheel": TagByContent, "sdist": SameBytes},
     options={} if FREE_THREADED else {"bdist_wheel": {"py_limited_api": "cp310"}},
 )

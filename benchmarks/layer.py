@@ -1,6 +1,6 @@
 """A training step of a classifier layer and its loss: peak memory and time, fused against one after the other.
 
-    python -m benchmarks.layer                                the sizes of the README's table
+    python -m benchmarks.layer                                the sizes of the README's figures
     python -m benchmarks.layer --sizes 512x128x1000000 --only fused
     python -m benchmarks.layer --rivals --sizes 2048x1024x32768 --threads 1
 

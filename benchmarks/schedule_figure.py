@@ -1,4 +1,4 @@
-"""The picture of the schedules in the README: q and the bootstrap weight against time.
+"""The picture of the schedules in docs/schedules.md: q and the bootstrap weight against time.
 
     python -m benchmarks.schedule_figure
 

@@ -79,7 +79,7 @@ def load(name: str, made_for: str | None = None) -> ModuleType:
     Raises:
         ImportError: a sentence that says why it is not there, and what to do.
     """
-    full = f"{PACKAGE.name}.{name}"
+    full = f"{__package__}.{name}"
     if made_for is not None and importlib.util.find_spec(full) is not None:
         _refuse_other_torch(PACKAGE, made_for)
     try:

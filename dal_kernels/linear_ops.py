@@ -26,6 +26,7 @@ from dal_kernels.arguments import Call, raise_for_labels
 from dal_kernels.fields import GRADIENT_FIELDS, NARROW_FIELDS, REDUCTIONS, loss_dtype_of
 from dal_kernels.linear_blocks import LayerInBlocks, blocks_of, finished_rows, in_dtype_of_classifier
 from dal_kernels.linear_chunks import Changes, Gradients, LayerInChunks, empty_gradients
+from dal_kernels.namespace import OPERATORS, operators
 from dal_kernels.objectives import OBJECTIVES
 from dal_kernels.once import DifferentiableOnce
 from dal_kernels.ops import KERNELS, kept_fields
@@ -208,7 +209,7 @@ def _fake_gradients(
 
 _LAYER = "Tensor features, Tensor classifier, Tensor? bias, Tensor target, "
 _HOW = "str backend, int chunk, ScalarType dtype, "
-_library = torch.library.Library("dal_kernels", "FRAGMENT")
+_library = torch.library.Library(OPERATORS, "FRAGMENT")
 _CHANGES = "float softcap=0., Tensor? target_shift=None, Tensor? scale=None"
 _GRADIENTS = ", ".join(["Tensor"] * 5)
 _library.define(
@@ -276,8 +277,8 @@ def _differentiate(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, 
 
 for _name, _run, _fake in (("loss", _linear_loss, _fake_loss), ("gradient", _linear_gradient, _fake_gradient)):
     _library.impl(f"linear_{_name}", _run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"dal_kernels::linear_{_name}", _fake, lib=_library)
-linear_loss = torch.ops.dal_kernels.linear_loss.default
-linear_gradient = torch.ops.dal_kernels.linear_gradient.default
+    torch.library.register_fake(f"{OPERATORS}::linear_{_name}", _fake, lib=_library)
+linear_loss = operators.linear_loss.default
+linear_gradient = operators.linear_gradient.default
 # For what records the operator and differentiates it later: see dal_kernels.recorded.
-torch.library.register_autograd("dal_kernels::linear_loss", _differentiate, setup_context=_remember, lib=_library)
+torch.library.register_autograd(f"{OPERATORS}::linear_loss", _differentiate, setup_context=_remember, lib=_library)

@@ -58,7 +58,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from dal_kernels import extensions
+from dal_kernels import extensions, namespace
 from dal_kernels.backends import cuda as _cuda
 from dal_kernels.fields import FIELDS, GRADIENT_FIELDS, NARROW_FIELDS, loss_dtype
 from dal_kernels.layouts import MOST_APART_ON_CPU, MOST_APART_ON_GPU, empty_gradient, rows_of
@@ -239,22 +239,22 @@ def _register(
     Raises:
         ImportError: it lacks one, as an extension does that was built before the source tree changed.
     """
-    lacking = [name for name in fakes if not hasattr(torch.ops.dal_kernels, f"{name}_{backend}")]
+    lacking = [name for name in fakes if not hasattr(namespace.operators, f"{name}_{backend}")]
     if lacking:
         raise ImportError(
             f"it was built from other sources than these and lacks the operators {', '.join(lacking)}; build it again "
             "with: pip install --no-build-isolation -e ."
         )
     for name, fake in fakes.items():
-        torch.library.register_fake(f"dal_kernels::{name}_{backend}", fake)
-    operators = {name: getattr(torch.ops.dal_kernels, f"{name}_{backend}").default for name in fakes}
+        torch.library.register_fake(f"{namespace.OPERATORS}::{name}_{backend}", fake)
+    operators = {name: getattr(namespace.operators, f"{name}_{backend}").default for name in fakes}
     KERNELS[backend] = Kernels(
         **operators, writes_gradient=writes_gradient, overwrite=overwrite or operators["gradient"]
     )
 
 
 def _overwrite_cpu(logits: Tensor, *arguments: Any) -> Tensor:
-    torch.ops.dal_kernels.overwrite_cpu(logits, *arguments)
+    namespace.operators.overwrite_cpu(logits, *arguments)
     return logits
 
 
@@ -282,7 +282,7 @@ def _why_no_triton(error: Exception) -> str:
     return f"Triton{version} is installed, but cannot be used: {type(error).__name__}: {error}"
 
 
-_library = torch.library.Library("dal_kernels", "FRAGMENT")
+_library = torch.library.Library(namespace.OPERATORS, "FRAGMENT")
 # By their names without "_triton", what is in Python of the operators.
 in_triton: dict[str, Callable[..., Any]] = {}
 try:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dal_kernels.arguments import Call, RowStats
 from dal_kernels.fields import REDUCTION
+from dal_kernels.namespace import OPERATORS, operators
 from dal_kernels.once import DifferentiableOnce
 from dal_kernels.ops import KERNELS
 
@@ -66,12 +67,12 @@ def _differentiate(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, 
     return gradient, *(None,) * 7
 
 
-_library = torch.library.Library("dal_kernels", "FRAGMENT")
+_library = torch.library.Library(OPERATORS, "FRAGMENT")
 _library.define(
     "fused_loss(Tensor logits, Tensor target, Tensor knobs, Tensor? weight, int objective, int ignore_index, "
     "int reduction, str backend) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 _library.impl("fused_loss", _run, "CompositeExplicitAutograd")
-torch.library.register_fake("dal_kernels::fused_loss", _run, lib=_library)
-torch.library.register_autograd("dal_kernels::fused_loss", _differentiate, setup_context=_remember, lib=_library)
-_fused_loss = torch.ops.dal_kernels.fused_loss.default
+torch.library.register_fake(f"{OPERATORS}::fused_loss", _run, lib=_library)
+torch.library.register_autograd(f"{OPERATORS}::fused_loss", _differentiate, setup_context=_remember, lib=_library)
+_fused_loss = operators.fused_loss.default

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
+from dal_kernels.namespace import PACKAGE
+
 # Where it is absent, a torch.func transform meets the fused kernels and torch refuses it.
 _functorch_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
@@ -87,7 +89,7 @@ def _is_fake(tensor: Tensor) -> bool:
 
 
 # Modules whose lines are not the user's.
-_INSIDE = ("dal_kernels.", "torch.nn.modules.module", "functools")
+_INSIDE = (f"{PACKAGE}.", "torch.nn.modules.module", "functools")
 
 
 def frames_inside() -> int:

@@ -1,7 +1,6 @@
 """For a machine with a GPU: `pytest -m gpu tests`. None of this has run on one yet.
 
-Races and memory by the vendor's tool: `compute-sanitizer --tool racecheck python -m pytest -m gpu tests/test_gpu.py`
-(and memcheck, initcheck).
+`make gpu` runs it, and a sample of it under each of compute-sanitizer's tools.
 """
 
 from __future__ import annotations

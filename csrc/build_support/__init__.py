@@ -6,6 +6,9 @@ import os
 import subprocess
 import sys
 
+# The oldest torch and Python that the binaries of the stable interface must load under.
+MACROS = [("TORCH_TARGET_VERSION", "0x020a000000000000"), ("Py_LIMITED_API", "0x030a0000")]
+
 
 class CannotBuildError(Exception):
     """Why an extension will not be there and what to do, in words for the person who installs."""

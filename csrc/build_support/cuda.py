@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from build_support import CannotBuildError, jobs, run
+from build_support import MACROS, CannotBuildError, jobs, run
 
 # Compiled for these, as far as nvcc knows them, and left as PTX for what comes after the last.
 ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
@@ -79,15 +79,29 @@ def codes(flags: list[str]) -> list[str]:
     return [code for flag in flags for listed in re.findall(r"code=\[(.*)\]", flag) for code in listed.split(",")]
 
 
+def _host_compiler() -> list[str]:
+    return ["-ccbin", os.environ["CXX"].split()[0]] if os.environ.get("CXX") else []
+
+
+def compile_command(nvcc: str) -> list[str]:
+    """What compiles any file of the extension, but for where torch's headers are and for which GPUs."""
+    return [nvcc, *_host_compiler(), *COMPILE, *(f"-D{name}={value}" for name, value in MACROS)]
+
+
+def link(nvcc: str, objects: list[str], target: Path, library_dirs: list[str]) -> None:
+    """Against torch's library; the CUDA runtime goes in as a static one."""
+    libraries = [*(f"-L{folder}" for folder in library_dirs), "-ltorch_cpu", "-ldl"]
+    run([nvcc, *_host_compiler(), "-shared", "-cudart", "static", *objects, "-o", str(target), *libraries])
+
+
 def build(ext: Any, target: Path, headers: list[str]) -> str:
-    """Compiles, in parallel, what was not compiled before, and links; the CUDA runtime goes in as a static library.
+    """Compiles, in parallel, what was not compiled before, and links.
 
     Returns:
         What was built, by what and for which GPUs.
     """
     nvcc, *architectures = ext.extra_compile_args
-    host = ["-ccbin", os.environ["CXX"].split()[0]] if os.environ.get("CXX") else []
-    common = [nvcc, *host, *COMPILE, *(f"-D{name}={value}" for name, value in ext.define_macros)]
+    common = compile_command(nvcc)
     version = run([nvcc, "--version"])
     header_bytes = b"".join(Path(header).read_bytes() for header in headers)
     cache = Path("build/cuda")
@@ -109,6 +123,5 @@ def build(ext: Any, target: Path, headers: list[str]) -> str:
     with ThreadPoolExecutor(jobs()) as pool:
         objects = list(pool.map(compile_one, sources))
     target.parent.mkdir(parents=True, exist_ok=True)
-    libraries = [*(f"-L{folder}" for folder in ext.library_dirs), *(f"-l{name}" for name in ext.libraries)]
-    run([nvcc, *host, "-shared", "-cudart", "static", *objects, "-o", str(target), *libraries, "-ldl"])
+    link(nvcc, objects, target, ext.library_dirs)
     return f"with {nvcc} for {' '.join(architectures[1::2])}"

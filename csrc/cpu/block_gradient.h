@@ -46,9 +46,8 @@ template <class S, bool WIDE> struct GradientBlock {
 
   // z, kept, out: of this block. `out` may be `z` or `kept`, so the two special classes are computed first.
   DAL_LANE void write(const S* z, const A* kept, S* out, Span span) const {
-    const std::int64_t special[2] = {row.target - span.first, row.argmax - span.first};
-    const bool inside[2] = {special[0] >= 0 && special[0] < span.size,
-                            row.affine.u != A(0) && special[1] >= 0 && special[1] < span.size};
+    const bool inside[2] = {span.has(row.target), row.affine.u != A(0) && span.has(row.argmax)};
+    const std::int64_t special[2] = {inside[0] ? row.target - span.first : -1, inside[1] ? row.argmax - span.first : -1};
     A value[2] = {};
     for (int i = 0; i < 2; ++i) {
       if (!inside[i]) continue;

@@ -4,6 +4,7 @@
 // Blocks of one row, or the part of a batch of rows, that begin at class `first`.
 struct Span {
   std::int64_t first, size;
+  DAL_LANE bool has(std::int64_t position) const { return position >= first && position < first + size; }
 };
 DAL_LANE Span block_span(std::int64_t block, std::int64_t classes) {
   const std::int64_t first = block * kBlock;

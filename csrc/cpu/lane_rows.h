@@ -261,7 +261,7 @@ void recompute_lanes_of(const BackwardBatch<S>& batch, const Layouts& layouts, s
         gradient.affine.u = up * field(kArgmaxTerm);
         std::int32_t argmax[kRows] = {};
         for (std::int64_t i = 0; i < count; ++i)
-          argmax[i] = static_cast<std::int32_t>(std::min(batch.prediction[first + i], tile.classes));
+          argmax[i] = static_cast<std::int32_t>(std::clamp<std::int64_t>(batch.prediction[first + i], -1, tile.classes));
         std::memcpy(&gradient.argmax, argmax, sizeof(argmax));
       }
       if constexpr (WIDE) {

@@ -128,7 +128,7 @@ def _auto(input: Tensor, objective: int | None) -> tuple[str, ...]:
     On CUDA tensors that is CUDA C++ where it does no more passes over the logits than Triton: of both, counts of what
     they execute are alike, as are their launches and what they take of the host, but only where Triton's kernels are
     launched from a record, which is not so in compiled code, on a first call or on another than the default stream
-    (``python -m benchmarks.counts`` and README.md have the figures). No GPU has timed them yet; the day one has, this
+    (``python -m benchmarks.counts`` has the figures). No GPU has timed them yet; the day one has, this
     is the place. What has no id in the table, as statistics of rows have none, is Triton's.
     """
     if input.is_cpu:

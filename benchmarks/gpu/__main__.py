@@ -1,0 +1,124 @@
+"""Everything there is to do on a GPU, in one command: tests, sanitizers, timings, and which constants should change.
+
+    python -m benchmarks.gpu                      all that is not done yet; at most 25 minutes
+    python -m benchmarks.gpu --only auto "sweep of plan.py"
+    python -m benchmarks.gpu --again auto         that once more, and what is not done yet
+
+Each stage leaves its result in gpu-output, and a later call goes on with what is missing or failed, unless sources,
+torch or GPU have changed: then it begins anew. It ends with gpu-output/report.md, and gpu-output/constants.patch where
+constants should change (git apply gpu-output/constants.patch).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from benchmarks.gpu.process import ROOT
+from benchmarks.gpu.stages import STAGES, Outcome, Stage
+from dal_kernels import __version__, available_backends
+
+OUT = Path("gpu-output")
+MINUTES = 24.5
+
+
+def machine() -> list[str]:
+    """The device and what computes on it, a line each."""
+    device = torch.cuda.get_device_properties(0)
+    toolkit = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"HIP {torch.version.hip}"
+    return [
+        f"{torch.cuda.device_count()} × {device.name}, {device.multi_processor_count} multiprocessors, "
+        f"{device.total_memory / 2**30:.0f} GiB",
+        f"torch {torch.__version__}, {toolkit}, dal_kernels {__version__}",
+        *(f"backend {name}: {reason}" for name, reason in available_backends().items()),
+    ]
+
+
+def key() -> str:
+    """Of what the results depend on: sources, torch, GPU."""
+    content = hashlib.sha256(repr(machine()).encode())
+    for folder in ("csrc", "dal_kernels", "benchmarks", "tests"):
+        for file in sorted((ROOT / folder).rglob("*")):
+            if file.suffix in (".py", ".h", ".cuh", ".cu", ".cpp"):
+                content.update(repr((file.relative_to(ROOT).as_posix(), file.read_bytes())).encode())
+    return content.hexdigest()
+
+
+def work(stage: Stage, folder: Path, limit: float) -> tuple[Outcome, float]:
+    """A stage's outcome and its seconds. What breaks one stage stops no other."""
+    begin = time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        outcome = stage.work(folder, limit)
+    except Exception as error:
+        outcome = Outcome("failed", f"The stage itself broke: {type(error).__name__}: {error}")
+    return outcome, time.monotonic() - begin
+
+
+def report(results: dict[str, dict[str, object]], patch: str) -> str:
+    """All results as Markdown."""
+    lines = ["# What the GPU says", "", *(f"- {line}" for line in machine()), ""]
+    lines += ["| stage | result | seconds |", "|:---|:---|---:|"]
+    for stage in STAGES:
+        result = results.get(stage.name)
+        lines.append(
+            f"| {stage.name} | {result['status']} | {result['seconds']:.0f} |"
+            if result
+            else f"| {stage.name} | not reached | |"
+        )
+    lines += ["", "## Constants", ""]
+    lines += [f"```diff\n{patch}```" if patch else "No constant was found that should change.", ""]
+    for stage in STAGES:
+        if stage.name in results:
+            lines += [f"## {stage.name}", "", str(results[stage.name]["text"]), ""]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; 0 if all that was to be done is done, and nothing failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [stage.name for stage in STAGES]
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="STAGE", help=", ".join(names))
+    parser.add_argument("--again", nargs="+", choices=names, default=[], metavar="STAGE")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="begin no stage after (24.5)")
+    parser.add_argument("--out", type=Path, default=OUT, metavar="DIR")
+    given = parser.parse_args(argv)
+    if not torch.cuda.is_available():
+        print("benchmarks.gpu: there is no GPU here: torch.cuda.is_available() is False", file=sys.stderr)
+        return 2
+    end, mine = time.monotonic() + 60 * given.minutes, key()
+    given.out.mkdir(parents=True, exist_ok=True)
+    out = given.out.resolve()
+    file = out / "results.json"
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    results = kept["results"] if kept.get("key") == mine else {}
+    for stage in STAGES:
+        before = results.get(stage.name)
+        if stage.name not in given.only or (before and before["status"] != "failed" and stage.name not in given.again):
+            continue
+        left = end - time.monotonic()
+        if left <= 0:
+            break
+        print(f"{stage.name}: at most {min(stage.limit, left):.0f} s", flush=True)
+        outcome, seconds = work(stage, out / stage.name.replace(" ", "-"), min(stage.limit, left))
+        results[stage.name] = {**asdict(outcome), "seconds": seconds}
+        print(f"{stage.name}: {outcome.status} in {seconds:.0f} s", flush=True)
+        file.write_text(json.dumps({"key": mine, "results": results}), encoding="utf-8")
+    patch = "".join(results[stage.name]["patch"] for stage in STAGES if stage.name in results)
+    (out / "constants.patch").write_text(patch, encoding="utf-8")
+    (out / "report.md").write_text(report(results, patch), encoding="utf-8")
+    print(f"\n{patch or 'No constant was found that should change.'}\nWritten: {out / 'report.md'}")
+    finished = [results.get(name, {}).get("status") in ("done", "left out") for name in given.only]
+    return 0 if all(finished) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

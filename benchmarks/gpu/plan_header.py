@@ -1,0 +1,75 @@
+"""The CUDA extension with another plan.h, in a folder of its own: what the host reads of it is compiled again, the
+kernels are those that the installation left in build/cuda.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from benchmarks.gpu.choices import HEADER, Knob
+from benchmarks.gpu.process import ROOT
+
+sys.path.insert(0, str(ROOT / "csrc"))
+from build_support import CannotBuildError, cuda, run
+from build_support.find_torch import torch_folder
+
+__all__ = ["CannotBuildError", "build_with", "ready"]
+
+DEVICE = ("kernels_bf16", "kernels_f16", "kernels_f32", "kernels_f64")
+
+
+def _objects() -> list[str]:
+    """What the last build left of the kernels.
+
+    Raises:
+        CannotBuildError: it left nothing, because the package was installed from elsewhere.
+    """
+    found = []
+    for name in DEVICE:
+        there = sorted((ROOT / "build" / "cuda").glob(f"{name}-*.o"), key=lambda path: path.stat().st_mtime)
+        if not there:
+            raise CannotBuildError(f"build/cuda has no object file of {name}: install by `pip install -e .` here")
+        found.append(str(there[-1]))
+    return found
+
+
+def ready() -> None:
+    """Miss something before anything is compiled.
+
+    Raises:
+        CannotBuildError: nvcc, torch's headers or the object files are not here.
+    """
+    cuda.find_nvcc()
+    torch_folder()
+    _objects()
+
+
+def build_with(knob: Knob, value: int, folder: Path) -> Path:
+    """A copy of the package below ``folder`` whose CUDA extension has that value; to be put first on Python's path.
+
+    Raises:
+        CannotBuildError: it cannot be compiled.
+    """
+    nvcc, (torch, _) = cuda.find_nvcc(), torch_folder()
+    sources = folder / "csrc"
+    shutil.copytree(ROOT / "csrc", sources, dirs_exist_ok=True)
+    header = sources / HEADER.relative_to(ROOT / "csrc")
+    header.write_text(knob.put(value, header.read_text(encoding="utf-8")), encoding="utf-8")
+    shutil.copytree(ROOT / "dal_kernels", folder / "dal_kernels", dirs_exist_ok=True)
+    (built,) = (folder / "dal_kernels").glob("_cuda*.so")
+    built.unlink()
+    include = [f"-I{path}" for path in (torch / "include", sysconfig.get_path("include"))]
+
+    def compile_one(source: Path) -> str:
+        target = source.with_suffix(".o")
+        run([*cuda.compile_command(nvcc), *include, "-c", str(source), "-o", str(target)])
+        return str(target)
+
+    with ThreadPoolExecutor() as pool:
+        host = list(pool.map(compile_one, sorted((sources / "cuda").glob("*.cpp"))))
+    cuda.link(nvcc, [*host, *_objects()], built, [str(torch / "lib")])
+    return folder

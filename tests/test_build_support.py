@@ -1,0 +1,47 @@
+"""What setup.py does on systems that no test runs on, and that what it packs is the same bytes each time."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from build_support import CannotBuildError, archive, platforms
+
+
+def test_windows_is_refused_with_a_way_out() -> None:
+    with pytest.raises(CannotBuildError, match=r"MSVC, which lacks the vector extensions.*WSL"):
+        platforms.check("win32")
+    for platform in ("linux", "darwin"):
+        platforms.check(platform)
+
+
+def test_a_mac_builds_for_one_architecture_unless_asked_for_others() -> None:
+    asked = {"ARCHFLAGS": "-arch x86_64"}
+    for platform, environment, expected in (
+        ("darwin", {}, {"ARCHFLAGS": "-arch arm64"}),
+        ("darwin", asked, asked),
+        ("linux", {}, {}),
+    ):
+        found = dict(environment)
+        platforms.for_this_machine_only(platform, "arm64", found)
+        assert found == expected
+
+
+def test_an_archive_depends_on_its_content_alone(tmp_path: Path) -> None:
+    made = []
+    for turn in range(2):
+        folder = tmp_path / str(turn) / "name-1.0"
+        (folder / "inner").mkdir(parents=True)
+        for name in ("b.py", "inner/a.py")[:: 1 - 2 * turn]:
+            (folder / name).write_text(name)
+            os.utime(folder / name, (1000 * turn, 1000 * turn))
+        (folder / "b.py").chmod(0o600 if turn else 0o664)
+        target = tmp_path / f"{turn}.tar.gz"
+        archive.write_tar(folder, target, 1700000000)
+        made.append(target.read_bytes())
+    assert made[0] == made[1]
+    (folder / "b.py").write_text("other")
+    archive.write_tar(folder, target, 1700000000)
+    assert target.read_bytes() != made[0]
