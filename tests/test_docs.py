@@ -71,9 +71,7 @@ SHOWN: dict[str, Callable[[dict[str, Any]], Any]] = {
         and not names["doubtful"][:, :2].any()
         and names["criterion"].schedule.position == names["epochs"]
     ),
-    "training": lambda names: (
-        Path("suggested.csv").exists() and (names["suspicious"] < 25).double().mean() > 0.8
-    ),
+    "training": lambda names: Path("suggested.csv").exists() and (names["suspicious"] < 25).double().mean() > 0.8,
 }
 # Of these test_language_models.py and test_class_parallel_linear.py run more, where there is what they need.
 ELSEWHERE = ("apply_to(", "ClassParallelLinear(")
@@ -196,6 +194,7 @@ def test_commands_exist(page: Path) -> None:
         if command == "make":
             assert arguments[0] in targets, line
         elif command == "dal-train" and arguments and "--help" not in arguments:
-            training.parse(arguments) if arguments[0] != "predict" else training.cli.parser().parse_args(arguments)
+            trains = arguments[0] in ("train", "compare", "inspect")
+            training.parse(arguments) if trains else training.cli.parser().parse_args(arguments)
         elif command == "python" and arguments[:1] == ["-m"]:
             assert importlib.util.find_spec(arguments[1]) or arguments[1] == "build", line

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from children import ROOT
+from fuzz.calls import LAYOUTS, run, tensor_of
 
 from dal_kernels import available_backends
-from fuzz.calls import LAYOUTS, run, tensor_of
 
 CORPUS = sorted((ROOT / "tests" / "fuzz" / "corpus").glob("*.json"))
 native = pytest.mark.skipif(

@@ -49,7 +49,7 @@ def make(folder: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         text = (PACKAGE / module).read_text(encoding="utf-8")
         target.write_text(relative_imports(text, module), encoding="utf-8")
-    shutil.copy(ROOT / "hub" / "build.toml", folder)
+    shutil.copy(Path(__file__).parent / "build.toml", folder)
     shutil.copy(ROOT / "LICENSE", folder)
     return package
 
