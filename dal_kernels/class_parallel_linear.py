@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dal_kernels.arguments import Call, RowStats, check, label_error
-from dal_kernels.collectives import gathered_rows, rows_of_ranks
+from dal_kernels.collectives import gathered_rows, rows_of_ranks, told_everywhere
 from dal_kernels.fields import Reduction
 from dal_kernels.forms import check_fits, plain_form
 from dal_kernels.layer import CLASSES_LAST, Layer, check_budget, layer_of
@@ -143,11 +143,11 @@ class ClassParallelLinear(nn.Module):
         try:
             learns = self.loss.learns(input, *self._local_parameters())
             rows = self._checked(input, target, sample_weight, reduction, return_stats or learns)
-        except (TypeError, ValueError) as error:  # of which the ranks must hear that would wait for this one
-            problem = error
+        except Exception as error:  # of which the ranks must hear that would wait for this one
+            problem = told_everywhere(error)
         counts = None
         if self.weight.device.type == "cpu":  # elsewhere what the others say would have to be waited for
-            same = {} if rows is None else self._same(rows)
+            same = {} if rows is None else self._same(rows, learns)
             counts = rows_of_ranks(0 if rows is None else len(rows.call.target), same, problem, group)
         if rows is None:
             assert problem is not None
@@ -237,8 +237,8 @@ class ClassParallelLinear(nn.Module):
             raise problem
         return _Rows(layer, call, knobs, options)
 
-    def _same(self, rows: _Rows) -> dict[str, str]:
-        """What must be the same on every rank, or their collectives would not fit each other."""
+    def _same(self, rows: _Rows, learns: bool) -> dict[str, str]:
+        """What must be the same on every rank: else collectives do not fit each other, or losses differ."""
         call, features = rows.call, rows.layer.features
         learnt = torch.is_grad_enabled() and features.requires_grad
         same = {
@@ -247,6 +247,8 @@ class ClassParallelLinear(nn.Module):
             "return_stats": str(call.want_stats),
             "loss": f"{call.objective.name}, reduction {call.reduction!r}, ignore_index {call.ignore_index}",
         }
+        if call.knobs.dim() == 1 and not learns:  # ranks that learn agree when they are told to
+            same["the loss's knobs"] = str(call.knobs.tolist())
         return same if self.gather else {**same, "the number of rows": str(len(features))}
 
 

@@ -24,6 +24,8 @@ def _all_must_answer(group: Group) -> Iterator[None]:
     """An error of a collective says what it means: where it comes from is of no use to who waits for another rank."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         cause = re.sub(r"^\[[^]]*\] *", "", str(error).partition("\n")[0]).partition(". ")[0]
         raise RuntimeError(
@@ -59,6 +61,15 @@ def sum_over_ranks(values: Tensor, group: Group) -> None:
         dist.all_reduce(values, group=group)
 
 
+def told_everywhere(error: Exception) -> Exception:
+    """An error as other ranks can be told it: of a type that is there on all of them."""
+    if type(error) in (TypeError, ValueError):
+        return error
+    told = RuntimeError(f"{type(error).__name__}: {error}")
+    told.__cause__ = error
+    return told
+
+
 def raise_everywhere(problem: Exception | None, group: Group) -> None:
     """Raise on all ranks, which must all call this, the error of the first that has one; on none if none has."""
     every = _objects(problem, group)
@@ -77,11 +88,11 @@ def rows_of_ranks(rows: int, same: Mapping[str, str], problem: Exception | None,
         problem: what is wrong with this rank's call.
 
     Raises:
-        TypeError, ValueError: the problem of a rank, or what is not the same; on all ranks.
+        TypeError, ValueError, RuntimeError: the problem of a rank, or what is not the same; on all ranks.
     """
     told = -1 if problem is not None else zlib.crc32(repr(dict(same)).encode())
-    every = torch.empty((dist.get_world_size(group), 2), dtype=torch.int64)
-    gather_into(every.view(-1), torch.tensor([rows, told]), group)
+    every = torch.empty((dist.get_world_size(group), 2), dtype=torch.int64, device="cpu")
+    gather_into(every.view(-1), torch.tensor([rows, told], device="cpu"), group)
     counts, sums = every.t().tolist()
     if min(sums) < 0:
         raise_everywhere(problem, group)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from numbers import Real
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch import Tensor
 from dal_kernels.fields import loss_dtype, loss_dtype_of
 from dal_kernels.objective import Knob, Objective
 from dal_kernels.surroundings import is_capturing, is_recording, transforms_active
-from dal_kernels.tensors import HALVES, LOGITS, no_gradient, of_rows, refuse_dtensor
+from dal_kernels.tensors import HALVES, LOGITS, is_number, no_gradient, of_rows, refuse_dtensor
 
 KnobValue = float | Tensor
 _NUMBERS = frozenset({float, int})
@@ -114,10 +113,21 @@ def remembered_number(knob: Knob, number: float, input: Tensor) -> Tensor:
 
 
 def _check_number(knob: Knob, value: Any, dtype: torch.dtype) -> None:
-    if not isinstance(value, Real):
+    if not is_number(value):
         raise TypeError(f"{knob.name} must be a number or a floating-point tensor, got {type(value).__name__}")
-    if (wanted := knob.refusal(cast(float, value), torch.finfo(dtype))) is not None:
+    limits = torch.finfo(dtype)
+    if (wanted := knob.refusal(value, limits)) is not None:
         raise ValueError(f"{knob.name} must be {wanted}, got {value}")
+    if limits.bits == 32 and (wanted := knob.refusal(_in_float32(value), limits)) is not None:
+        raise ValueError(f"{knob.name} must be {wanted} in float32, got {value}, which is {_in_float32(value):g} there")
+
+
+def _in_float32(value: float) -> float:
+    """Rounded to its 24 digits, as kernels read it. By arithmetic alone, because a compiler traces it."""
+    if not -1e30 < value < 1e30:
+        return value
+    shifted = value * (2**29 + 1)
+    return shifted - (shifted - value)
 
 
 def check_numbers(objective: Objective, values: tuple[Any, ...]) -> tuple[float, ...]:

@@ -121,7 +121,8 @@ def _check_labels(call: Call, given: Rows, shift: int) -> None:
     for name, labels in (("target", given.target), ("mix[0]", given.mix[0] if given.mix is not None else None)):
         if labels is not None:
             held = labels.long().clone()
-            held[..., : shift if held.dim() else 0] = call.ignore_index
+            if shift and held.dim():
+                held[..., :shift] = call.ignore_index
             raise_for_labels(call._replace(target=held.reshape(-1)), name)
 
 

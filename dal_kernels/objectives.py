@@ -50,7 +50,8 @@ _MOST_ORDERS = 16
 
 
 def _positive_q(q: Tensor, bootstrap_weight: Tensor) -> tuple[Tensor | bool, str]:
-    return (q != 0) | (bootstrap_weight == 0), "q must be > 0 where bootstrap_weight is not 0"
+    words = "q must be > 0 where bootstrap_weight is not 0, and bootstrap_weight / q at most 1e30"
+    return (bootstrap_weight == 0) | ((q != 0) & (bootstrap_weight <= 1e30 * q)), words
 
 
 def box_cox(log_prob: Tensor, q: Tensor) -> Tensor:
@@ -132,12 +133,18 @@ def asymmetric_exponential(row: RowQuantities, a: Tensor) -> Tensor:
 
 @register("jensen_shannon", Knob("pi", 0.0, 1.0, inclusive=False))
 def jensen_shannon(row: RowQuantities, pi: Tensor) -> Tensor:
-    """Generalised Jensen-Shannon divergence, scaled as its authors do; with m = pi + (1 - pi) p_y."""
+    """Generalised Jensen-Shannon divergence, scaled as its authors do; with m = p_y + pi (1 - p_y)."""
     log_rest = torch.log1p(-pi)
-    log_mean = torch.log1p(-(1 - pi) * row.miss)
-    # p ln p -> 0 at p = 0: a masked target.
-    masked = row.log_prob == -math.inf
-    of_target = torch.where(masked, 0.0, row.prob * (torch.where(masked, 0.0, row.log_prob) - log_mean))
+    mean = row.prob + pi * row.miss
+    unlikely = mean <= 0.5
+    log_mean = torch.where(
+        unlikely, torch.where(unlikely, mean, 1.0).log(), torch.log1p(-(1 - pi) * torch.where(unlikely, 0.0, row.miss))
+    )
+    # ln p - ln m by the ratio of the two, because for small pi nothing is left of that difference. A p that is too
+    # small for a ratio is too small for the loss to see it.
+    seen = row.prob > 1e-30 * pi
+    ratio = pi * row.miss / torch.where(seen, row.prob, 1.0)
+    of_target = torch.where(seen, -row.prob * torch.log1p(ratio), 0.0)
     total = -pi * log_mean - (1 - pi) * row.miss * log_rest + (1 - pi) * of_target
     return total / -((1 - pi) * log_rest)
 
@@ -158,9 +165,9 @@ def fisher_rao(row: RowQuantities) -> Tensor:
 
 def _focal(row: RowQuantities, gamma: Tensor, detached: bool) -> Tensor:
     miss = row.miss
-    modulator = torch.where(miss > 0, miss, 1.0) ** gamma
+    modulator = torch.where(miss == 0, 1.0, miss) ** gamma
     modulator = modulator.detach() if detached else modulator
-    return torch.where((miss > 0) | (gamma == 0), -modulator * row.log_prob, 0.0)
+    return torch.where((miss == 0) & (gamma != 0), 0.0, -modulator * row.log_prob)
 
 
 @register("focal", Knob("gamma"))
@@ -190,7 +197,8 @@ def smoothed_cross_entropy(row: RowQuantities, label_smoothing: Tensor) -> Tenso
 
 def normalized(row: RowQuantities) -> Tensor:
     """Normalised cross-entropy l / G, 1 for a single class, 0 where another class has probability 0."""
-    return torch.where(row.sum_log_prob == 0, 1.0, row.log_prob / row.sum_log_prob)
+    single = row.sum_log_prob == 0
+    return torch.where(single, 1.0, row.log_prob / torch.where(single, 1.0, row.sum_log_prob))
 
 
 @register("normalized_and_absolute", _ALPHA, _BETA, uses=("sum_log_prob",), affine=True)
@@ -243,7 +251,10 @@ row_statistics_of = Objective(-1, "row_statistics", (), lambda row: row.log_prob
 
 
 def _called(name: str) -> Objective:
-    return next(objective for objective in OBJECTIVES if objective.name == name)
+    for objective in (*OBJECTIVES, row_statistics_of):
+        if objective.name == name:
+            return objective
+    raise ValueError(f"this version of dal_kernels has no loss {name!r}, which is in what is loaded")
 
 
 # By its name, because its formula is found under no name of a module: the table's loss has taken that.

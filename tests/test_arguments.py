@@ -63,6 +63,7 @@ def schedule_values(name: str) -> list[tuple[dict[str, Any], type[Exception], st
         (rows(row3=math.nan), ValueError, "got nan.* row 3"),
         (rows(row0=math.inf).double(), ValueError, "got inf.* row 0"),
         ("0.7", TypeError, "got str"),
+        (True, TypeError, "got bool"),
         (None, TypeError, "got NoneType"),
         ([0.7] * N, TypeError, "got list"),
         (1j, TypeError, "got complex"),

@@ -180,6 +180,11 @@ def check_what_is_wrong_on_one_rank_ends_all(world: int) -> None:
         for changes, message in cases:
             with pytest.raises((TypeError, ValueError), match=message):
                 form(**call | (changes if last else {}))
+        with pytest.raises(RuntimeError, match=f"{of_last}.*[Ss]parse"):
+            form(**call | ({"input": x.to_sparse()} if last else {}))
+        other = ClassParallelLinear(GeneralizedCrossEntropyLoss(0.3 if last else 0.9), D, C, gather=gather)
+        with pytest.raises(ValueError, match=r"^the loss's knobs must be the same on every rank, got \[0\.89"):
+            other(**call)
         assert form(**call).isfinite()
 
 

@@ -14,7 +14,8 @@ CALLS = {
     "a thread that has slept": (10, 200, 0),
     "long work, shared unevenly": (5000, 12_000, 0),
     "no core for the others": (50, 8050, 32 * 8000),
-    "none for long work either": (5000, 45_000, 32 * 40_000),
+    "none for long work either": (5000, 25_000, 32 * 20_000),
+    "the process was stopped": (50, 600_000_000, 1_000_000),
 }
 
 PROGRAM = """

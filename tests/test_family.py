@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -194,20 +195,62 @@ def test_certain_rows_have_the_limits_of_the_formulas(fused: str, objective: Obj
 
 
 @objectives
-def test_a_poisoned_row_is_lost_and_a_masked_class_is_not_there(fused: str, objective: Objective) -> None:
+def test_a_single_class_has_no_gradient(backend: str, objective: Objective) -> None:
+    logits = torch.tensor([[0.5], [-3.0]], requires_grad=True)
+    loss = loss_of(objective.id, KNOBS[objective.name], logits, torch.zeros(2, dtype=torch.long), backend=backend)
+    assert loss.isfinite()
+    assert gradient_of(loss, logits).tolist() == [[0.0], [0.0]]
+
+
+# Numbers that lie within their limits, and beyond them once they are float32's.
+AT_AN_END = {"asymmetric_unhinged_loss": {"a": 1 + 1e-9, "q": 1.5}, "jensen_shannon_loss": {"pi": 1 - 1e-9}}
+
+
+@pytest.mark.parametrize("name", AT_AN_END)
+def test_a_number_is_checked_as_kernels_read_it(backend: str, name: str) -> None:
+    logits, target = rows_of()
+    call = partial(getattr(dal_kernels, name), target=target, backend=backend, **AT_AN_END[name])
+    assert call(logits).isfinite()
+    with pytest.raises(ValueError, match=r"must be .* in float32, got"):
+        call(logits.float())
+
+
+# Losses that a small knob makes cross-entropy, and how far they are from it by then.
+TO_CROSS_ENTROPY = {
+    "jensen_shannon_loss": {"pi": 1e-12},
+    "generalized_cross_entropy_loss": {"q": 1e-9},
+    "focal_loss": {"gamma": 1e-9},
+}
+
+
+@pytest.mark.parametrize("name", TO_CROSS_ENTROPY)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_small_knobs_come_to_cross_entropy(backend: str, name: str, dtype: torch.dtype) -> None:
+    """To the digits of the dtype: what a formula divides by a small knob must not be a rounded difference."""
+    logits, target = rows_of(dtype=dtype, scale=3.0)
+    logits.requires_grad_()
+    found = getattr(dal_kernels, name)(logits, target, reduction="none", backend=backend, **TO_CROSS_ENTROPY[name])
+    exact = torch.nn.functional.cross_entropy(logits, target, reduction="none")
+    tolerance = {"rtol": 2e-5, "atol": 2e-6} if dtype == torch.float32 else {"rtol": 1e-7, "atol": 1e-9}
+    torch.testing.assert_close(found, exact, **tolerance)
+    torch.testing.assert_close(gradient_of(found.sum(), logits), gradient_of(exact.sum(), logits), **tolerance)
+
+
+@objectives
+def test_a_poisoned_row_is_lost_and_a_masked_class_is_not_there(backend: str, objective: Objective) -> None:
     logits, target = rows_of(6, 12, 3.0, torch.float32)
     masked = logits.clone()
     masked[:, 5] = -math.inf
     target[target == 5] = 6
     truth = loss_of(objective.id, KNOBS[objective.name], masked.double(), target, backend="eager", reduction="none")
     given = masked.requires_grad_()
-    loss = loss_of(objective.id, KNOBS[objective.name], given, target, backend=fused, reduction="none")
+    loss = loss_of(objective.id, KNOBS[objective.name], given, target, backend=backend, reduction="none")
     torch.testing.assert_close(loss.double(), truth, rtol=1e-5, atol=1e-5)
     if truth.isfinite().all():
         assert gradient_of(loss.sum(), given).isfinite().all()
     poisoned = logits.clone()
     poisoned[2, 3] = math.nan
     poisoned.requires_grad_()
-    loss = loss_of(objective.id, KNOBS[objective.name], poisoned, target, backend=fused, reduction="none")
+    loss = loss_of(objective.id, KNOBS[objective.name], poisoned, target, backend=backend, reduction="none")
     gradient = gradient_of(loss.sum(), poisoned)
     assert loss.isnan().tolist() == gradient.isnan().any(1).tolist() == [row == 2 for row in range(6)]

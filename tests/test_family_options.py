@@ -38,7 +38,7 @@ from dal_kernels import (
 from dal_kernels.functional import loss_of
 from dal_kernels.losses.base import RobustLoss
 from dal_kernels.objective import Objective
-from dal_kernels.objectives import OBJECTIVES
+from dal_kernels.objectives import OBJECTIVES, row_statistics_of
 from dal_kernels.variations import varied_loss
 
 objectives = pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: objective.name)
@@ -419,6 +419,13 @@ def test_a_loss_is_pickled(name: str) -> None:
     again = pickle.loads(pickle.dumps(loss))
     logits, target = torch.randn(4, 6), torch.arange(4)
     assert torch.equal(again(logits, target), loss(logits, target))
+
+
+def test_what_a_pickle_asks_for_is_there_or_named() -> None:
+    assert copy.deepcopy(row_statistics_of) is row_statistics_of
+    unknown = pickle.dumps(row_statistics_of).replace(b"row_statistics", b"no_statistics_")
+    with pytest.raises(ValueError, match="has no loss 'no_statistics_'"):
+        pickle.loads(unknown)
 
 
 def test_a_pickled_schedule_moves_the_loss_that_it_was_pickled_with() -> None:

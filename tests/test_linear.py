@@ -321,16 +321,16 @@ def test_opcheck(fused: str, dtype: torch.dtype, wanted: list[bool]) -> None:
 
 @dtypes
 @bootstraps
-@pytest.mark.parametrize("classes", [1, 17, 4099])
+@pytest.mark.parametrize(("rows", "classes"), [(9, 1), (9, 17), (9, 4099), (200, 5), (200, 30)])
 def test_a_gradient_in_the_place_of_its_logits_has_the_same_bits(
-    fused: str, dtype: torch.dtype, bootstrap: str, classes: int
+    fused: str, dtype: torch.dtype, bootstrap: str, rows: int, classes: int
 ) -> None:
-    case = make_case(9, classes, dtype)
+    case = make_case(rows, classes, dtype)
     hard = bootstrap == "hard"
     arguments = (case.logits, case.target, torch.tensor([0.7, 0.4]), None, int(hard), 2, 0, False, hard)
     _, _, *kept = KERNELS[fused].loss_and_fields(*arguments)
     fields, prediction, *correction = kept
-    upstream = torch.linspace(0.1, 1.0, 9, dtype=fields.dtype)
+    upstream = torch.linspace(0.1, 1.0, rows, dtype=fields.dtype)
     arguments = (case.target, fields, prediction, upstream, 2, *correction)
     expected = KERNELS[fused].gradient(case.logits, *arguments)
     room = case.logits.clone()

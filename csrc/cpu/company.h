@@ -1,6 +1,7 @@
 // Whether other threads help. Without torch.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 
 namespace dal {
@@ -14,10 +15,13 @@ class Company {
 
   bool is_shunned(Time now) const { return now < shunned_until_; }
   // The caller has done its share in `own` of a span that ended now. Until all that was waited is a small part of the
-  // time since, it goes on alone. Threads that slept may take this long to wake: that is no reason.
+  // time since, it goes on alone, but for a second at most, because a process that was stopped has not waited for a core.
+  // Threads that slept may take this long to wake: that is no reason.
   void waited(Span own, Span whole, Time now) {
     constexpr std::chrono::microseconds waking(200);
-    if (whole - own > 2 * own + waking) shunned_until_ = now + 32 * (whole - own);
+    constexpr Span longest = std::chrono::seconds(1);
+    const Span wait = whole - own;
+    if (wait > 2 * own + waking) shunned_until_ = now + std::min(longest, 32 * wait);
   }
 
  private:

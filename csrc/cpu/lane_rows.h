@@ -233,7 +233,7 @@ void lane_rows_of(const ForwardBatch<S>& batch, const Layouts& layouts, std::int
       for (std::int64_t i = 0; i < size; i += kRows)
         finish_vector<S, WIDE>(batch, tile, block + i, sums[i / kRows], targets.at(i), load_rows(target_logits + i));
     }
-    if (batch.gradient) tile.store(batch.gradient, layouts.gradient);
+    if (batch.gradient) tile.store(batch.gradient, layouts.gradient, end);
   }
 }
 template <class S>
@@ -275,7 +275,9 @@ void recompute_lanes_of(const BackwardBatch<S>& batch, const Layouts& layouts, s
       }
       write_vector<WIDE>(gradient, tile, lane);
     }
-    tile.store(batch.gradient, layouts.gradient);
+    // In the place of the logits, those of the next tile are not read yet.
+    const bool in_place = batch.gradient == batch.logits.data;
+    tile.store(batch.gradient, layouts.gradient, in_place ? tile.first + tile.size : end);
   }
 }
 template <class S>

@@ -119,9 +119,10 @@ class Tile {
     if (layout.class_stride == 1) load_squares(data, layout, data + layout.at(rows - 1) + classes);
     else load_columns(data, layout);
   }
-  // Rows of the gradient lie one after the other where their classes are neighbours.
-  template <class S> DAL_LANE void store(S* data, const Layout& layout) const {
-    if (layout.class_stride == 1) store_squares(data + first * classes);
+  // Rows of the gradient lie one after the other where their classes are neighbours. `own`: the rows before this one are
+  // the caller's to write, those behind the tile too.
+  template <class S> DAL_LANE void store(S* data, const Layout& layout, std::int64_t own) const {
+    if (layout.class_stride == 1) store_squares(data + first * classes, data + own * classes);
     else store_columns(data, layout);
   }
 
@@ -194,9 +195,8 @@ class Tile {
     }
   }
   // Whole vectors: what they write past the end of a row is written again after them, because rows and tiles go in order,
-  // and of a row the last classes first. Past the last row is another thread's.
-  template <class S> void store_squares(S* data) const {
-    S* const last = data + (end - first) * classes;
+  // and of a row the last classes first. From `last` on is what another thread writes, or what is not read yet.
+  template <class S> void store_squares(S* data, const S* last) const {
     for (std::int64_t lane = 0; lane < size; lane += kSide) {
       const std::int64_t rows = std::min<std::int64_t>(kSide, size - lane);
       S* begin = data + lane * classes;
