@@ -24,7 +24,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.micro $(ARGS)
 	$(BIN)/python -m benchmarks.host_time
 
-# On a GPU, all there is to do on one, in at most 25 minutes; what is done is kept in gpu-output, and the next call goes on.
+# On a GPU, all there is to do on one, in at most 25 minutes after the build; what is done is kept in gpu-output, and the next call goes on.
 gpu: $(TESTABLE)
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
 

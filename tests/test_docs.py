@@ -16,6 +16,7 @@ from children import ROOT
 
 import dal_kernels
 from dal_kernels import DynamicsAwareLoss, GeneralizedCrossEntropyLoss, training
+from dal_kernels.backends import choose
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
@@ -146,6 +147,14 @@ def test_the_reference_has_every_public_name() -> None:
 def test_the_readme_is_short() -> None:
     words = [word for line in text_of(README).splitlines() if not line.startswith("|") for word in line.split()]
     assert len(words) <= 1300
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/backends.md"])
+def test_pages_say_what_auto_takes_on_a_gpu(name: str) -> None:
+    text = " ".join(text_of(ROOT / name).split())
+    assert f"has rows above {choose._MOST_CLASSES_OF_CUDA:,} classes" in text
+    places = [text.index(f"`{backend}`") for backend in ("cuda", "triton", "cpu", "eager")]
+    assert places == sorted(places)
 
 
 def test_the_readme_has_every_loss() -> None:

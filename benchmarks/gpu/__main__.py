@@ -4,9 +4,9 @@
     python -m benchmarks.gpu --only auto "sweep of plan.py"
     python -m benchmarks.gpu --again auto         that once more, and what is not done yet
 
-Each stage leaves its result in gpu-output, and a later call goes on with what is missing or failed, unless sources,
-torch or GPU have changed: then it begins anew. It ends with gpu-output/report.md, and gpu-output/constants.patch where
-constants should change (git apply gpu-output/constants.patch).
+Each stage leaves its result in gpu-output, and a later call goes on with what is missing, failed or cut off, unless
+sources, torch or GPU have changed: then it begins anew. It ends with gpu-output/report.md, and
+gpu-output/constants.patch where constants should change (git apply gpu-output/constants.patch).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,6 +29,7 @@ from dal_kernels import __version__, available_backends
 
 OUT = Path("gpu-output")
 MINUTES = 24.5
+FINISHED = ("done", "left out")
 
 
 def machine() -> list[str]:
@@ -63,7 +65,22 @@ def work(stage: Stage, folder: Path, limit: float) -> tuple[Outcome, float]:
     return outcome, time.monotonic() - begin
 
 
-def report(results: dict[str, dict[str, object]], patch: str) -> str:
+def constants(results: dict[str, dict[str, Any]], patch: str) -> str:
+    """The patch, and of which constants it cannot be known whether they should change."""
+    unknown = []
+    for stage in (stage for stage in STAGES if stage.judges):
+        result = results.get(stage.name, {"status": "not reached"})
+        if result["status"] != "done":
+            unknown.append(f"those of {stage.name} ({result['status']})")
+        else:
+            unknown += result["unknown"]
+    lines = [f"```diff\n{patch}```"] if patch else []
+    if unknown:
+        lines.append(f"Not timed, and so not known: {', '.join(unknown)}.")
+    return "\n\n".join(lines) or "No constant was found that should change."
+
+
+def report(results: dict[str, dict[str, Any]], patch: str) -> str:
     """All results as Markdown."""
     lines = ["# What the GPU says", "", *(f"- {line}" for line in machine()), ""]
     lines += ["| stage | result | seconds |", "|:---|:---|---:|"]
@@ -74,8 +91,7 @@ def report(results: dict[str, dict[str, object]], patch: str) -> str:
             if result
             else f"| {stage.name} | not reached | |"
         )
-    lines += ["", "## Constants", ""]
-    lines += [f"```diff\n{patch}```" if patch else "No constant was found that should change.", ""]
+    lines += ["", "## Constants", "", constants(results, patch), ""]
     for stage in STAGES:
         if stage.name in results:
             lines += [f"## {stage.name}", "", str(results[stage.name]["text"]), ""]
@@ -88,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = [stage.name for stage in STAGES]
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="STAGE", help=", ".join(names))
     parser.add_argument("--again", nargs="+", choices=names, default=[], metavar="STAGE")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="begin no stage after (24.5)")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help=f"stages end by then ({MINUTES})")
     parser.add_argument("--out", type=Path, default=OUT, metavar="DIR")
     given = parser.parse_args(argv)
     if not torch.cuda.is_available():
@@ -102,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = kept["results"] if kept.get("key") == mine else {}
     for stage in STAGES:
         before = results.get(stage.name)
-        if stage.name not in given.only or (before and before["status"] != "failed" and stage.name not in given.again):
+        if stage.name not in given.only or (before and before["status"] in FINISHED and stage.name not in given.again):
             continue
         left = end - time.monotonic()
         if left <= 0:
@@ -115,8 +131,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     patch = "".join(results[stage.name]["patch"] for stage in STAGES if stage.name in results)
     (out / "constants.patch").write_text(patch, encoding="utf-8")
     (out / "report.md").write_text(report(results, patch), encoding="utf-8")
-    print(f"\n{patch or 'No constant was found that should change.'}\nWritten: {out / 'report.md'}")
-    finished = [results.get(name, {}).get("status") in ("done", "left out") for name in given.only]
+    print(f"\n{constants(results, patch)}\nWritten: {out / 'report.md'}")
+    finished = [results.get(name, {}).get("status") in FINISHED for name in given.only]
     return 0 if all(finished) else 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 __all__ = ["ROOT", "Ended", "run"]
 
 ROOT = Path(__file__).parent.parent.parent
-GRACE = 20  # seconds that an interrupted command has to sum up
+GRACE = 10  # seconds of its limit that an interrupted command has to sum up, or half of a short limit
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,9 @@ class Ended:
 
 
 def run(command: Sequence[str], limit: float, log: Path, cwd: Path = ROOT, **variables: str) -> Ended:
-    """Run a command for at most ``limit`` seconds; then it is interrupted as by a keyboard, and at last killed.
+    """Run a command for at most ``limit`` seconds: it is interrupted before, as by a keyboard, and at last killed.
+
+    What it started and left behind is killed too, because a process on the GPU would spoil the times of later stages.
 
     Args:
         log: takes what it prints, so that one can look at it meanwhile.
@@ -54,18 +57,16 @@ def run(command: Sequence[str], limit: float, log: Path, cwd: Path = ROOT, **var
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        cut = False
+        cut, grace = False, min(GRACE, limit / 2)
         try:
-            process.wait(limit)
+            process.wait(limit - grace)
         except subprocess.TimeoutExpired:
             cut = True
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(GRACE)
-            except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(grace)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
+            process.wait()
     return Ended(process.returncode, cut, time.monotonic() - begin, log.read_text(encoding="utf-8", errors="replace"))

@@ -81,24 +81,31 @@ def environment(package: Path) -> dict[str, str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 if nothing was found."""
+    """Run the command line; 0 if nothing was found, 1 if something was, 2 if nothing could be called."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the first calls (the time)")
     parser.add_argument("--replay", type=Path, metavar="FILE", help="make the call of that file, and no other")
     given = parser.parse_args(argv)
     package = build()
-    current, corpus, seconds = BUILD / "found.json", CORPUS, 60 * given.minutes
+    # Not found.json itself, because that of an earlier run is kept until there is another.
+    current, found, corpus, seconds = BUILD / "current.json", BUILD / "found.json", CORPUS, 60 * given.minutes
     if given.replay is not None:
-        corpus, seconds = BUILD / "replay", 0.0
+        corpus, seconds, content = BUILD / "replay", 0.0, given.replay.read_bytes()
         shutil.rmtree(corpus, ignore_errors=True)
         corpus.mkdir()
-        shutil.copy(given.replay, corpus)
+        found = corpus / "call.json"
+        found.write_bytes(content)
+    current.unlink(missing_ok=True)
     print(f"seed {given.seed}, {seconds:.0f} s", flush=True)
     command = [sys.executable, "-m", "fuzz.worker", *map(str, (current, corpus, seconds, given.seed))]
     status = subprocess.run(command, env=environment(package), cwd=BUILD).returncode
+    if status and not current.exists():
+        print(f"the worker did not start: its exit status is {status}, and it made no call")
+        return 2
     if status:
-        print(f"found with seed {given.seed}: {current}\n{current.read_text(encoding='utf-8')}")
+        current.replace(found)
+        print(f"found with seed {given.seed}, exit status {status}: {found}\n{found.read_text(encoding='utf-8')}")
         return 1
     current.unlink(missing_ok=True)
     print("nothing found")

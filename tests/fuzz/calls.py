@@ -41,9 +41,9 @@ def tensors(
 
 
 def labels(shape: tuple[int, ...], classes: int) -> st.SearchStrategy[Spec]:
-    """Mostly classes; some are ignored, and some are none."""
-    fills = (f"labels {classes}", f"labels {classes}", f"labels {classes + 2}", "labels 1", "extreme")
-    return tensors(shape, INTEGERS[:4], fills=fills)
+    """Mostly classes; some are ignored, and some are none. Mostly int64, because all others are refused."""
+    fills = (*[f"labels {classes}"] * 6, "labels 1", f"labels {classes + 2}", "extreme")
+    return tensors(shape, ("int64",) * 12 + INTEGERS[1:4], fills=fills)
 
 
 STRANGE = st.one_of(
@@ -54,8 +54,12 @@ STRANGE = st.one_of(
 
 
 @st.composite
-def calls(draw: st.DrawFn) -> dict[str, Any]:
-    """An operator and its arguments: those that the package gives it, of which up to two are changed into anything."""
+def calls(draw: st.DrawFn, operator: str | None = None) -> dict[str, Any]:
+    """An operator and its arguments: those that the package gives it, of which up to two are changed into anything.
+
+    Args:
+        operator: the one to call, without "_cpu"; any where None.
+    """
     classes = draw(st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 128, 257, 1000, 4097])))
     rows = draw(st.integers(0, max(1, min(70, 20000 // classes))))
     images = draw(st.booleans())
@@ -69,14 +73,21 @@ def calls(draw: st.DrawFn) -> dict[str, Any]:
     each = draw(st.booleans())
     knobs = draw(tensors((count, knob_count) if each else (knob_count,), (accumulated,), fills=("uniform",)))
     weight = draw(st.one_of(st.none(), tensors((classes,), (accumulated,), fills=("uniform",))))
-    ignore, reduction = draw(st.sampled_from([-100, 0, -1])), draw(st.integers(0, len(REDUCTIONS) - 1))
+    ignore, reduction = draw(st.sampled_from([-100, -100, -100, 0, -1])), draw(st.integers(0, len(REDUCTIONS) - 1))
     numbers = {"shape": [6], "dtype": "float32", "layout": "contiguous", "fill": "uniform", "seed": 1}
     fields = draw(tensors((10 if OBJECTIVES[objective].is_wide else 8, count), (accumulated,), ("contiguous",)))
     of_rows = [draw(tensors((count,), (accumulated,))) for _ in range(6)]
-    prediction = draw(labels((count,), classes)) | {"dtype": "int64"}
+    contiguous = {"layout": "contiguous"}
+    prediction = draw(labels((count,), classes)) | {"dtype": "int64"} | contiguous
     loss = [logits, target, knobs, weight, objective, ignore, reduction, draw(st.booleans())]
     paced = [numbers, draw(st.integers(1, 4)), 1.5, 1.0]
-    many = draw(labels((draw(st.integers(1, 3)), count), classes))
+    targets = draw(st.integers(1, 3))
+    # A row is ignored with its first target, and -100 is refused as another: of more than one all are classes.
+    many = draw(labels((targets, count), classes)) | ({"fill": "uniform"} if targets > 1 else {})
+    sums = fields | {"shape": [count, 6]}
+    flat, slopes = logits | {"shape": [count, classes]}, [draw(st.none() | st.just(of)) for of in of_rows[1:]]
+    if slopes[0] is not None:
+        slopes[0] = slopes[0] | {"shape": [targets, count]}
     gradient = [
         logits,
         target,
@@ -88,17 +99,16 @@ def calls(draw: st.DrawFn) -> dict[str, Any]:
     templates: dict[str, list[Any]] = {
         "loss": loss,
         "loss_and_fields": [*loss, draw(st.booleans())],
-        "loss_and_pace": [*loss, *paced],
+        "loss_and_pace": [logits, target | contiguous, *loss[2:], *paced],
         "gradient": gradient,
-        "overwrite": [logits | {"layout": "contiguous"}, *gradient[1:]],
-        "statistics": [logits, draw(st.booleans()), draw(st.booleans())],
-        "quantities": [logits, many, ignore],
-        "gradient_of_slopes": [logits, many, ignore, prediction, fields | {"shape": [5, count]}]
-        + [draw(st.one_of(st.none(), st.just(of_rows[i]))) for i in range(5)],
-        "see": [numbers, of_rows[0], of_rows[1], prediction, target, *paced[1:]],
+        "overwrite": [flat | contiguous, *gradient[1:]],
+        "statistics": [flat, draw(st.booleans()), draw(st.booleans())],
+        "quantities": [flat, many, ignore],
+        "gradient_of_slopes": [flat, many, ignore, prediction, sums, *slopes],
+        "see": [numbers, *(of | contiguous for of in (*of_rows[:2], prediction, target)), *paced[1:]],
         "keep_pace": [numbers, 1.0, 0.6, 1.5, 1.0],
     }
-    name = draw(st.sampled_from(sorted(templates)))
+    name = draw(st.sampled_from(sorted(templates))) if operator is None else operator
     arguments = list(templates[name])
     for _ in range(draw(st.sampled_from([0, 0, 1, 2]))):
         arguments[draw(st.integers(0, len(arguments) - 1))] = draw(STRANGE)
