@@ -99,7 +99,7 @@ def test_a_dot_in_a_name_is_kept(tmp_path: Path) -> None:
     assert found == {f"npz-set.v1.{kind}" for kind in ("md", "csv", "jsonl", "png", "svg")}
 
 
-@pytest.mark.parametrize("name", ["\U0001f994", "a\x7fb", "a\x85b", "a\udc80b"])
+@pytest.mark.parametrize("name", ["\U0001f994", "a\x7fb", "a\x85b", "a \u2028 b", "a\udc80b"])
 def test_any_name_is_the_same_from_a_file_of_settings(name: str) -> None:
     yaml = pytest.importorskip("yaml")
     text = f"data: {_yaml(name)}\n".encode()  # as it is written

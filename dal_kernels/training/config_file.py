@@ -20,7 +20,7 @@ from dal_kernels.training.records import Run
 __all__ = ["arguments_of", "write_config"]
 
 # What YAML does not print, or takes for the end of a line, and what stands for bytes of a file's name that are no text.
-ESCAPED = re.compile("[\x7f-\x9f\ud800-\udfff\ufeff\ufffe\uffff]")
+ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 
 
 def arguments_of(path: Path, options: Collection[str], switches: Mapping[str, bool]) -> list[str]:
