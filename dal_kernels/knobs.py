@@ -32,7 +32,7 @@ def knob_tensor(
     """
     if isinstance(values, Tensor):
         here = values.device == input.device or (values.is_cpu and input.is_cpu)
-        return values if here else values.to(input.device, non_blocking=True)
+        return values if here else values.to(input.device, non_blocking=not input.is_cpu)
     dtype = loss_dtype(input)
     if (
         _NUMBERS.issuperset(map(type, values))
@@ -190,5 +190,5 @@ def _beside(knob: Knob, value: Tensor, input: Tensor, shape: torch.Size) -> Tens
     if value.dim() == 0 or (value.shape == (1,) and shape != (1,)):
         value = value.reshape(())
         here = (value.is_cpu and input.is_cpu) or value.device == input.device
-        return value if here else value.to(input.device, non_blocking=True)
+        return value if here else value.to(input.device, non_blocking=not input.is_cpu)
     return of_rows(name, value, input, shape, "a number, a 0-d tensor or one value a row")

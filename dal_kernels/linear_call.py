@@ -152,7 +152,7 @@ def _changes(
     if scale is not None:
         scale = checked_scale(scale)
         if isinstance(scale, Tensor):
-            scale = scale.to(device=device, dtype=dtype, non_blocking=True)
+            scale = scale.to(device=device, dtype=dtype, non_blocking=not call.logits.is_cpu)
         else:
             scale = None if scale == 1 else torch.full((), float(scale), dtype=dtype, device=device)
     rows = None
@@ -173,8 +173,9 @@ def _items(num_items: int | Tensor | None, call: Call) -> Tensor | float | None:
                 f"num_items must be a number > 0 or a tensor of one, got {num_items.dtype} of shape "
                 f"{shape_of(num_items)}"
             )
-        dtype = loss_dtype(call.logits)
-        return num_items.detach().reshape(()).to(device=call.logits.device, dtype=dtype, non_blocking=True)
+        logits = call.logits
+        divisor = num_items.detach().reshape(())
+        return divisor.to(device=logits.device, dtype=loss_dtype(logits), non_blocking=not logits.is_cpu)
     if not is_number(num_items):
         raise TypeError(f"num_items must be a number > 0 or a tensor of one, got {type(num_items).__name__}")
     if not 0 < num_items < float("inf"):

@@ -90,6 +90,15 @@ def test_an_archive_is_what_was_written(tmp_path: Path, kind: str) -> None:
     assert data.train.batch([0], train=False).shape == (1, 3, SIDE, SIDE), "the images' own side"
 
 
+def test_tars_of_one_name_in_two_folders_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("x", "y"):
+        write_tars(tmp_path / folder, [record for record in RECORDS if record[2] == "train"])
+    monkeypatch.chdir(tmp_path)
+    paths = load_data("wds:{x,y}/new-train-000.tar").paths("train")
+    assert len(set(paths)) == 24
+    assert paths[0] == str(tmp_path / "x" / "new-train-000.tar" / "0000.png"), "found from another working folder"
+
+
 @pytest.mark.parametrize("kind", WRITE)
 def test_an_archive_is_trained_on_and_predicted(tmp_path: Path, kind: str) -> None:
     broken = [(b"", "dark", "train"), *RECORDS]

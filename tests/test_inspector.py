@@ -122,9 +122,9 @@ def test_a_state_goes_on_where_it_was_saved() -> None:
         torch.testing.assert_close(value, whole.state_dict()[name], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("other", [LabelInspector(21, 4), LabelInspector(20, 4, momentum=0.5)])
+@pytest.mark.parametrize("other", [LabelInspector(21, 4), LabelInspector(20, 5), LabelInspector(20, 4, momentum=0.5)])
 def test_a_state_of_another_inspector_is_refused(other: LabelInspector) -> None:
-    with pytest.raises(ValueError, match=r"state must be of 20 samples with momentum 0\.9"):
+    with pytest.raises(ValueError, match=r"state must be of 20 samples, 4 classes and momentum 0\.9, got 2"):
         LabelInspector(20, 4).load_state_dict(other.state_dict())
 
 
@@ -147,6 +147,20 @@ def test_an_update_waits_for_no_device() -> None:
         probability[0].item()
     inspector.update(whole, whole, RowStats(probability, probability, whole, probability))
     assert inspector.state_dict()["averages"].device.type == "meta", "it follows the first statistics"
+
+
+def test_what_a_cpu_takes_is_there_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the way from a GPU, where no test without one could see it."""
+    to, waited = Tensor.to, []
+
+    def watched(tensor: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        waited.append(not options.get("non_blocking", False))
+        return to(tensor, *arguments, **options)
+
+    (batch,) = visits(20, 4, 1)
+    monkeypatch.setattr(Tensor, "to", watched)
+    LabelInspector(20, 4, device="cpu").update(*batch)
+    assert waited[:5] == [True] * 5
 
 
 # --- what it finds

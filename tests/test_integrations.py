@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import runpy
+import sys
 import warnings
+from contextlib import ExitStack
+from functools import partial
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -12,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import dal_kernels
 from dal_kernels import CrossEntropyLoss, DynamicsAwareLoss
 
 
@@ -111,6 +117,84 @@ def test_fastai_moves_the_schedule_over_its_fits(tmp_path: Path) -> None:
         learn.fit(3)
     assert [position for position, _ in positions.seen] == [0, 1, 2, 3, 4]
     assert [q for _, q in positions.seen] == pytest.approx([0.6, 0.78, 0.96, 1.14, 1.32])
+
+
+@pytest.mark.parametrize("real", [False, True])
+def test_fastai_counts_what_is_trained_only(real: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not validations, nor the epochs after an early stop; a start_epoch goes on there, in a new Learner too."""
+    loss = DynamicsAwareLoss(total_steps=20)
+    made = fastai_learner if real else FakeLearner
+    learn = made(loss, tmp_path, monkeypatch)
+    learn.fit(4)
+    assert loss.schedule.position == 3
+    learn.validate()
+    learn.get_preds()
+    assert loss.schedule.position == 3
+    learn.fit(2)
+    assert loss.schedule.position == 5
+    learn.stop_after = 2
+    learn.fit(8)
+    learn.stop_after = None
+    assert loss.schedule.position == 7
+    learn.fit(1)
+    assert loss.schedule.position == 8
+    learn.fit(12, start_epoch=9)
+    assert loss.schedule.position == 11, "of these it has trained 9"
+    made(loss, tmp_path, monkeypatch).fit(6, start_epoch=4)
+    assert loss.schedule.position == 5
+
+
+def fastai_learner(loss: nn.Module, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    integration = load("fastai.learner", "fastai")
+    from fastai.callback.core import Callback, CancelFitException
+
+    class Stop(Callback):
+        def after_epoch(self) -> None:
+            if getattr(self.learn, "stop_after", None) == self.learn.epoch + 1 and self.learn.n_epoch > 1:
+                raise CancelFitException
+
+    learn = learner(loss, folder, integration.ScheduleCallback(), Stop())
+    learn.quiet = ExitStack()
+    for context in (learn.no_bar(), learn.no_logging()):
+        learn.quiet.enter_context(context)
+    learn.get_preds = partial(learn.get_preds, dl=learn.dls[1])
+    return learn
+
+
+class FakeLearner:
+    """Calls a callback in fastai's order, where fastai cannot be imported."""
+
+    def __init__(self, loss: nn.Module, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        core = ModuleType("fastai.callback.core")
+        core.Callback = object  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, core.__name__, core)
+        monkeypatch.setitem(sys.modules, "fastai", ModuleType("fastai"))
+        monkeypatch.setitem(sys.modules, "fastai.callback", ModuleType("fastai.callback"))
+        source = Path(dal_kernels.__file__).parent / "integrations" / "fastai.py"
+        self.callback = runpy.run_path(str(source))["ScheduleCallback"]()
+        self.callback.learn = self
+        self.loss_func, self.epoch, self.n_epoch, self.stop_after = loss, 0, 1, None
+
+    def call(self, *events: str) -> None:
+        for event in events:
+            getattr(self.callback, event, lambda: None)()
+
+    def fit(self, n_epoch: int, start_epoch: int = 0) -> None:
+        self.n_epoch = n_epoch
+        self.call("before_fit")
+        for self.epoch in range(n_epoch):
+            self.call("before_epoch")
+            if self.epoch >= start_epoch:
+                self.call("before_train", "after_train", "before_validate", "after_validate")
+            self.call("after_epoch")
+            if self.epoch + 1 == self.stop_after:
+                break
+        self.call("after_fit")
+
+    def validate(self) -> None:
+        self.call("before_fit", "before_epoch", "before_validate", "after_validate", "after_epoch", "after_fit")
+
+    get_preds = validate
 
 
 def test_fastai_finds_a_learning_rate_without_a_trace_in_the_schedule(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from dal_kernels import (
@@ -16,7 +17,9 @@ from dal_kernels import (
     linear_loss,
     linear_row_statistics,
 )
+from dal_kernels.knobs import knob_tensor
 from dal_kernels.linear_chunks import Changes, LayerInChunks
+from dal_kernels.objectives import generalized_cross_entropy
 
 
 @pytest.mark.parametrize("classes", [20, 4300])
@@ -149,3 +152,22 @@ def test_true_is_no_number(name: str, options: dict[str, Any]) -> None:
 def test_class_weights_of_other_classes_are_refused_at_construction() -> None:
     with pytest.raises(ValueError, match=r"weight must have one value a class, shape \(4,\), got shape \(5,\)"):
         LinearLoss(CrossEntropyLoss(weight=torch.ones(5)), 3, 4)
+
+
+def test_what_goes_to_a_cpu_is_there_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers of a GPU beside logits of a CPU: "meta" stands for it, on the way from which no test could see a race."""
+    to, hasty = Tensor.to, []
+
+    def watched(tensor: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        hasty.append(options.get("non_blocking", False))
+        return torch.ones(tensor.shape) if tensor.is_meta else to(tensor, *arguments, **options)
+
+    monkeypatch.setattr(Tensor, "to", watched)
+    features, weight, target = torch.randn(7, 5), torch.randn(20, 5), torch.randint(20, (7,))
+    given = {"scale": torch.ones((), device="meta"), "num_items": torch.ones((), device="meta")}
+    linear_loss(CrossEntropyLoss(), features, weight, target, **given)
+    logits, knob, whole = torch.randn(7, 20), torch.ones((), device="meta"), torch.ones(1, device="meta")
+    for values in ((knob,), whole):
+        knob_tensor(generalized_cross_entropy, values, logits, target.shape)
+    assert len(hasty) >= 4
+    assert not any(hasty)

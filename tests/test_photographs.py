@@ -181,7 +181,7 @@ def test_a_class_without_test_images_does_not_shift_the_others(tmp_path: Path) -
     [
         (lambda root: write_image(root / "val" / "d" / "x.jpg"), r"val/d is no class of .*train"),
         (lambda root: (root / "train" / "d").mkdir(), r"train/d holds no image \(\.bmp, "),
-        (lambda root: (root / "val").rename(root / "valid"), r"has no train/ and val/ \(or test/\)"),
+        (lambda root: (root / "val").rename(root / "valid"), "has no val/CLASS/ or test/CLASS/ to test on"),
         (lambda root: rmtree(root / "train" / "b"), r"train must hold at least 2 folders of classes, got 1"),
     ],
 )

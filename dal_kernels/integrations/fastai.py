@@ -22,6 +22,9 @@ __all__ = ["ScheduleCallback"]
 class ScheduleCallback(Callback):
     """Sets the schedule of the Learner's loss to the epochs that its fits have trained.
 
+    ``validate`` and ``get_preds`` train nothing and move nothing. A fit that ends early counts the epochs that it
+    trained; one with a ``start_epoch`` goes on at that epoch, also in a new Learner.
+
     ``lr_find`` trains for a while and takes the weights back: what the schedule learnt meanwhile is taken back too. The
     processes of a distributed training average what they have learnt once an epoch.
 
@@ -30,7 +33,7 @@ class ScheduleCallback(Callback):
     """
 
     def __init__(self) -> None:
-        self.trained = 0  # epochs of the fits before this one
+        self.trained = 0  # epochs, of all fits
         self._before: dict[str, Any] | None = None
 
     def before_fit(self) -> None:
@@ -41,14 +44,21 @@ class ScheduleCallback(Callback):
             )
         self._before = loss.schedule.state_dict() if hasattr(self.learn, "lr_finder") else None
 
-    def before_epoch(self) -> None:
+    # Not before_epoch and after_fit, because validate and get_preds call those too.
+    def before_train(self) -> None:
+        # A fit with a start_epoch skips the epochs before it, which this callback has counted already if it saw them.
+        trained = max(self.trained, self.learn.epoch)
+        if self._before is None:
+            self.trained = trained
         loss = self.learn.loss_func
-        loss.step(self.trained + self.learn.epoch)
+        loss.step(trained)
         if hasattr(loss.schedule, "synchronize"):
             loss.schedule.synchronize()
 
-    def after_fit(self) -> None:
+    def after_train(self) -> None:
         if self._before is None:
-            self.trained += self.learn.n_epoch
-        else:
+            self.trained += 1
+
+    def after_fit(self) -> None:
+        if self._before is not None:
             self.learn.loss_func.schedule.load_state_dict(self._before)

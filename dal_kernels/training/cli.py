@@ -226,7 +226,8 @@ def _apply(argv: Sequence[str]) -> int:
 
 def sentence(error: UsageError | OSError) -> str:
     """What went wrong, in a line; from a process that loads batches it comes below that one's traceback."""
-    return str(error).strip().splitlines()[-1].removeprefix(f"{UsageError.__module__}.UsageError: ")
+    said = str(error).strip() or type(error).__name__
+    return said.splitlines()[-1].removeprefix(f"{UsageError.__module__}.UsageError: ")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

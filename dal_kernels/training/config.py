@@ -13,9 +13,18 @@ from dal_kernels.training.loggers import check_loggers
 from dal_kernels.training.losses import LOSSES, build_loss
 from dal_kernels.training.noise import parse_noise
 from dal_kernels.training.recipes import Recipe, recipe_for
-from dal_kernels.training.typed import check_types
+from dal_kernels.training.typed import check_least, check_types
 
-__all__ = ["TrainingConfig"]
+__all__ = ["TrainingConfig", "check_common"]
+
+
+def check_common(settings: Any) -> None:
+    """Raises UsageError where data, bad_images, workers or threads make no sense, or a field is of another type."""
+    check_types(settings)
+    check_name(settings.data)
+    if settings.bad_images not in BAD_IMAGES:
+        raise UsageError(f"bad_images must be one of {', '.join(BAD_IMAGES)}, got {settings.bad_images!r}")
+    check_least(workers=(settings.workers, 0), threads=(settings.threads, 1))
 
 
 @dataclass(frozen=True)
@@ -69,10 +78,7 @@ class TrainingConfig:
     command: str | None = None
 
     def __post_init__(self) -> None:
-        check_types(self)
-        check_name(self.data)
-        if self.bad_images not in BAD_IMAGES:
-            raise UsageError(f"bad_images must be one of {', '.join(BAD_IMAGES)}, got {self.bad_images!r}")
+        check_common(self)
         noise = [str(parse_noise(text)) for text in self.noise]  # 0.4 and symmetric:0.4 are the same
         for name, values in (("noise", noise), ("losses", self.losses), ("seeds", self.seeds)):
             if not values or len(set(values)) != len(values):
@@ -82,13 +88,7 @@ class TrainingConfig:
                 raise UsageError(f"inspect trains on all labels to the last epoch: {name} must be 0")
         for loss in self.losses:
             build_loss(loss, self.recipe, total_steps=1)
-        for name, value, least in (
-            ("seeds", min(self.seeds), 0),
-            ("workers", self.workers, 0),
-            ("threads", self.threads, 1),
-        ):
-            if value < least:
-                raise UsageError(f"{name} must be >= {least}, got {value}")
+        check_least(seeds=(min(self.seeds), 0))
         if self.inspect and len(noise) * len(self.losses) * len(self.seeds) > 1:
             raise UsageError("inspect trains one network: noise, losses and seeds must be one each")
         check_loggers(self.loggers)
@@ -102,7 +102,7 @@ class TrainingConfig:
         Raises:
             UsageError: its files are missing or wrong.
         """
-        return load_data(self.data, self.data_dir, self.recipe.image_size, self.bad_images)
+        return load_data(self.data, self.data_dir, self.recipe.image_size, self.bad_images, tested=not self.inspect)
 
     @property
     def recipe(self) -> Recipe:

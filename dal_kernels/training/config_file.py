@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from difflib import get_close_matches
@@ -17,6 +18,9 @@ from dal_kernels.training.recipes import Recipe
 from dal_kernels.training.records import Run
 
 __all__ = ["arguments_of", "write_config"]
+
+# What YAML does not print, or takes for the end of a line, and what stands for bytes of a file's name that are no text.
+ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 
 
 def arguments_of(path: Path, options: Collection[str], switches: Mapping[str, bool]) -> list[str]:
@@ -98,5 +102,7 @@ def write_config(path: Path, config: TrainingConfig, recipe: Recipe, run: Run) -
 
 
 def _yaml(value: Any) -> str:
-    """JSON is YAML, but for infinity."""
-    return ".inf" if value == math.inf else json.dumps(value)
+    """JSON is YAML, but for infinity, and for characters outside the BMP, which JSON can escape as two."""
+    if value == math.inf:
+        return ".inf"
+    return ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dal_kernels.training.data.base import DataSet
+from dal_kernels.training.data.files import class_labels
 from dal_kernels.training.data.table import read_table
 from dal_kernels.training.errors import UsageError
 
@@ -38,31 +40,43 @@ def read_corrections(path: Path, data: DataSet) -> Corrections:
     Samples that are not listed keep their labels, and have the weight 1.
 
     Raises:
-        UsageError: the table cannot be read, or a row is of no sample or class, or its weight is not >= 0; it names
-            the row.
+        UsageError: the table cannot be read, or a row is of no sample or class, of a sample that has a row already, of
+            a path that several samples have, or its weight is not >= 0; it names the row.
     """
-    columns = read_table(path, ("path",), ("suggested", "label", "weight"))
+    columns, rows = read_table(path, ("path",), ("suggested", "label", "weight"))
     labels = columns.get("suggested", columns.get("label"))
     if labels is None:
         raise UsageError(f"{path} must have a column suggested or label, got {', '.join(columns)}")
     paths = data.paths("train")
-    known = {name: i for i, name in enumerate(paths)}
+    known = _places(paths)
     if any(name not in known for name in columns["path"]):  # as where it was written from another working folder
-        known = {os.path.abspath(name): i for name, i in known.items()} | known
-    classes = {name: i for i, name in enumerate(data.names)}
-    samples, numbers = [], []
+        known = _places(map(os.path.abspath, paths)) | known
+    numbers = class_labels(labels, data.names)
+    samples: dict[int, int] = {}  # and the row of each
     weights = torch.ones(len(paths)) if "weight" in columns else None
-    for row, (name, label) in enumerate(zip(columns["path"], labels, strict=True), start=1):
-        sample = known.get(name, known.get(os.path.abspath(name)))
-        if sample is None:
-            raise UsageError(f"{path}, row {row}: {data.name} has no training sample {name!r}")
-        if label not in classes:
-            raise UsageError(f"{path}, row {row}: {data.name} has no class {label!r}")
-        samples.append(sample)
-        numbers.append(classes[label])
+    for i, (row, name) in enumerate(zip(rows, columns["path"], strict=True)):
+        place = f"{path}, row {row}"
+        found = known.get(name, known.get(os.path.abspath(name), []))
+        if not found:
+            raise UsageError(f"{place}: {data.name} has no training sample {name!r}")
+        if len(found) > 1:
+            raise UsageError(f"{place}: {data.name} has {len(found)} training samples {name!r}, must have one")
+        if found[0] in samples:
+            raise UsageError(f"{place}: the sample {name!r} is in row {samples[found[0]]} already")
+        if numbers[i] < 0:
+            raise UsageError(f"{place}: {data.name} has no class {labels[i]!r}")
+        samples[found[0]] = row
         if weights is not None:
-            weights[sample] = _weight(columns["weight"][row - 1], f"{path}, row {row}")
-    return Corrections(torch.tensor(samples), torch.tensor(numbers), weights)
+            weights[found[0]] = _weight(columns["weight"][i], place)
+    return Corrections(torch.tensor(list(samples)), numbers, weights)
+
+
+def _places(paths: Iterable[str]) -> dict[str, list[int]]:
+    """Which samples have each path."""
+    places: dict[str, list[int]] = {}
+    for i, path in enumerate(paths):
+        places.setdefault(path, []).append(i)
+    return places
 
 
 def _weight(text: str, place: str) -> float:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dal_kernels.training.atomic import replacing
+from dal_kernels.training.canvas import pyplot
 from dal_kernels.training.confusion import save_confusion_figure
 from dal_kernels.training.errors import UsageError
 from dal_kernels.training.predict import PredictConfig, predict_samples
@@ -36,8 +37,9 @@ def evaluate(config: PredictConfig) -> tuple[list[Path], str]:
 
     Raises:
         UsageError: the checkpoint or the data is missing, damaged, or they do not fit each other; or no sample has a
-            label of the network's classes.
+            label of the network's classes; or matplotlib is missing.
     """
+    pyplot()  # a missing package is missed before anything is predicted or written
     found, out = predict_samples(config, "evaluate", WRITTEN), config.out
     names, known = found.trained.class_names, found.known
     if not known.any():

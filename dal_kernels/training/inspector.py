@@ -90,8 +90,9 @@ class LabelInspector:
             self._averages, self._classes, self._placed = self._averages.to(device), self._classes.to(device), True
             self._negative = self._negative.to(device)
         where = self._averages.device
+        # To a CPU without waiting the values would be read before they are there.
         batch = [
-            values.to(where, non_blocking=True)
+            values.to(where, non_blocking=where.type != "cpu")
             for values in (indices, target, stats.target_prob, stats.prediction, stats.max_prob)
         ]
         if where.type != "cpu":
@@ -170,20 +171,22 @@ class LabelInspector:
         return inspect(given, other, margin, target_prob, agreement, visits)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and a plain number, to go on from."""
+        """Tensors and plain numbers, to go on from."""
         self._catch_up()
-        return {"momentum": self.momentum, "averages": self._averages, "classes": self._classes}
+        numbers = {"momentum": self.momentum, "num_classes": self.classes}
+        return {**numbers, "averages": self._averages, "classes": self._classes}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a :meth:`state_dict`; the numbers stay on their device.
 
         Raises:
-            ValueError: it is of another number of samples, or of another momentum.
+            ValueError: it is of another number of samples or classes, or of another momentum.
         """
-        if state["momentum"] != self.momentum or len(state["averages"]) != self.samples:
+        saved = (len(state["averages"]), state.get("num_classes", self.classes), state["momentum"])  # once it said none
+        if saved != (self.samples, self.classes, self.momentum):
             raise ValueError(
-                f"the state must be of {self.samples} samples with momentum {self.momentum}, got "
-                f"{len(state['averages'])} with {state['momentum']}"
+                f"the state must be of {self.samples} samples, {self.classes} classes and momentum {self.momentum}, "
+                f"got {', '.join(map(str, saved))}"
             )
         self._batches.clear()
         self._waits.zero_()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dal_kernels.training.checkpoint import usable
-from dal_kernels.training.data import BAD_IMAGES, check_name
+from dal_kernels.training.config import check_common
 from dal_kernels.training.data.files import class_labels
 from dal_kernels.training.data.unlabelled import Samples, samples_of
 from dal_kernels.training.errors import UsageError
@@ -22,7 +22,6 @@ from dal_kernels.training.models import build_model
 from dal_kernels.training.parallel import join_world
 from dal_kernels.training.recipes import Recipe
 from dal_kernels.training.records import write_classes, write_rows
-from dal_kernels.training.typed import check_types
 
 __all__ = ["PredictConfig", "Predicted", "Trained", "find_checkpoint", "load_trained", "predict", "predict_samples"]
 
@@ -52,10 +51,7 @@ class PredictConfig:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        check_types(self)
-        check_name(self.data)
-        if self.bad_images not in BAD_IMAGES:
-            raise UsageError(f"bad_images must be one of {', '.join(BAD_IMAGES)}, got {self.bad_images!r}")
+        check_common(self)
 
 
 @dataclass(frozen=True)
@@ -131,10 +127,10 @@ class Predicted:
     def remarks(self) -> str:
         """What is to be said of labels that the network does not know, and of samples that cannot be read."""
         names, said = self.trained.class_names, ""
-        words = [self.samples.words[i] for i in self.indices.tolist()]
-        unknown = sorted({word for word in words if word} - set(names))
+        words = [self.samples.words[i] for i in self.indices[~self.known].tolist()]
+        unknown = sorted(set(filter(None, words)))
         if unknown:
-            count = sum(word in unknown for word in words)
+            count = sum(map(bool, words))
             some = ", ".join(unknown[:SHOWN]) + (", …" if len(unknown) > SHOWN else "")
             said += (
                 f"; the labels of {count} samples ({some}) are no classes of the network, which knows "

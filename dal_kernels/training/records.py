@@ -57,7 +57,7 @@ class Run:
 def write_metrics(path: Path, runs: Iterable[Run]) -> list[Path]:
     """Write a line for each epoch, as CSV and as JSON lines (where not-a-number is NaN); gives the two files."""
     rows = [row for run in runs for row in run.rows()]
-    as_csv, as_json = path.with_suffix(".csv"), path.with_suffix(".jsonl")
+    as_csv, as_json = (path.with_name(f"{path.name}.{kind}") for kind in ("csv", "jsonl"))  # a dot may be in its name
     with replacing(as_csv) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()

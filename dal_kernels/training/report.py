@@ -126,7 +126,7 @@ def write_report(results: Results) -> tuple[list[Path], str]:
 {made_by}
 """
     base = config.out / results.runs[0].data
-    table, rates = base.with_suffix(".md"), base.with_name(f"{base.name}-rates")
+    table, rates = (base.with_name(f"{base.name}{end}") for end in (".md", "-rates"))  # a dot may be in its name
     table.write_text(text, encoding="utf-8")
     for kind in FORMATS:  # of a comparison before this one
         rates.with_name(f"{rates.name}.{kind}").unlink(missing_ok=True)

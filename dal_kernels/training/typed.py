@@ -8,7 +8,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from dal_kernels.training.errors import UsageError
 
-__all__ = ["check_types"]
+__all__ = ["check_least", "check_types"]
 
 
 def check_types(settings: Any) -> None:
@@ -18,6 +18,13 @@ def check_types(settings: Any) -> None:
         value = getattr(settings, setting.name)
         if not _fits(value, hints[setting.name]):
             raise UsageError(f"{setting.name} must be {setting.type}, got {value!r}")
+
+
+def check_least(**values: tuple[int, int]) -> None:
+    """Raises UsageError where one of ``values``, each with the least that is accepted, is below it."""
+    for name, (value, least) in values.items():
+        if value < least:
+            raise UsageError(f"{name} must be >= {least}, got {value}")
 
 
 def _fits(value: Any, hint: Any) -> bool:

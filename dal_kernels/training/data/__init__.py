@@ -37,12 +37,12 @@ DATA: dict[str, Callable[[Path | None], DataSet]] = {
     "clothing1m": clothing1m,
     "image-folder": image_folder,
 }
-# Data of the user's own, KIND:PATH: what opens the path with the images' side (0: their own).
-SOURCES: dict[str, Callable[[Path, int], DataSet]] = {
+# Data of the user's own, KIND:PATH: what opens the path; of images with their side too (0: their own).
+SOURCES: dict[str, Callable[..., DataSet]] = {
     "folder": folder_images,
     "csv": table_images,
     **{kind: partial(archive_images, kind) for kind in ARCHIVES},
-    "npz": lambda path, image_size: feature_rows(path),
+    "npz": feature_rows,
 }
 
 
@@ -54,27 +54,31 @@ def check_name(name: str) -> None:
         raise UsageError(f"data must be one of {', '.join(accepted)}, got {name!r}")
 
 
-def load_data(name: str, folder: Path | None = None, image_size: int = 0, bad_images: str = "error") -> DataSet:
+def load_data(
+    name: str, folder: Path | None = None, image_size: int = 0, bad_images: str = "error", tested: bool = True
+) -> DataSet:
     """The data set called ``name``, or that of ``KIND:PATH``, a kind in ``SOURCES``.
 
     Args:
         folder: holds the files of a data set with a name, if it has any.
         image_size: side of the inputs in pixels, for ``SOURCES`` only; 0: that of the images, up to 224.
         bad_images: "skip" or "error", what is done about files that cannot be read.
+        tested: whether folder:PATH must have a part to test on.
 
     Raises:
         UsageError: there is no such data set, or its files are missing or wrong.
     """
     check_name(name)
     kind, _, path = name.partition(":")
+    if image_size and (name in DATA or kind == "npz"):
+        raise UsageError(f"image_size is for images of KIND:PATH, got {image_size} for {name}")
     if name in DATA:
-        if image_size:
-            raise UsageError(f"image_size is for images of KIND:PATH, got {image_size} for {name}")
         data = DATA[name](folder)
     else:
         if folder is not None:
             raise UsageError(f"data_dir is for data sets with a name, got {folder} for {name}")
-        data = SOURCES[kind](Path(path), image_size)
+        options = {} if kind == "npz" else {"image_size": image_size}
+        data = SOURCES[kind](Path(path), **options, **({"tested": tested} if kind == "folder" else {}))
 
     def told(images: Images) -> Images:
         if bad_images == "error" and isinstance(images, FileImages) and (missing := images.missing()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from dal_kernels.training.data.base import DataSet, RecordImages
+from dal_kernels.training.data.files import title_of
 from dal_kernels.training.data.image_folder import SUFFIXES, with_side
 from dal_kernels.training.data.table import SPLITS, split_parts
 from dal_kernels.training.data.transforms import IMAGENET, ImageTransform
@@ -59,7 +61,7 @@ def archive_images(kind: str, path: Path, image_size: int = 0) -> DataSet:
     """
     archive = ARCHIVES[kind](path)
     parts = split_parts(path, archive.words, archive.split)
-    name = f"{kind}-{re.sub(r'[^A-Za-z0-9_.]+', '-', path.stem).strip('-')}"
+    name = f"{kind}-{re.sub(r'[^A-Za-z0-9_.]+', '-', title_of(path)).strip('-')}"
     return with_side(parts.data_set(name, archive.images, archive.paths), image_size)
 
 
@@ -140,7 +142,7 @@ def _webdataset(path: Path) -> Archive:
                 if key is None:
                     raise UsageError(f"{tar}: {sample['__key__']} has no image ({', '.join(IMAGE_KEYS)})")
                 images.append(sample[key])
-                paths.append(f"{Path(tar).name}/{sample['__key__']}.{key}")
+                paths.append(f"{os.path.abspath(tar)}/{sample['__key__']}.{key}")
                 words.append(next((sample[name].decode().strip() for name in sample if name in LABELS), ""))
                 split.append(part)
         except UsageError:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dal_kernels.training.data.base import DataSet
+from dal_kernels.training.data.files import title_of
 from dal_kernels.training.data.table import split_parts
 from dal_kernels.training.errors import UsageError, need
 
@@ -47,14 +48,6 @@ def feature_rows(path: Path) -> DataSet:
     """
     arrays = read_features(path)
     features, labels = arrays["features"], arrays["labels"]
-    if features.ndim < 2 or features.dtype.kind not in "fiu" or labels.shape != (len(features),):
-        raise UsageError(
-            f"{path} must hold numbers {ADVICE}, got features {features.dtype} {features.shape} and labels "
-            f"{labels.dtype} {labels.shape}"
-        )
-    for name in ("split", "paths"):
-        if name in arrays and arrays[name].shape != labels.shape:
-            raise UsageError(f"{path}: {name} must be ({len(labels)},), got {arrays[name].shape}")
     names = [str(name) for name in arrays.get("class_names", ())]
     parts = split_parts(path, _words(labels, names, path), None if "split" not in arrays else _text(arrays["split"]))
 
@@ -64,14 +57,14 @@ def feature_rows(path: Path) -> DataSet:
     for rows in parts.rows:
         need_finite(images(rows), path)
     paths = _text(arrays["paths"]) if "paths" in arrays else list(map(str, range(len(labels))))
-    return replace(parts.data_set(f"npz-{path.stem}", images, paths), moments=_moments(images(parts.train)))
+    return replace(parts.data_set(f"npz-{title_of(path)}", images, paths), moments=_moments(images(parts.train)))
 
 
 def read_features(path: Path, labelled: bool = True) -> dict[str, Any]:
-    """The arrays of :func:`feature_rows` by their names; without labels, if these need not be.
+    """The arrays of :func:`feature_rows` by their names, of one length; without labels, if these need not be.
 
     Raises:
-        UsageError: one cannot be read, or is missing.
+        UsageError: one cannot be read, is missing, or of another type or shape.
     """
     numpy = need("numpy")
     try:
@@ -85,6 +78,18 @@ def read_features(path: Path, labelled: bool = True) -> dict[str, Any]:
         raise UsageError(f"{path} cannot be read: {error}; it must hold {ADVICE}") from error
     if not {"features", *(["labels"] if labelled else [])} <= arrays.keys():
         raise UsageError(f"{path} must hold {ADVICE}, got {', '.join(arrays) or 'none of them'}")
+    features, labels = arrays["features"], arrays.get("labels")
+    fitting = labels is None or labels.shape == features.shape[:1]
+    if features.ndim < 2 or features.dtype.kind not in "fiu" or not fitting:
+        also = "" if labels is None else f" and labels {labels.dtype} {labels.shape}"
+        raise UsageError(f"{path} must hold numbers {ADVICE}, got features {features.dtype} {features.shape}{also}")
+    if not len(features):
+        raise UsageError(f"{path} has no rows, got features {features.shape}")
+    if labels is not None and labels.dtype.kind not in "iuU":
+        raise UsageError(f"{path}: labels must be integers or words, got {labels.dtype}")
+    for name, shape in (("split", features.shape[:1]), ("paths", features.shape[:1]), ("class_names", None)):
+        if name in arrays and (arrays[name].ndim != 1 if shape is None else arrays[name].shape != shape):
+            raise UsageError(f"{path}: {name} must be {shape or '(C,)'}, got {arrays[name].shape}")
     return arrays
 
 
@@ -94,8 +99,6 @@ def _text(values: Any) -> list[str]:
 
 def _words(labels: Any, names: list[str], path: Path) -> list[str]:
     """Each label as a word: of a number its name, if names are given."""
-    if labels.dtype.kind not in "iuU":
-        raise UsageError(f"{path}: labels must be integers or words, got {labels.dtype}")
     if labels.dtype.kind == "U" or not names:
         return _text(labels)
     if labels.min() < 0 or labels.max() >= len(names):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from dal_kernels.noise import parse_label, read_lines
 from dal_kernels.training.errors import UsageError, usage_errors
 
-__all__ = ["class_labels", "find_files", "need_folder", "ordered", "read_label_list"]
+__all__ = ["class_labels", "find_files", "need_folder", "ordered", "read_label_list", "title_of"]
 
 
 def need_folder(name: str, folder: Path | None, advice: str) -> Path:
@@ -50,6 +51,11 @@ def find_files(
     )
 
 
+def title_of(path: Path) -> str:
+    """What a file is called without its suffix, or a folder, whose name has none: of set.v1 the dot is a part."""
+    return Path(os.path.abspath(path)).name if path.is_dir() else path.stem
+
+
 def ordered(names: Iterable[str]) -> list[str]:
     """The different names in order; if all are integers in the order of these, for 10 sorts before 2 as a word."""
     different = sorted(set(names))
@@ -57,9 +63,9 @@ def ordered(names: Iterable[str]) -> list[str]:
 
 
 def class_labels(labels: Sequence[str], classes: Sequence[str]) -> Tensor:
-    """(N,) int64, the place of each label among ``classes``, -1 where it is none of them."""
+    """(N,) int64, the place of each label among ``classes``, -1 where it is none of them, spaces around it or not."""
     place = {name: i for i, name in enumerate(classes)}
-    return torch.tensor([place.get(label, -1) for label in labels], dtype=torch.long)
+    return torch.tensor([place.get(label, place.get(label.strip(), -1)) for label in labels], dtype=torch.long)
 
 
 def read_label_list(path: Path, classes: int, strip: str = "") -> dict[str, int]:

@@ -11,7 +11,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dal_kernels.training.data.base import DataSet, EncodedImages, FileImages, RecordImages, UnreadableError
+from dal_kernels.training.data.base import (
+    NOTHING,
+    DataSet,
+    EncodedImages,
+    FileImages,
+    RecordImages,
+    UnreadableError,
+)
 from dal_kernels.training.data.files import need_folder, ordered
 from dal_kernels.training.data.transforms import IMAGENET, ImageTransform
 from dal_kernels.training.errors import UsageError
@@ -42,19 +49,20 @@ def image_folder(folder: Path | None = None) -> DataSet:
     return read_class_folders("image-folder", folder, ImageTransform(*IMAGENET))
 
 
-def folder_images(folder: Path, image_size: int = 0) -> DataSet:
+def folder_images(folder: Path, image_size: int = 0, tested: bool = True) -> DataSet:
     """The images of train/CLASS/ and val/CLASS/ (or test/CLASS/) below ``folder``, inputs (3, side, side).
 
     Where there are both val/ and test/, the first is to choose an epoch by, and the second is tested on.
 
     Args:
         image_size: side of the inputs in pixels; 0: as :func:`natural_side`.
+        tested: whether there must be a part to test on.
 
     Raises:
         UsageError: as :func:`read_class_folders`.
     """
     folder = need_folder("folder", folder, ADVICE)
-    data = read_class_folders("folder", folder, ImageTransform(*IMAGENET))
+    data = read_class_folders("folder", folder, ImageTransform(*IMAGENET), tested)
     name = f"folder-{folder.resolve().name}"
     return replace(with_side(data, image_size), name=name)
 
@@ -77,7 +85,7 @@ def natural_side(images: EncodedImages, most: int = 224) -> int:
     return max(8, min(most, sorted(sides)[len(sides) // 2])) if sides else most
 
 
-def read_class_folders(name: str, folder: Path, transform: ImageTransform) -> DataSet:
+def read_class_folders(name: str, folder: Path, transform: ImageTransform, tested: bool = True) -> DataSet:
     """The data set ``name`` of the images in train/CLASS/, val/CLASS/, to choose an epoch by, and test/CLASS/.
 
     Of val/ and test/ one is enough, which is tested on. The classes are the folders in train/, numbered in the order of
@@ -86,13 +94,20 @@ def read_class_folders(name: str, folder: Path, transform: ImageTransform) -> Da
     folders whose names begin with a dot: Jupyter keeps copies in .ipynb_checkpoints, and macOS writes "._" files that
     are no images. Nobody verified the labels, which are the names of the folders.
 
+    Args:
+        tested: whether there must be a part to test on.
+
     Raises:
-        UsageError: train/ or val/ and test/ is missing or empty, there are fewer than 2 classes, a class has no
-            training image, or a class of the others is not in train/.
+        UsageError: train/ is missing or empty, or so are val/ and test/ where there must be one, there are fewer than 2
+            classes, a class has no training image, or a class of the others is not in train/.
     """
     tests, validations = test_folder(folder), validation_folder(folder)
-    if not (folder / "train").is_dir() or tests is None:
-        raise UsageError(f"{name}: {folder} has no train/ and val/ (or test/); {ADVICE}")
+    if tests is not None and not _class_names(tests):
+        tests = None
+    missing = ["train/"] if not (folder / "train").is_dir() else []
+    missing += ["val/CLASS/ or test/CLASS/ to test on"] if tested and tests is None else []
+    if missing:
+        raise UsageError(f"{name}: {folder} has no {' and no '.join(missing)}; {ADVICE}")
     classes = _class_names(folder / "train")
     if len(classes) < 2:
         raise UsageError(f"{name}: {folder / 'train'} must hold at least 2 folders of classes, got {len(classes)}")
@@ -105,18 +120,16 @@ def read_class_folders(name: str, folder: Path, transform: ImageTransform) -> Da
     if empty:
         raise UsageError(f"{name}: {folder / 'train' / empty[0]} holds no image ({', '.join(SUFFIXES)})")
     train, train_labels = _part(folder / "train", files, transform)
-    test, test_labels = _part(tests, _scan(tests, classes), transform)
     data = DataSet(
         name,
         len(classes),
         train,
         train_labels,
         train_labels,
-        test,
-        test_labels,
+        NOTHING,
+        torch.empty(0, dtype=torch.long),
         class_names=classes,
         train_paths=train.paths,
-        test_paths=test.paths,
         verified=False,
         note="".join(
             f"{other} is not used, as it has no folders of classes"
@@ -124,10 +137,13 @@ def read_class_folders(name: str, folder: Path, transform: ImageTransform) -> Da
             if other.is_dir() and other not in (tests, validations)
         ),
     )
-    if validations is None:
-        return data
-    validation, labels = _part(validations, _scan(validations, classes), transform)
-    return replace(data, validation=validation, validation_labels=labels, validation_paths=validation.paths)
+    if tests is not None:
+        test, labels = _part(tests, _scan(tests, classes), transform)
+        data = replace(data, test=test, test_labels=labels, test_paths=test.paths)
+    if validations is not None:
+        validation, labels = _part(validations, _scan(validations, classes), transform)
+        data = replace(data, validation=validation, validation_labels=labels, validation_paths=validation.paths)
+    return data
 
 
 def test_folder(folder: Path) -> Path | None:

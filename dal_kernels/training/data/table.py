@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dal_kernels.training.data.base import NOTHING, DataSet, FileImages, Images
-from dal_kernels.training.data.files import class_labels, ordered
+from dal_kernels.training.data.files import class_labels, ordered, title_of
 from dal_kernels.training.data.image_folder import with_side
 from dal_kernels.training.data.transforms import IMAGENET, ImageTransform
 from dal_kernels.training.errors import UsageError, need
@@ -37,15 +37,15 @@ def table_images(path: Path, image_size: int = 0) -> DataSet:
     Raises:
         UsageError: the table cannot be read, lacks a column or has a row that says nothing; it names the row.
     """
-    columns = read_table(path, ("path", "label"), ("split",))
+    columns, rows = read_table(path, ("path", "label"), ("split",))
     names = columns["path"]
-    parts = split_parts(path, columns["label"], columns.get("split"))
+    parts = split_parts(path, columns["label"], columns.get("split"), rows)
     root = table_root(path, names[0])
 
     def images(rows: Tensor) -> FileImages:
         return FileImages(root, [names[i] for i in rows.tolist()], ImageTransform(*IMAGENET))
 
-    return with_side(parts.data_set(f"csv-{path.stem}", images, names), image_size)
+    return with_side(parts.data_set(f"csv-{title_of(path)}", images, names), image_size)
 
 
 def table_root(path: Path, name: str) -> Path:
@@ -59,8 +59,9 @@ class Parts:
 
     Attributes:
         classes: their names, in the order of their numbers.
-        labels: (N,) int64.
+        labels: (N,) int64, -1 for those that are not given.
         train, validation, test: which rows.
+        note: what is not used.
     """
 
     classes: list[str]
@@ -68,6 +69,7 @@ class Parts:
     train: Tensor
     validation: Tensor
     test: Tensor
+    note: str
 
     def data_set(self, name: str, images: Callable[[Tensor], Images], paths: Sequence[str]) -> DataSet:
         """The data set ``name`` of these rows, whose labels nobody verified.
@@ -96,6 +98,7 @@ class Parts:
             validation_labels=self.labels[self.validation],
             validation_paths=validation,
             verified=False,
+            note=self.note,
         )
 
     @property
@@ -110,65 +113,87 @@ def other_rows(split: Sequence[str]) -> tuple[list[int], list[int]]:
     return (of[VALIDATION], of[TEST]) if of[TEST] else ([], of[VALIDATION])
 
 
-def split_parts(path: Path, labels: Sequence[str], split: Sequence[str] | None) -> Parts:
-    """Rows with a label and, perhaps, a split each, in the order of the file at ``path``; row 1 is the first.
+def split_parts(
+    path: Path, labels: Sequence[str], split: Sequence[str] | None, rows: Sequence[int] | None = None
+) -> Parts:
+    """Rows with a label and, perhaps, a split each, in the order of the file at ``path``.
+
+    Spaces around a label do not count. Rows to choose an epoch by or to test on that have no label are left out, which
+    the note says.
+
+    Args:
+        rows: (N,) their numbers in the file; None: row 1 is the first.
 
     Raises:
-        UsageError: a row has no label or another split than there are, there are fewer than 2 classes, or one of the
-            test has no row to train on.
+        UsageError: a row to train on has no label, a row has another split than there are, there are fewer than 2
+            classes, or one of the test has no row to train on.
     """
-    trained = []
-    for row, (label, part) in enumerate(zip(labels, split or [""] * len(labels), strict=True), start=1):
-        if not label:
-            raise UsageError(f"{path}, row {row}: the label is empty")
-        if part.strip().lower() not in SPLITS:
+    labels, rows = [label.strip() for label in labels], rows or range(1, len(labels) + 1)
+    parts = [part.strip().lower() for part in split or [""] * len(labels)]
+    for row, label, part in zip(rows, labels, parts, strict=True):
+        if part not in SPLITS:
             raise UsageError(f"{path}, row {row}: split must be one of {', '.join(filter(None, SPLITS))}, got {part!r}")
-        trained.append(SPLITS[part.strip().lower()] == TRAIN)
+        if not label and SPLITS[part] == TRAIN:
+            raise UsageError(f"{path}, row {row}: the label is empty")
+    trained = [SPLITS[part] == TRAIN for part in parts]
     train = torch.tensor(trained, dtype=torch.bool)
     classes = ordered(label for label, used in zip(labels, trained, strict=True) if used)
     if len(classes) < 2:
         raise UsageError(f"{path}: the rows to train on must be of at least 2 classes, got {len(classes)}")
     numbers = class_labels(labels, classes)
-    strange = (numbers < 0).nonzero()[:, 0].tolist()
-    if strange:
-        raise UsageError(f"{path}, row {strange[0] + 1}: no row to train on has the label {labels[strange[0]]!r}")
-    validation, test = (torch.tensor(rows, dtype=torch.long) for rows in other_rows(split or ()))
-    return Parts(classes, numbers, train.nonzero()[:, 0], validation, test)
+    strange = next((i for i in (numbers < 0).nonzero()[:, 0].tolist() if labels[i]), None)
+    if strange is not None:
+        raise UsageError(f"{path}, row {rows[strange]}: no row to train on has the label {labels[strange]!r}")
+    # Those without a label are as if they were not there: a validation is tested on where no row of the test has one.
+    known = [part if label else "train" for label, part in zip(labels, parts, strict=True)]
+    validation, test = (torch.tensor(found, dtype=torch.long) for found in other_rows(known))
+    left = sum(not label for label in labels)
+    note = f"{left} rows of validation and test are not used, as they have no label" if left else ""
+    return Parts(classes, numbers, train.nonzero()[:, 0], validation, test, note)
 
 
-def read_table(path: Path, needed: Sequence[str], optional: Sequence[str] = ()) -> dict[str, list[str]]:
+def read_table(
+    path: Path, needed: Sequence[str], optional: Sequence[str] = ()
+) -> tuple[dict[str, list[str]], Sequence[int]]:
     """Columns of a CSV file, or of a Parquet file by its suffix, as text; those ``optional`` only if they are there.
 
+    Also the number of each row in the file: 1 is the first below the names, and empty lines count.
+
     Raises:
-        UsageError: the file is missing, damaged or empty, or lacks a column.
+        UsageError: the file is missing, damaged or empty, or lacks a column or has it twice.
     """
     try:
-        columns = _read_parquet(path) if path.suffix.lower() in (".parquet", ".pq") else _read_csv(path)
+        names, columns, rows = (_read_parquet if path.suffix.lower() in (".parquet", ".pq") else _read_csv)(path)
     except UsageError:
         raise
     except Exception as error:  # a damaged file can raise anything
         raise UsageError(f"{path} cannot be read: {error}") from error
-    missing = [name for name in needed if name not in columns]
-    if missing:
-        raise UsageError(f"{path} must have the columns {', '.join(needed)}, got {', '.join(columns) or 'none'}")
-    if not columns[needed[0]]:
+    if any(name not in names for name in needed):
+        raise UsageError(f"{path} must have the columns {', '.join(needed)}, got {', '.join(names) or 'none'}")
+    twice = [name for name in (*needed, *optional) if names.count(name) > 1]
+    if twice:
+        raise UsageError(f"{path} must have one column {twice[0]}, got {names.count(twice[0])}")
+    if not rows:
         raise UsageError(f"{path} has no rows")
-    return {name: columns[name] for name in (*needed, *optional) if name in columns}
+    return {name: columns[names.index(name)] for name in (*needed, *optional) if name in names}, rows
 
 
-def _read_csv(path: Path) -> dict[str, list[str]]:
+# Names of the columns, (N,) values of each, and the numbers of the rows.
+Content = tuple[list[str], list[list[str]], Sequence[int]]
+
+
+def _read_csv(path: Path) -> Content:
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file)
         names = [name.strip() for name in next(reader, [])]
-        rows = [row for row in reader if row]
-    for number, row in enumerate(rows, start=1):
+        rows = {number: row for number, row in enumerate(reader, start=1) if row}
+    for number, row in rows.items():
         if len(row) != len(names):
             raise UsageError(f"{path}, row {number}: must have {len(names)} values, got {len(row)}")
-    return {name: [row[i] for row in rows] for i, name in enumerate(names)}
+    return names, [[row[i] for row in rows.values()] for i in range(len(names))], list(rows)
 
 
-def _read_parquet(path: Path) -> dict[str, list[str]]:
+def _read_parquet(path: Path) -> Content:
     table = need("pyarrow.parquet", "pyarrow", in_extra=False).read_table(path)
-    return {
-        name: ["" if value is None else str(value) for value in values] for name, values in table.to_pydict().items()
-    }
+    columns = [["" if value is None else str(value) for value in column.to_pylist()] for column in table.columns]
+    return table.column_names, columns, range(1, table.num_rows + 1)

@@ -62,7 +62,7 @@ def _folder(path: Path) -> tuple[Path, list[str], list[str]]:
 
 
 def _table(path: Path) -> tuple[Path, list[str], list[str]]:
-    columns = read_table(path, ("path",), ("label", "split"))
+    columns, _ = read_table(path, ("path",), ("label", "split"))
     rows = _tested(columns.get("split"), len(columns["path"]))
     labels = columns.get("label")
     names = [columns["path"][i] for i in rows]
