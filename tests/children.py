@@ -36,6 +36,7 @@ FAULTS = {
     "AssertionError",
     "Failed",
     "GlobalConflict",
+    "GlobalRace",
     "Misaligned",
     "OutOfBounds",
     "SharedRace",
@@ -46,7 +47,8 @@ FAULTS = {
 def assert_caught(result: subprocess.CompletedProcess[str]) -> None:
     """One test failed by what it asserts: not by an import or a compilation, which any change to a source may break."""
     raised = re.findall(r"^\S+:\d+: (\w+)$", result.stdout, re.MULTILINE)
-    caught = result.returncode == 1 and "1 failed" in result.stdout and raised and raised[-1] in FAULTS
+    found = re.findall(r"the emulator failed: (\w+)\(", result.stdout) or raised
+    caught = result.returncode == 1 and "1 failed" in result.stdout and found and found[-1] in FAULTS
     assert caught, result.stdout[-3000:] + result.stderr[-2000:]
 
 

@@ -25,14 +25,14 @@ def dynamics_aware_of(""",
     "csrc/objective.h": [
         ("  kEpsilonSoftmax,\n", "  kEpsilonSoftmax,\n  kSquaredMiss,\n"),
         (
-            "    case kEpsilonSoftmax: return",
+            "    case kEpsilonSoftmax: of =",
             """    case kSquaredMiss: {
       const A prob = exponential(log_prob), miss = miss_of(log_prob, prob);
       of.loss = knobs[0] * miss * miss;
       of.by_log_prob = -2 * knobs[0] * miss * prob;
-      return of;
+      break;
     }
-    case kEpsilonSoftmax: return""",
+    case kEpsilonSoftmax: of =""",
         ),
     ],
     "dal_kernels/backends/triton/objectives.py": [

@@ -243,8 +243,9 @@ def test_a_poisoned_row_is_lost_and_no_other(
     assert got.loss[4].isnan() if reduction == "none" else got.loss.isnan()
 
 
-def test_a_poisoned_ignored_row_costs_nothing(backend: str) -> None:
-    case = make_case(9, 33)
+@pytest.mark.parametrize("classes", [33, 1000])  # rows side by side, and one after the other
+def test_a_poisoned_ignored_row_costs_nothing(backend: str, classes: int) -> None:
+    case = make_case(9, classes)
     case.target[4] = -100
     clean = run(case, torch.ones(()), backend)
     case.logits[4, 7] = math.nan
