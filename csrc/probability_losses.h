@@ -82,16 +82,17 @@ DAL_HD Slopes<A> asymmetric_unhinged(A log_prob, Scalar<A> a, Scalar<A> q) {
   return of;
 }
 
-// Jensen-Shannon with m = p + pi (1 - p). ln p - ln m by the ratio of the two, because for small pi nothing is left of that
-// difference; beyond the bound of the ratio p is too small for the loss to see it.
+// Jensen-Shannon with m = p + pi (1 - p); p ln p -> 0 at p = 0. ln p - ln m by the ratio of the two where they are near,
+// because for small pi nothing is left of that difference.
 template <class A>
 DAL_HD Slopes<A> jensen_shannon(A log_prob, Scalar<A> pi) {
   using std::log1p;
   const A prob = exponential(log_prob), miss = miss_of(log_prob, prob);
   const Scalar<A> rest = 1 - pi, log_rest = log1p(-pi);
   const A mean = prob + pi * miss, log_mean = select(mean <= A(0.5), logarithm(mean), log1p(-rest * miss));
-  const A ratio = pi * miss / prob;
-  const A of_target = -prob * log1p(select(ratio <= A(1e30), ratio, A(1e30)));
+  const A added = pi * miss;
+  const A far = select(prob == A(0), A(0), prob * (log_prob - log_mean)), near = -prob * log1p(added / prob);
+  const A of_target = select(prob <= added, far, near);
   Slopes<A> of{};
   of.loss = (-pi * log_mean - rest * miss * log_rest + rest * of_target) / (-rest * log_rest);
   of.by_log_prob = -(prob * log_rest + of_target) / log_rest;

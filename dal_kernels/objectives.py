@@ -140,11 +140,12 @@ def jensen_shannon(row: RowQuantities, pi: Tensor) -> Tensor:
     log_mean = torch.where(
         unlikely, torch.where(unlikely, mean, 1.0).log(), torch.log1p(-(1 - pi) * torch.where(unlikely, 0.0, row.miss))
     )
-    # ln p - ln m by the ratio of the two, because for small pi nothing is left of that difference. A p that is too
-    # small for a ratio is too small for the loss to see it.
-    seen = row.prob > 1e-30 * pi
-    ratio = pi * row.miss / torch.where(seen, row.prob, 1.0)
-    of_target = torch.where(seen, -row.prob * torch.log1p(ratio), 0.0)
+    # ln p - ln m by the ratio of the two where they are near, because for small pi nothing is left of that difference;
+    # p ln p -> 0 at p = 0: a masked target.
+    near = row.prob > pi * row.miss
+    ratio = torch.where(near, pi * row.miss, 0.0) / torch.where(near, row.prob, 1.0)
+    far = row.prob * (torch.where(row.prob == 0, 0.0, row.log_prob) - log_mean)
+    of_target = torch.where(near, -row.prob * torch.log1p(ratio), far)
     total = -pi * log_mean - (1 - pi) * row.miss * log_rest + (1 - pi) * of_target
     return total / -((1 - pi) * log_rest)
 

@@ -178,14 +178,15 @@ def asymmetric_exponential(row, knobs, LOG_CLASSES: tl.constexpr):
 
 @triton.jit
 def jensen_shannon(row, knobs, LOG_CLASSES: tl.constexpr):
-    """With m = p_y + pi (1 - p_y). ln p_y - ln m by their ratio: for small pi nothing is left of that difference."""
+    """With m = p_y + pi (1 - p_y); ln p_y - ln m by their ratio where they are near, and little is left of it."""
     prob, miss = target_of(row)
     rest = 1.0 - knobs[0]
     log_rest = libdevice.log1p(-knobs[0])
     mean = prob + knobs[0] * miss
     log_mean = tl.where(mean <= 0.5, tl.log2(mean) * LN2, libdevice.log1p(-rest * miss))
-    ratio = knobs[0] * miss / prob
-    of_target = -prob * libdevice.log1p(tl.where(ratio <= 1e30, ratio, 1e30))
+    added = knobs[0] * miss
+    far = tl.where(prob == 0.0, 0.0, prob * (row.log_prob - log_mean))
+    of_target = tl.where(prob <= added, far, -prob * libdevice.log1p(added / prob))
     total = -knobs[0] * log_mean - rest * miss * log_rest + rest * of_target
     return Slopes(total / (-rest * log_rest), -(prob * log_rest + of_target) / log_rest)
 
