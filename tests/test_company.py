@@ -9,13 +9,16 @@ import pytest
 from children import ROOT
 from test_mutants import COMPILER, FLAGS, needs_compiler
 
-# Microseconds of the caller's own share and of the whole call, and for how long it then goes on alone.
+# Microseconds of the caller's own share and of the whole of calls, and for how long it goes on alone after the last.
+WAIT, NONE = (50, 8050), (50, 100)
 CALLS = {
-    "a thread that has slept": (10, 200, 0),
-    "long work, shared unevenly": (5000, 12_000, 0),
-    "no core for the others": (50, 8050, 32 * 8000),
-    "none for long work either": (5000, 25_000, 32 * 20_000),
-    "the process was stopped": (50, 600_000_000, 1_000_000),
+    "a thread that has slept": ([(10, 200)], 0),
+    "long work, shared unevenly": ([(5000, 12_000)], 0),
+    "no core for the others": ([WAIT], 2 * 8000),
+    "none for long work either": ([(5000, 25_000)], 2 * 20_000),
+    "never a core": (8 * [WAIT], 32 * 8000),
+    "a core now and then": ([WAIT, WAIT, NONE, NONE, NONE, WAIT], 2 * 8000),
+    "the process was stopped": ([(50, 600_000_000)], 1_000_000),
 }
 
 PROGRAM = """
@@ -26,7 +29,7 @@ int main() {{
   dal::Company company;
   const dal::Company::Time now{{std::chrono::hours(1)}};
   const bool at_first = company.is_shunned(now);
-  company.waited(microseconds({own}), microseconds({whole}), now);
+  {calls}
   const auto shunned_at = [&](long after) {{ return company.is_shunned(now + microseconds(after)); }};
   std::printf("%d %d %d", at_first, shunned_at({alone} - 1), shunned_at({alone}));
 }}
@@ -36,9 +39,10 @@ int main() {{
 @needs_compiler
 @pytest.mark.parametrize("name", CALLS)
 def test_other_threads_are_shunned_for_as_long_as_makes_up_for_the_wait(name: str, tmp_path: Path) -> None:
-    own, whole, alone = CALLS[name]
+    calls, alone = CALLS[name]
     source, program = tmp_path / "company.cpp", tmp_path / "company"
-    source.write_text(PROGRAM.format(own=own, whole=whole, alone=alone))
+    waited = " ".join(f"company.waited(microseconds({own}), microseconds({whole}), now);" for own, whole in calls)
+    source.write_text(PROGRAM.format(calls=waited, alone=alone))
     subprocess.run([str(COMPILER), *FLAGS, f"-I{ROOT / 'csrc/cpu'}", str(source), "-o", str(program)], check=True)
     found = subprocess.run([program], capture_output=True, text=True, check=True).stdout
     assert found == f"0 {int(alone > 0)} 0"
