@@ -89,8 +89,8 @@ DAL_HD Slopes<A> jensen_shannon(A log_prob, Scalar<A> pi) {
   using std::log1p;
   const A prob = exponential(log_prob), miss = miss_of(log_prob, prob);
   const Scalar<A> rest = 1 - pi, log_rest = log1p(-pi);
-  const A mean = prob + pi * miss, log_mean = select(mean <= A(0.5), logarithm(mean), log1p(-rest * miss));
-  const A added = pi * miss;
+  const A added = pi * miss, mean = prob + added;
+  const A log_mean = select(mean <= A(0.5), logarithm(mean), log1p(-rest * miss));
   const A far = select(prob == A(0), A(0), prob * (log_prob - log_mean)), near = -prob * log1p(added / prob);
   const A of_target = select(prob <= added, far, near);
   Slopes<A> of{};

@@ -11,7 +11,7 @@ from torch import Tensor
 from dal_kernels.fields import loss_dtype, loss_dtype_of
 from dal_kernels.objective import Knob, Objective
 from dal_kernels.surroundings import is_capturing, is_recording, transforms_active
-from dal_kernels.tensors import HALVES, LOGITS, is_number, no_gradient, of_rows, refuse_dtensor
+from dal_kernels.tensors import HALVES, LOGITS, is_number, moved, no_gradient, of_rows, refuse_dtensor
 
 KnobValue = float | Tensor
 _NUMBERS = frozenset({float, int})
@@ -32,7 +32,7 @@ def knob_tensor(
     """
     if isinstance(values, Tensor):
         here = values.device == input.device or (values.is_cpu and input.is_cpu)
-        return values if here else values.to(input.device, non_blocking=not input.is_cpu)
+        return values if here else moved(values, input.device)
     dtype = loss_dtype(input)
     if (
         _NUMBERS.issuperset(map(type, values))
@@ -190,5 +190,5 @@ def _beside(knob: Knob, value: Tensor, input: Tensor, shape: torch.Size) -> Tens
     if value.dim() == 0 or (value.shape == (1,) and shape != (1,)):
         value = value.reshape(())
         here = (value.is_cpu and input.is_cpu) or value.device == input.device
-        return value if here else value.to(input.device, non_blocking=not input.is_cpu)
+        return value if here else moved(value, input.device)
     return of_rows(name, value, input, shape, "a number, a 0-d tensor or one value a row")

@@ -23,7 +23,7 @@ from dal_kernels.mixtures import Mix, mixed_loss, other_of
 from dal_kernels.objectives import OBJECTIVES
 from dal_kernels.reference import row_factors, run_weighted
 from dal_kernels.surroundings import hand_over, is_recording, wants_the_call
-from dal_kernels.tensors import is_number, shape_of
+from dal_kernels.tensors import is_number, moved, shape_of
 from dal_kernels.variations import check_smoothing, checked_scale, shift_of_rows
 
 
@@ -152,7 +152,7 @@ def _changes(
     if scale is not None:
         scale = checked_scale(scale)
         if isinstance(scale, Tensor):
-            scale = scale.to(device=device, dtype=dtype, non_blocking=not call.logits.is_cpu)
+            scale = moved(scale, device, dtype)
         else:
             scale = None if scale == 1 else torch.full((), float(scale), dtype=dtype, device=device)
     rows = None
@@ -173,9 +173,7 @@ def _items(num_items: int | Tensor | None, call: Call) -> Tensor | float | None:
                 f"num_items must be a number > 0 or a tensor of one, got {num_items.dtype} of shape "
                 f"{shape_of(num_items)}"
             )
-        logits = call.logits
-        divisor = num_items.detach().reshape(())
-        return divisor.to(device=logits.device, dtype=loss_dtype(logits), non_blocking=not logits.is_cpu)
+        return moved(num_items.detach().reshape(()), call.logits.device, loss_dtype(call.logits))
     if not is_number(num_items):
         raise TypeError(f"num_items must be a number > 0 or a tensor of one, got {type(num_items).__name__}")
     if not 0 < num_items < float("inf"):

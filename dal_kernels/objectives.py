@@ -135,15 +135,16 @@ def asymmetric_exponential(row: RowQuantities, a: Tensor) -> Tensor:
 def jensen_shannon(row: RowQuantities, pi: Tensor) -> Tensor:
     """Generalised Jensen-Shannon divergence, scaled as its authors do; with m = p_y + pi (1 - p_y)."""
     log_rest = torch.log1p(-pi)
-    mean = row.prob + pi * row.miss
+    added = pi * row.miss
+    mean = row.prob + added
     unlikely = mean <= 0.5
     log_mean = torch.where(
         unlikely, torch.where(unlikely, mean, 1.0).log(), torch.log1p(-(1 - pi) * torch.where(unlikely, 0.0, row.miss))
     )
     # ln p - ln m by the ratio of the two where they are near, because for small pi nothing is left of that difference;
     # p ln p -> 0 at p = 0: a masked target.
-    near = row.prob > pi * row.miss
-    ratio = torch.where(near, pi * row.miss, 0.0) / torch.where(near, row.prob, 1.0)
+    near = row.prob > added
+    ratio = torch.where(near, added, 0.0) / torch.where(near, row.prob, 1.0)
     far = row.prob * (torch.where(row.prob == 0, 0.0, row.log_prob) - log_mean)
     of_target = torch.where(near, -row.prob * torch.log1p(ratio), far)
     total = -pi * log_mean - (1 - pi) * row.miss * log_rest + (1 - pi) * of_target

@@ -36,6 +36,11 @@ def is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
+def moved(value: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor on a device. Without waiting, but for a copy to a CPU: that would be read before it is there."""
+    return value.to(device=device, dtype=dtype, non_blocking=device.type != "cpu")
+
+
 def shape_of(tensor: Tensor) -> str:
     return str(tuple(tensor.shape))
 

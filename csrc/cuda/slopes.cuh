@@ -34,9 +34,7 @@ template <class A> struct Compact {
   friend DAL_D Compact operator/(Compact x, int y) { return x.value * (A(1) / static_cast<A>(y)); }
   friend DAL_D bool operator==(Compact x, Compact y) { return x.value == y.value; }
   friend DAL_D bool operator!=(Compact x, Compact y) { return x.value != y.value; }
-  friend DAL_D bool operator<(Compact x, Compact y) { return x.value < y.value; }
   friend DAL_D bool operator<=(Compact x, Compact y) { return x.value <= y.value; }
-  friend DAL_D bool operator>=(Compact x, Compact y) { return x.value >= y.value; }
   friend DAL_D Compact arcsine_ratio(Compact x) { return arcsine_ratio(x.value); }
   friend DAL_D Compact sqrt(Compact x) { return ::sqrt(x.value); }
   friend DAL_D Compact pow(Compact x, Compact y) { return called_pow(x.value, y.value); }

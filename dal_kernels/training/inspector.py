@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, distributed
 
 from dal_kernels.arguments import RowStats
+from dal_kernels.tensors import moved
 from dal_kernels.training.inspection import Inspection, inspect
 
 __all__ = ["LabelInspector"]
@@ -90,10 +91,8 @@ class LabelInspector:
             self._averages, self._classes, self._placed = self._averages.to(device), self._classes.to(device), True
             self._negative = self._negative.to(device)
         where = self._averages.device
-        # To a CPU without waiting the values would be read before they are there.
         batch = [
-            values.to(where, non_blocking=where.type != "cpu")
-            for values in (indices, target, stats.target_prob, stats.prediction, stats.max_prob)
+            moved(values, where) for values in (indices, target, stats.target_prob, stats.prediction, stats.max_prob)
         ]
         if where.type != "cpu":
             self._take_in(*batch)

@@ -182,9 +182,9 @@ def jensen_shannon(row, knobs, LOG_CLASSES: tl.constexpr):
     prob, miss = target_of(row)
     rest = 1.0 - knobs[0]
     log_rest = libdevice.log1p(-knobs[0])
-    mean = prob + knobs[0] * miss
-    log_mean = tl.where(mean <= 0.5, tl.log2(mean) * LN2, libdevice.log1p(-rest * miss))
     added = knobs[0] * miss
+    mean = prob + added
+    log_mean = tl.where(mean <= 0.5, tl.log2(mean) * LN2, libdevice.log1p(-rest * miss))
     far = tl.where(prob == 0.0, 0.0, prob * (row.log_prob - log_mean))
     of_target = tl.where(prob <= added, far, -prob * libdevice.log1p(added / prob))
     total = -knobs[0] * log_mean - rest * miss * log_rest + rest * of_target
