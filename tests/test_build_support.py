@@ -29,17 +29,21 @@ def test_a_mac_builds_for_one_architecture_unless_asked_for_others() -> None:
         assert found == expected
 
 
-def test_an_archive_depends_on_its_content_alone(tmp_path: Path) -> None:
-    made = []
+def test_an_archive_depends_on_its_content_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not on when it is packed, on the files' times, modes and owners, or on the order a file system lists them in."""
+    below, made = Path.rglob, []
     for turn in range(2):
         folder = tmp_path / str(turn) / "name-1.0"
         (folder / "inner").mkdir(parents=True)
-        for name in ("b.py", "inner/a.py")[:: 1 - 2 * turn]:
+        for name in ("b.py", "inner/a.py"):
             (folder / name).write_text(name)
             os.utime(folder / name, (1000 * turn, 1000 * turn))
         (folder / "b.py").chmod(0o600 if turn else 0o664)
         target = tmp_path / f"{turn}.tar.gz"
-        archive.write_tar(folder, target, 1700000000)
+        with monkeypatch.context() as patch:
+            patch.setattr("time.time", lambda turn=turn: 1e9 + turn)
+            patch.setattr(Path, "rglob", lambda *given, turn=turn: sorted(below(*given), reverse=bool(turn)))
+            archive.write_tar(folder, target, 1700000000)
         made.append(target.read_bytes())
     assert made[0] == made[1]
     (folder / "b.py").write_text("other")

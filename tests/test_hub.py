@@ -84,3 +84,9 @@ def test_the_manifest_names_files_that_are_there() -> None:
     assert {name for name in there if name.endswith((".cpp", ".cu"))} == set(named)
     noarch = tomllib.loads((ROOT / "csrc" / "hub" / "build.toml").read_text(encoding="utf-8"))
     assert "torch-noarch" in noarch
+    for manifest in (noarch, compiled):  # without one of these the hub's builder refuses it
+        general = manifest["general"]
+        assert general["name"].startswith("dal-kernels")
+        assert isinstance(general["version"], int)
+        assert general["license"]
+        assert {"cuda"} <= set(general["backends"]) <= {"cpu", "cuda", "rocm"}

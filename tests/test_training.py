@@ -263,6 +263,32 @@ def test_losses_of_the_family_are_known_by_name(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("symmetric-cross-entropy:alpha=6,beta=0.1", {"alpha": 6, "beta": 0.1}),
+        ("epsilon-softmax:m=1e3", {"m": 1e3}),
+        ("focal:detach_modulator=true", {"detach_modulator": True}),
+        ("active-passive:passive=agce,a=0.1,q=3", {"passive": "agce", "a": 0.1, "q": 3}),
+        ("cross-entropy:label_smoothing=0.1", {"label_smoothing": 0.1}),
+    ],
+)
+def test_losses_of_the_family_take_settings_of_their_own(name: str, settings: dict[str, Any]) -> None:
+    logits, labels = torch.randn(6, 10, generator=torch.Generator().manual_seed(0)), torch.arange(6)
+    logits.requires_grad_()
+    function = FAMILY[name.partition(":")[0]]
+    gradient, expected, default = (
+        torch.autograd.grad(loss, logits)[0]  # a detached modulator is seen in the gradient alone
+        for loss in (
+            build_loss(name, PRESETS["digits"], 4)(logits, labels),
+            function(logits, labels, **settings),
+            function(logits, labels),
+        )
+    )
+    torch.testing.assert_close(gradient, expected)
+    assert not torch.allclose(gradient, default)
+
+
+@pytest.mark.parametrize(
     ("name", "first", "last"),
     [
         ("cross-entropy", (0, 0), (0, 0)),
@@ -290,6 +316,12 @@ def test_losses_start_before_any_step_and_end_where_they_should(
         ("torch.nn.NoSuchLoss", "cannot be imported: .*NoSuchLoss"),
         ("no_such_package:Loss", "cannot be imported: No module named"),
         (":Loss", "losses must be among"),
+        ("jensen-shannon:", "losses must be among"),
+        ("jensen-shannon:pi", "must be NAME:KNOB=VALUE,KNOB=VALUE with each knob once, got 'pi'"),
+        ("jensen-shannon:pi=0.1,pi=0.2", "must be NAME:KNOB=VALUE,KNOB=VALUE with each knob once, got 'pi=0.2'"),
+        ("jensen-shannon:reduction=sum", "are pi, label_smoothing, target_shift, scale, got 'reduction'"),
+        ("jensen-shannon:pi=3", "pi must be finite and > 0 and < 1, got 3"),
+        ("jensen-shannon:pi=half", "pi must be a number or a floating-point tensor, got str"),
         ("test_training:not_a_loss", "must be callable, got int"),
         ("test_training:makes_no_loss", "must make something callable, got int"),
         (

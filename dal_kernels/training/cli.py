@@ -110,7 +110,10 @@ def _add_grid(
 
 
 NOISE = "wrong labels: none, KIND:RATE, RATE alone for symmetric, file:PATH or cifar-n:LABELS:PATH"
-LOSS = f"{', '.join(dict.fromkeys([*LOSSES, *FIXED, *FAMILY]))}, or package.module:attribute"
+LOSS = (
+    f"{', '.join(dict.fromkeys([*LOSSES, *FIXED, *FAMILY]))}, or package.module:attribute; a loss of the family with "
+    "settings of its own: symmetric-cross-entropy:alpha=6,beta=0.1"
+)
 PRESET = f"settings to start from (those of the data set); the authors' own are {', '.join(OFFICIAL)}"
 DATA_HELP = f"{', '.join(DATA)}; or {', '.join(f'{kind}:PATH' for kind in SOURCES)}"
 LABELS = (

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
+from functools import partial
 from importlib import import_module
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dal_kernels import DynamicsAwareLoss, RowStats, losses
@@ -26,6 +29,9 @@ FAMILY = {
     for name in losses.__all__
     if name.endswith("_loss") and name != "label_distribution_aware_margin_loss"
 }
+# What a command line may set of every loss of the family, beside its own knobs; and what it may not.
+SHARED_SETTINGS = ("label_smoothing", "target_shift", "scale")
+NO_SETTINGS = ("input", "target", "return_stats", "options")
 
 
 class KernelLoss(DynamicsAwareLoss):
@@ -68,13 +74,14 @@ class FamilyLoss:
 def build_loss(name: str, recipe: Recipe, total_steps: int) -> Any:
     """A criterion(logits, labels) whose schedule, if it has one, takes ``total_steps``.
 
-    ``name`` is one of ``LOSSES``, ``FIXED`` or ``FAMILY``, or says where to import a loss from:
-    "package.module.attribute" or "package.module:attribute". A class, or a function that needs no argument, is called
-    to make the loss; anything else is the loss itself.
+    ``name`` is one of ``LOSSES``, ``FIXED`` or ``FAMILY``, the last with settings of its own if it has any, as in
+    "symmetric-cross-entropy:alpha=6,beta=0.1"; or it says where to import a loss from: "package.module.attribute" or
+    "package.module:attribute". A class, or a function that needs no argument, is called to make the loss; anything else
+    is the loss itself.
 
     Raises:
-        UsageError: there is no such loss, it cannot be made without arguments, it has parameters to train, or a
-            schedule that cannot be saved.
+        UsageError: there is no such loss or setting of it, it cannot be made without arguments, it has parameters to
+            train, or a schedule that cannot be saved.
     """
     exponents = {"cross-entropy": (0.0, 0.0), "gce": (recipe.gce_q,) * 2, "mae": (1.0, 1.0)}
     if name in LOSSES or name in FIXED:
@@ -89,8 +96,9 @@ def build_loss(name: str, recipe: Recipe, total_steps: int) -> Any:
             target_shift="fading" if name == "dal-shifted" else None,
             watch=False,
         )
-    if name in FAMILY:
-        return FamilyLoss(FAMILY[name])
+    family_name, _, settings = name.partition(":")
+    if family_name in FAMILY and (settings or name == family_name):
+        return FamilyLoss(_with_settings(name, FAMILY[family_name], settings))
     found = _imported(name)
     if not callable(found):
         raise UsageError(f"loss {name} must be callable, got {type(found).__name__}")
@@ -129,11 +137,45 @@ def checked_loss(loss: Any, name: str, logits: Tensor, labels: Tensor, weights: 
     return value
 
 
+def _with_settings(name: str, function: Any, settings: str) -> Any:
+    """The function with settings "KNOB=VALUE,KNOB=VALUE", tried on a row, so that a wrong one is found before training.
+
+    Raises:
+        UsageError: there is no such setting, or a value is not accepted.
+    """
+    own = [knob for knob in inspect.signature(function).parameters if knob not in NO_SETTINGS]
+    values: dict[str, Any] = {}
+    for setting in settings.split(",") if settings else ():
+        knob, equals, value = setting.partition("=")
+        if not (knob and equals and value) or knob in values:
+            raise UsageError(f"loss {name} must be NAME:KNOB=VALUE,KNOB=VALUE with each knob once, got {setting!r}")
+        if knob not in (*own, *SHARED_SETTINGS):
+            accepted = ", ".join([*own, *SHARED_SETTINGS])
+            raise UsageError(f"loss {name}: the settings of {name.partition(':')[0]} are {accepted}, got {knob!r}")
+        values[knob] = _number_or_word(value)
+    adjusted = partial(function, **values)
+    try:
+        adjusted(torch.zeros(1, 2), torch.zeros(1, dtype=torch.long))
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"loss {name} cannot be made: {error}") from error
+    return adjusted
+
+
+def _number_or_word(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value
+
+
 def _imported(name: str) -> Any:
     module, _, attribute = name.partition(":") if ":" in name else name.rpartition(".")
     if not module or not attribute:
         names = ", ".join(dict.fromkeys([*LOSSES, *FIXED, *FAMILY]))
-        raise UsageError(f"losses must be among {names}, or package.module:attribute, got {name!r}")
+        raise UsageError(
+            f"losses must be among {names}, a loss of the family with settings such as jensen-shannon:pi=0.3, or "
+            f"package.module:attribute, got {name!r}"
+        )
     try:
         found: Any = import_module(module)
         for part in attribute.split("."):
