@@ -1,0 +1,37 @@
+"""The benchmark of tuned losses: one budget for all, nothing chosen by the test, and nothing trained twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import tuned
+from dal_kernels.training.losses import build_loss
+from dal_kernels.training.recipes import recipe_for
+
+
+@pytest.mark.parametrize("name", tuned.VARIANTS)
+def test_every_loss_has_the_same_number_of_trials_all_different(name: str) -> None:
+    trials = tuned.trials(name, 0.1)
+    assert len({str(trial) for trial in trials}) == len(trials) == 12
+    for trial in trials:
+        build_loss(trial.loss, recipe_for("digits", **trial.changes), total_steps=3)
+
+
+def test_the_validation_chooses_and_a_second_call_trains_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tuned, "WEIGHT_DECAYS", (0.0,))
+    monkeypatch.setattr(tuned, "MANY_RATES", (1e-4, 1.0))  # the first learns nothing in an epoch
+    call = ["--epochs", "1", "--noise", "0.2", "--losses", "Fisher-Rao", "--seeds", "0", "--out", str(tmp_path)]
+    tuned.main(call)
+    said = capsys.readouterr().out
+    assert "fisher-rao, learning_rate 0.1, weight_decay 0" in said
+    trained = (tmp_path / "digits.jsonl").read_bytes()
+    assert trained.count(b"\n") == 3  # two trials, and one seed of the chosen
+    monkeypatch.setattr(tuned.training, "run_training", None)
+    tuned.main(call)
+    assert capsys.readouterr().out == said
+    assert (tmp_path / "digits.jsonl").read_bytes() == trained
+    assert (tmp_path / "digits.md").read_text(encoding="utf-8") == said.rstrip("\n") + "\n"
