@@ -66,7 +66,7 @@ def _code(text: str) -> str:
 def _tests(selection: str) -> Callable[[Path, float], Outcome]:
     def work(folder: Path, limit: float) -> Outcome:
         # Only where there are such tests, because collecting all takes as long as many of them.
-        files = [str(path) for path in sorted((ROOT / "tests").glob("test_*.py")) if MARK in path.read_text("utf-8")]
+        files = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if MARK in path.read_text("utf-8")]
         command = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "--tb=short", "-p", "no:cacheprovider"]
         workers = ["-n", "auto", "--maxprocesses", "8"]
         ended = run([*command, *workers, "-k", selection, *files], limit, folder / "output.txt")
@@ -121,7 +121,7 @@ def _sanitizer(tool: str) -> Callable[[Path, float], Outcome]:
             return Outcome("left out", "compute-sanitizer is not installed: it comes with the CUDA toolkit.")
         watched = [program, "--tool", tool, "--target-processes", "all", "--error-exitcode", str(FOUND_ERRORS)]
         tests = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "--tb=line", "-p", "no:cacheprovider"]
-        ended = run([*watched, *tests, "-k", SAMPLE, "tests/test_gpu.py"], limit, folder / "output.txt")
+        ended = run([*watched, *tests, "-k", SAMPLE, "tests/kernels/test_gpu.py"], limit, folder / "output.txt")
         return _watched(ended)
 
     return work
