@@ -6,7 +6,6 @@ import importlib.util
 import json
 import math
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from benchmarks.micro.contenders import (
 )
 from benchmarks.micro.results import BenchmarkError, Cell, Results, Spread
 from dal_kernels import reference
+from support.children import printed_by
 
 devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the peak of the resident set is Linux's")
@@ -268,8 +268,7 @@ def three():
 instruments.return_memory()
 print(*(instruments.peak(call, "cpu") for call in (source.clone, three, lambda: None)))
 """
-    result = subprocess.run([sys.executable, "-c", program], cwd=run.ROOT, capture_output=True, text=True, check=True)
-    one, three, none = map(int, result.stdout.split())
+    one, three, none = map(int, printed_by("-c", program).split())
     assert one == pytest.approx(size, rel=0.05)
     assert three == pytest.approx(3 * size, rel=0.05)
     assert none < 0.05 * size
@@ -401,7 +400,7 @@ def test_a_missing_package_is_asked_for_before_anything_is_measured(
 
 def test_the_command_is_imported_without_matplotlib() -> None:
     code = "import sys; sys.modules['matplotlib'] = None; import benchmarks.micro.__main__"
-    subprocess.run([sys.executable, "-c", code], cwd=run.ROOT, check=True)
+    printed_by("-c", code)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -38,7 +35,7 @@ from dal_kernels.distributed import (
     class_parallel_loss,
     class_parallel_row_statistics,
 )
-from support.children import PATIENCE, ROOT
+from support.children import torchrun
 from support.ranks import C, Collectives, N, case, close, finished_ranks, names_of, raises, report, upstream_of
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without torch.distributed")
@@ -371,15 +368,7 @@ def test_without_a_group_there_is_nothing_to_split_over() -> None:
 
 
 def test_the_example_learns() -> None:
-    command = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "benchmarks.split_classes"]
-    result = subprocess.run(
-        [sys.executable, "-m", *command],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
+    result = torchrun("-m", "benchmarks.split_classes")
     found = re.search(r"2 processes, 101 classes: training accuracy ([\d.]+)%", result.stdout)
     assert found, result.stderr[-3000:]
     assert float(found[1]) > 70

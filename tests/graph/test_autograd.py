@@ -9,13 +9,11 @@ import torch
 from torch import Tensor
 
 from dal_kernels import dynamics_aware_loss
-from support.truth import DTYPES, make_case
+from support.axes import bootstraps, dtypes, reductions
+from support.truth import make_case
 
 # Both ways, because each makes a node of the autograd graph.
 pytestmark = pytest.mark.usefixtures("way")
-
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
-reductions = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 
 
 def leaf_and_loss(backend: str, dtype: torch.dtype, reduction: str, **options: object) -> tuple[Tensor, Tensor]:
@@ -199,7 +197,7 @@ def test_forward_mode_differentiation_is_not_lost(fused: str) -> None:
     torch.testing.assert_close(tangent, EXPECTED["jvp"](logits, target))
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@reductions
 def test_batched_jacobians(fused: str, reduction: str) -> None:
     """vmap over the backward: there is no value of the upstream gradient to look at."""
     logits, target = torch.randn(6, 5, dtype=torch.float64), torch.randint(5, (6,))
@@ -214,7 +212,7 @@ def test_batched_jacobians(fused: str, reduction: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize("bootstrap", ["soft", "hard"])
+@bootstraps
 def test_statistics_may_be_edited_before_the_backward(
     fused: str, dtype: torch.dtype, reduction: str, bootstrap: str
 ) -> None:

@@ -13,9 +13,8 @@ from dal_kernels import dynamics_aware_loss
 from dal_kernels.objective import Objective
 from dal_kernels.objectives import dynamics_aware, dynamics_aware_hard, normalized_and_absolute
 from dal_kernels.ops import KERNELS
-from support.truth import DTYPES, make_case
-
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+from support.axes import dtypes
+from support.truth import make_case
 
 
 @pytest.fixture(autouse=True)

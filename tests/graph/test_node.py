@@ -24,9 +24,10 @@ from dal_kernels import DynamicsAwareLoss, dynamics_aware_loss, extensions, node
 from dal_kernels.arguments import RowStats
 from dal_kernels.backends import choose
 from dal_kernels.functional import loss_of
-from dal_kernels.objectives import OBJECTIVES, dynamics_aware
+from dal_kernels.objectives import dynamics_aware
 from dal_kernels.pace import pace_numbers
-from support.truth import DTYPES, make_case
+from support.axes import dtypes, objectives, reductions
+from support.truth import make_case
 
 pytestmark = pytest.mark.skipif(node.short_way is None, reason=f"no autograd node: {node.error}")
 CASE = make_case(12, 40)
@@ -63,8 +64,8 @@ def tensors_of(result: Any) -> tuple[Tensor, ...]:
 
 @pytest.mark.parametrize("stats", [False, True], ids=["loss", "with statistics"])
 @pytest.mark.parametrize("upstream", [1.0, -0.75])
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@reductions
+@dtypes
 def test_both_ways_give_the_same_bits(
     fused: str, dtype: torch.dtype, reduction: str, upstream: float, stats: bool, took: list[bool],
     monkeypatch: pytest.MonkeyPatch,
@@ -89,7 +90,7 @@ def test_both_ways_give_the_same_bits(
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: objective.name)
+@objectives
 def test_each_loss_of_the_table_takes_the_short_way(
     fused: str, objective: Any, took: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,7 +109,7 @@ def test_each_loss_of_the_table_takes_the_short_way(
 
 
 @pytest.mark.parametrize("labels", [torch.int64, torch.int32, torch.uint8], ids=str)
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@reductions
 @pytest.mark.parametrize("shape", [(12, 21), (3, 21, 4), (2, 21, 2, 3)], ids=str)
 def test_labels_of_images_take_the_short_way(
     fused: str, shape: tuple[int, ...], reduction: str, labels: torch.dtype, took: list[bool],
@@ -164,7 +165,7 @@ def test_without_a_gradient(grad: Any, fused: str, took: list[bool], monkeypatch
 
 @pytest.mark.parametrize("leaf", [True, False], ids=["with a gradient", "without"])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@dtypes
 def test_a_schedule_is_told_on_the_way(
     fused: str, dtype: torch.dtype, reduction: Any, leaf: bool, took: list[bool]
 ) -> None:

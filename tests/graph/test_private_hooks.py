@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 
-from support.children import ROOT
+from support.children import ROOT, printed_by
 
 # By the name that `getattr` takes: where it lies, and whether it is asked at each call (else once, at import).
 HOOKS = {
@@ -75,14 +72,7 @@ print("done")
 @pytest.mark.parametrize("name", HOOKS)
 def test_without_it_gradients_are_right_or_refused(name: str) -> None:
     place, at_call = HOOKS[name]
-    result = subprocess.run(
-        [sys.executable, "-c", PROGRAM, place, name, str(at_call)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
-        capture_output=True,
-        text=True,
-    )
-    assert result.stdout.endswith("done\n"), result.stdout + result.stderr
+    assert printed_by("-c", PROGRAM, place, name, str(at_call)).endswith("done\n")
 
 
 def test_every_private_function_that_is_asked_has_a_case() -> None:

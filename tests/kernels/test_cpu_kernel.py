@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,11 +12,10 @@ from torch import Tensor
 
 from dal_kernels import RowStats, available_backends, dynamics_aware_loss
 from dal_kernels.ops import KERNELS
+from support.axes import DTYPES, bootstraps, dtypes, halves
 from support.capabilities import CAPABILITIES, available_capabilities
-from support.children import ROOT, run_pytest
-from support.truth import DTYPES, HALVES, Case, make_case
-
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+from support.children import printed_by, run_pytest
+from support.truth import Case, make_case
 
 # Few long rows (threads share a row), many short ones (groups of rows), blocks of 4096 with and without a rest.
 SHAPES = [(1, 1), (3, 300_000), (2, 8192), (5, 4097), (40, 4099), (300, 1000), (4000, 14), (64, 257)]
@@ -56,7 +53,7 @@ def test_bits_do_not_depend_on_the_run_or_the_number_of_threads(
             assert_same_bits(caller.submit(everything, case, reduction, "soft").result(), expected)
 
 
-@pytest.mark.parametrize("bootstrap", ["soft", "hard"])
+@bootstraps
 def test_concurrent_calls_give_the_same_bits(fused: str, bootstrap: str) -> None:
     cases = [make_case(*shape, dtype, seed=seed) for seed in range(2) for shape in SHAPES[1:] for dtype in DTYPES[:3]]
     expected = [everything(case, "mean", bootstrap) for case in cases]
@@ -104,8 +101,7 @@ print(json.dumps({{
     for part in ("step", "forward")
 }}))
 """
-    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    found: dict[str, float] = json.loads(result.stdout)
+    found: dict[str, float] = json.loads(printed_by("-c", program))
     return found
 
 
@@ -165,7 +161,7 @@ def test_forward_without_gradient_allocates_none(fused: str) -> None:
     assert gradient.shape == (32, 100)
 
 
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@halves
 def test_every_half_value_is_read_and_written_exactly(fused: str, dtype: torch.dtype) -> None:
     """All 65536 bit patterns as logits of two-class rows whose gradient is known from float32."""
     bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)

@@ -22,6 +22,7 @@ from dal_kernels.fields import Reduction
 from dal_kernels.functional import loss_of
 from dal_kernels.objectives import dynamics_aware
 from dal_kernels.pace import pace_numbers
+from support.axes import bootstraps
 from support.children import SHARED, run_pytest
 from support.counting import hold_step
 from support.marks import needs_emulator
@@ -91,7 +92,7 @@ LAYOUTS = {
 
 
 @needs_emulator
-@pytest.mark.parametrize("bootstrap", ["soft", "hard"])
+@bootstraps
 @pytest.mark.parametrize("shape", LAYOUTS, ids=str)
 def test_every_layout_matches_truth(shape: tuple[int, int], bootstrap: str) -> None:
     case = make_case(*shape, bootstrap=bootstrap)
@@ -140,7 +141,7 @@ def test_the_ticket_is_left_at_zero(shape: tuple[int, int], monkeypatch: pytest.
 
 
 @needs_emulator
-@pytest.mark.parametrize("bootstrap", ["soft", "hard"])
+@bootstraps
 @pytest.mark.parametrize(("classes", "dtype"), [(2052, "f32"), (20_001, "f32"), (32_768, "bf16"), (2049, "f16")])
 def test_a_cluster_of_one_block_matches_truth(classes: int, dtype: str, bootstrap: str) -> None:
     case = make_case(3, classes, {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}[dtype])
@@ -174,7 +175,7 @@ def test_any_alignment_of_rows(classes: int, offset: int, apart: int, dtype: tor
 
 @needs_emulator
 @pytest.mark.sampled(3)
-@pytest.mark.parametrize("bootstrap", ["soft", "hard"])
+@bootstraps
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_few_long_rows_are_shared(dtype: torch.dtype, bootstrap: str, reduction: str) -> None:

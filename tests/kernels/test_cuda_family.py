@@ -9,6 +9,7 @@ from benchmarks import cuda_emulator
 from dal_kernels import ops
 from dal_kernels.objective import Objective
 from dal_kernels.objectives import OBJECTIVES
+from support.axes import objectives
 from support.family import KNOBS
 from support.family_truth import hold
 from support.marks import needs_emulator
@@ -33,7 +34,7 @@ def varied(objective: Objective, rows: int) -> tuple[torch.Tensor, ...]:
 @pytest.mark.sampled(7)
 @dtypes
 @pytest.mark.parametrize("shape", [(40, 10), (9, 100), (9, 1000), (3, 20_011)], ids=str)
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: objective.name)
+@objectives
 def test_every_loss_matches_its_formula(objective: Objective, shape: tuple[int, int], dtype: torch.dtype) -> None:
     mean = make_case(*shape, dtype, ignore_index=1, reduction="mean")
     mean.target[-1] = 1

@@ -8,7 +8,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from support.truth import DTYPES, Case, check, random_upstream
+from support.axes import DTYPES
+from support.truth import Case, check, random_upstream
 
 
 @st.composite

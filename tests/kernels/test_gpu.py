@@ -16,7 +16,8 @@ from dal_kernels import DynamicsAwareLoss, available_backends, dynamics_aware_lo
 from dal_kernels.backends.choose import cuda_runs_on
 from dal_kernels.layouts import MOST_APART_ON_GPU
 from dal_kernels.ops import KERNELS
-from support.truth import CLASSES, DTYPES, Case, check, gradient_bound, make_case, random_upstream, relative_error
+from support.axes import CLASSES, bootstraps, dtypes, reductions
+from support.truth import Case, check, gradient_bound, make_case, random_upstream, relative_error
 
 pytestmark = pytest.mark.gpu
 
@@ -33,7 +34,6 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 
 # Approximate exponentials and logarithms are off by 1 or 2 ulp on the device: the bounds of truth.py allow for it.
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 
 
 def on_gpu(case: Case) -> Case:
@@ -53,8 +53,8 @@ def step(
 
 @dtypes
 @pytest.mark.parametrize("classes", [*CLASSES, LONG, 300_000])
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("bootstrap", ["soft", "hard"])
+@reductions
+@bootstraps
 def test_matches_truth(backend: str, classes: int, dtype: torch.dtype, reduction: str, bootstrap: str) -> None:
     case = on_gpu(make_case(33, classes, dtype, reduction=reduction, bootstrap=bootstrap))
     case.target[5] = -100
@@ -241,7 +241,7 @@ IMAGES = [(2, 21, 64, 64), (3, 19, 33, 7), (2, 150, 40, 30), (1, MOST_APART_ON_G
 @dtypes
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize("bootstrap", ["soft", "hard"])
+@bootstraps
 @pytest.mark.parametrize("shape", IMAGES, ids=str)
 def test_images_match_truth(
     backend: str, shape: tuple[int, ...], dtype: torch.dtype, reduction: str, bootstrap: str, channels_last: bool

@@ -20,6 +20,7 @@ from benchmarks.executor import load
 from dal_kernels import dynamics_aware_loss, ops
 from dal_kernels.layouts import MOST_APART_ON_GPU
 from dal_kernels.pace import pace_numbers
+from support.axes import bootstraps
 from support.children import run_pytest
 from support.marks import needs_emulator, needs_executor
 from support.truth import gradient_bound, relative_error
@@ -152,7 +153,7 @@ def test_anything_may_stand_in_an_ignored_row(gpu: tuple[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("bootstrap", ["soft", "hard"])
+@bootstraps
 def test_a_gradient_that_is_made_in_the_backward(gpu: tuple[str, Any], bootstrap: str, dtype: torch.dtype) -> None:
     backend, launches = gpu
     logits, target = make((2, 70, 33), dtype)

@@ -12,11 +12,11 @@ from torch import Tensor
 from dal_kernels import RowStats, dynamics_aware_loss
 from dal_kernels.functional import loss_of
 from dal_kernels.objective import Objective
-from dal_kernels.objectives import OBJECTIVES
 from dal_kernels.ops import KERNELS
+from support.axes import bootstraps, dtypes, objectives
 from support.family import KNOBS
 from support.family_truth import upstream_of
-from support.truth import DTYPES, LOSS_SLACK, gradient_bound, relative_error
+from support.truth import LOSS_SLACK, gradient_bound, relative_error
 
 # The shape of a leaf, and the view of it that are the logits.
 LAYOUTS: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Tensor]]] = {
@@ -40,7 +40,6 @@ LAYOUTS: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Tensor]]] = {
     "one image again and again": ((1, 7, 33), lambda z: z.expand(4, 7, 33)),
 }
 layouts = pytest.mark.parametrize("layout", LAYOUTS)
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 
 
 def make(layout: str, dtype: torch.dtype) -> tuple[Tensor, Callable[[Tensor], Tensor], Tensor]:
@@ -63,7 +62,7 @@ def outcome(run: Callable[[Tensor], Tensor], leaf: Tensor, view: Callable[[Tenso
 @layouts
 @dtypes
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: objective.name)
+@objectives
 def test_every_loss_matches_truth(
     objective: Objective, reduction: str, dtype: torch.dtype, layout: str, fused: str
 ) -> None:
@@ -85,7 +84,7 @@ def test_every_loss_matches_truth(
 
 
 @layouts
-@pytest.mark.parametrize("bootstrap", ["soft", "hard"])
+@bootstraps
 def test_statistics_are_those_of_flat_rows(layout: str, bootstrap: str, fused: str) -> None:
     leaf, view, target = make(layout, torch.float32)
     logits = view(leaf).clone()

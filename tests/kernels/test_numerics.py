@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dal_kernels import dynamics_aware_loss
+from support.axes import CLASSES, bootstraps, dtypes, reductions
 from support.truth import (
-    CLASSES,
-    DTYPES,
     NOTHING_TO_DIVIDE_BY,
     Case,
     check,
@@ -24,12 +23,6 @@ from support.truth import (
     relative_error,
     run,
 )
-
-REDUCTIONS = ("mean", "sum", "none")
-BOOTSTRAPS = ("soft", "hard")
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
-bootstraps = pytest.mark.parametrize("bootstrap", BOOTSTRAPS)
-reductions = pytest.mark.parametrize("reduction", REDUCTIONS)
 
 
 @pytest.mark.parametrize("classes", CLASSES)

@@ -16,6 +16,7 @@ from dal_kernels.objective import Objective
 from dal_kernels.objectives import dynamics_aware, dynamics_aware_hard, joint_asymmetric
 from dal_kernels.ops import KERNELS
 from dal_kernels.pace import PaceNumbers
+from support.axes import reductions
 from support.truth import make_case
 
 # q, weight, confidence, agreement, bound, opening.
@@ -100,7 +101,7 @@ def call_of(name: str, reduction: str, numbers: PaceNumbers, ignored: slice | No
 @pytest.mark.parametrize("ignored", [slice(1, None, 4), slice(None)], ids=["some", "all"])
 @pytest.mark.parametrize("every", [1, 3])
 @pytest.mark.parametrize("want_gradient", [True, False])
-@pytest.mark.parametrize("reduction", REDUCTIONS)
+@reductions
 @pytest.mark.parametrize("name", CALLS)
 def test_a_loss_that_is_followed_by_the_pace_is_both(
     name: str, reduction: str, want_gradient: bool, every: int, ignored: slice, fused: str
@@ -179,7 +180,7 @@ def test_the_operators_are_what_their_schemas_say(dtype: torch.dtype, fused: str
     torch.library.opcheck(KERNELS[fused].keep_pace, (numbers, 0.9, 0.1, 1.5, 1.0))
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
+@reductions
 @pytest.mark.parametrize("name", ["one block", "lanes", "a wide loss"])
 def test_the_operator_of_both_is_what_its_schema_says(name: str, reduction: str, fused: str) -> None:
     numbers = numbers_of(STATES["wrong labels"])

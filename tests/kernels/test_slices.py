@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from dal_kernels import arguments
 from dal_kernels.objectives import dynamics_aware_of
 from dal_kernels.slices import IGNORED, Statistics, fields_of, finish, gradient, merge, statistics
+from support.axes import bootstraps, dtypes
 from support.truth import (
-    DTYPES,
     LOSS_SLACK,
     NOTHING_TO_DIVIDE_BY,
     Case,
@@ -26,9 +26,6 @@ from support.truth import (
     relative_error,
     true_outcome,
 )
-
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
-bootstraps = pytest.mark.parametrize("bootstrap", ["soft", "hard"])
 
 
 def stacked(slices: list[Statistics]) -> Statistics:

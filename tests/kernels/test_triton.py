@@ -15,6 +15,7 @@ import torch
 
 from dal_kernels import dynamics_aware_loss
 from dal_kernels.backends.triton.plan import LaunchPlan, plan_backward, plan_forward
+from support.axes import bootstraps
 from support.children import SHARED, run_pytest
 from support.counting import hold_step
 from support.marks import needs_executor
@@ -85,7 +86,7 @@ def test_a_step_executes_no_more_than_this(gpuless: ModuleType, case: tuple[int,
 
 
 @needs_executor
-@pytest.mark.parametrize("bootstrap", ["soft", "hard"])
+@bootstraps
 @pytest.mark.parametrize("bootstrap_weight", [0.0, 0.5])
 def test_many_long_rows_take_a_program_each(gpuless: ModuleType, bootstrap: str, bootstrap_weight: float) -> None:
     case = make_case(260, 33_000, bootstrap=bootstrap)
@@ -98,7 +99,7 @@ def test_many_long_rows_take_a_program_each(gpuless: ModuleType, bootstrap: str,
 
 @needs_executor
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("bootstrap", ["soft", "hard"])
+@bootstraps
 @pytest.mark.parametrize("classes", [16_385, 32_768])
 def test_a_row_in_tiles_is_read_once(gpuless: ModuleType, classes: int, bootstrap: str, dtype: torch.dtype) -> None:
     """As it is trained with: the shared tests ask for statistics too, which is another variant."""

@@ -18,12 +18,9 @@ from dal_kernels import dynamics_aware_loss, linear_dynamics_aware_loss
 from dal_kernels.fields import GRADIENT_FIELDS, NARROW_FIELDS
 from dal_kernels.linear_ops import _linear_gradient, _linear_loss, linear_gradient, linear_loss
 from dal_kernels.ops import KERNELS
+from support.axes import HALVES, bootstraps, dtypes, halves, reductions
 from support.layers import C, D, N, fused_layer, gradients, layer, two_steps
-from support.truth import DTYPES, HALVES, SLACK, make_case, relative_error
-
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
-reductions = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-bootstraps = pytest.mark.parametrize("bootstrap", ["soft", "hard"])
+from support.truth import SLACK, make_case, relative_error
 
 
 @pytest.mark.sampled(5)
@@ -53,7 +50,7 @@ def test_matches_truth(backend: str, dtype: torch.dtype, reduction: str, bootstr
     assert stats.target_prob.shape == true_stats.target_prob.shape
 
 
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@halves
 def test_sums_of_halves_are_kept_in_float32(fused: str, dtype: torch.dtype) -> None:
     """256 chunks added up in the dtype of the weight lose what float32 keeps."""
     given = layer(dtype, rows=512, classes=20)
@@ -174,7 +171,7 @@ def test_features_stand_where_classes_stand_in_logits(backend: str, shape: tuple
 
 
 @reductions
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@halves
 def test_autocast_makes_logits_as_f_linear_does(fused: str, dtype: torch.dtype, reduction: str) -> None:
     given = layer()
     with torch.autocast("cpu", dtype=dtype):

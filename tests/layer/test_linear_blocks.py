@@ -17,7 +17,7 @@ from dal_kernels.linear_blocks import Blocks, LayerInBlocks, blocks_of
 from dal_kernels.linear_chunks import Changes
 from dal_kernels.linear_ops import _linear_loss
 from support.truth import SLACK, relative_error
-from support.unfused import AFFINE, LOSSES, hold, layer
+from support.unfused import affine_losses, hold, layer, losses
 
 
 @pytest.fixture(params=[1, 8, 512], ids=lambda least: f"blocks of {least} and more")
@@ -38,7 +38,7 @@ def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> l
 
 
 @pytest.mark.sampled(7)
-@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: str(loss)[:60])
+@losses
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("softcap", [None, 2.5])
 def test_every_loss_in_blocks(blocks: list[Blocks], loss: Any, reduction: str, softcap: float | None) -> None:
@@ -49,7 +49,7 @@ def test_every_loss_in_blocks(blocks: list[Blocks], loss: Any, reduction: str, s
     assert blocks
 
 
-@pytest.mark.parametrize("loss", AFFINE, ids=lambda loss: str(loss)[:60])
+@affine_losses
 def test_two_labels_in_blocks(blocks: list[Blocks], loss: Any) -> None:
     hold(loss, layer((3, 7)) | {"mix": (layer((3, 7), seed=1)["target"], 0.3)}, "cpu")
     assert blocks

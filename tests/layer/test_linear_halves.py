@@ -14,10 +14,10 @@ from torch.utils._pytree import tree_leaves
 from dal_kernels import linear_chunks
 from dal_kernels.layer import chunk_row_bytes
 from dal_kernels.linear_ops import _linear_gradient, _linear_loss, linear_gradient, linear_loss
+from support.axes import halves
 from support.layers import C, D, fused_layer, gradients, layer, two_steps
-from support.truth import HALVES, SLACK, relative_error
+from support.truth import SLACK, relative_error
 
-halves = pytest.mark.parametrize("dtype", HALVES, ids=str)
 instructions = pytest.mark.parametrize("instructions", [False, True])
 
 

@@ -21,15 +21,14 @@ from dal_kernels import (
 )
 from dal_kernels.linear_ops import linear_gradient
 from dal_kernels.linear_ops import linear_loss as operator
-from support.truth import HALVES, SLACK, relative_error
-from support.unfused import AFFINE, LOSSES, C, D, gradients, hold, layer, of_backend, unfused
-
-losses = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: str(loss)[:60])
+from support.axes import HALVES, reductions
+from support.truth import SLACK, relative_error
+from support.unfused import LOSSES, C, D, affine_losses, gradients, hold, layer, losses, of_backend, unfused
 
 
 @pytest.mark.sampled(2)
 @losses
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@reductions
 def test_every_loss_takes_all_of_it(fused: str, loss: Any, reduction: str) -> None:
     given = layer((3, 7))
     given |= {"shift": 1, "softcap": 2.5, "reduction": reduction}
@@ -85,8 +84,8 @@ def test_any_shapes_strides_and_options(data: st.DataObject) -> None:
 
 
 @pytest.mark.sampled(5)
-@pytest.mark.parametrize("loss", AFFINE, ids=lambda loss: str(loss)[:60])
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@affine_losses
+@reductions
 @pytest.mark.parametrize("share", [0.3, "one a row", None], ids=str)
 def test_two_labels_and_smoothed_ones(backend: str, loss: Any, reduction: str, share: Any) -> None:
     given = layer((3, 5)) | {"shift": 1, "softcap": 3.0, "reduction": reduction}

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from dal_kernels import DynamicsAwareLoss, available_backends, dynamics_aware_loss, knobs, node, ops, reference
 from dal_kernels.backends import choose
+from support.axes import bootstraps, reductions
 
 # Both ways, because one of them hands what is wrong to the other.
 pytestmark = pytest.mark.usefixtures("way")
@@ -242,7 +243,7 @@ def test_values_differ_row_by_row(loss_of: Callable[..., Any]) -> None:
 
 
 @everywhere
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@reductions
 @pytest.mark.parametrize(
     ("shape", "ignored"),
     [((0, C), False), ((0, C, 2), False), ((N, C, 0), False), ((N, C), True), ((C,), True)],
@@ -306,8 +307,8 @@ def test_cpu_backend_takes_no_tensors_of_other_devices() -> None:
         call(dynamics_aware_loss, input=LOGITS.to("meta"), target=TARGET.to("meta"), backend="cpu")
 
 
-@pytest.mark.parametrize("bootstrap", ["soft", "hard"])
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@bootstraps
+@reductions
 @pytest.mark.parametrize("backend", ["auto", "cpu", "eager"])
 def test_every_backend_gives_what_the_reference_gives(backend: str, reduction: str, bootstrap: str) -> None:
     options = {"reduction": reduction, "bootstrap": bootstrap, "weight": torch.arange(1.0, C + 1), "ignore_index": 4}

@@ -15,13 +15,11 @@ import dal_kernels
 from dal_kernels.functional import loss_of
 from dal_kernels.losses.base import RobustLoss
 from dal_kernels.objective import Objective
-from dal_kernels.objectives import OBJECTIVES
+from support.axes import dtypes, objectives
 from support.family import KNOBS, gradient_of, module_of, rows_of
-from support.truth import DTYPES, LOSS_SLACK, gradient_bound, relative_error
+from support.truth import LOSS_SLACK, gradient_bound, relative_error
 
 A = -math.log(1e-4)
-objectives = pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: objective.name)
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 
 
 def nce(p: Tensor, own: Tensor) -> Tensor:

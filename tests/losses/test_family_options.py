@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import pickle
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -15,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import dal_kernels
-from benchmarks.micro.run import environment
 from dal_kernels import (
     CrossEntropyLoss,
     DynamicsAwareLoss,
@@ -36,10 +33,9 @@ from dal_kernels.losses.base import RobustLoss
 from dal_kernels.objective import Objective
 from dal_kernels.objectives import OBJECTIVES, row_statistics_of
 from dal_kernels.variations import varied_loss
-from support.children import PATIENCE, SUPPORT
+from support.axes import objectives
+from support.children import SUPPORT, printed_by
 from support.family import FAMILY, KNOBS, gradient_of, module_of, rows_of
-
-objectives = pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: objective.name)
 
 
 def close(found: Tensor, expected: Tensor, logits: Tensor) -> None:
@@ -57,10 +53,7 @@ def close(found: Tensor, expected: Tensor, logits: Tensor) -> None:
 def test_cross_entropy_is_torchs(backend: str) -> None:
     """In a process of its own, because torch's samples freeze torch's flags where they are imported."""
     pytest.importorskip("expecttest", reason="torch's samples need it")
-    command = [sys.executable, str(SUPPORT / "torch_samples.py"), backend]
-    result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=PATIENCE)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert int(result.stdout) > 20
+    assert int(printed_by(SUPPORT / "torch_samples.py", backend)) > 20
 
 
 @objectives

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from dal_kernels import DynamicsAwareLoss, DynamicsAwareSchedule, dynamics_aware_loss
+from support.axes import bootstraps, reductions
 
 CLASSES = 5
 CLASS_WEIGHT = torch.tensor([0.5, 2.0, 1.0, 0.25, 3.0])
@@ -48,8 +49,8 @@ def expected(module: DynamicsAwareLoss, t: float) -> tuple[float, ...]:
     return tuple(torch.tensor(value, dtype=torch.float32).item() for value in module.schedule.at(t))
 
 
-@pytest.mark.parametrize("bootstrap", ["soft", "hard"])
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@bootstraps
+@reductions
 def test_training_loop_follows_the_schedule(reduction: str, bootstrap: str) -> None:
     options = {"weight": CLASS_WEIGHT, "ignore_index": 2, "reduction": reduction, "bootstrap": bootstrap}
     module = criterion(**options)
@@ -76,7 +77,7 @@ def test_step_updates_the_tensors_in_place() -> None:
 
 
 @pytest.mark.parametrize("backend", ["auto", "eager"])
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@reductions
 def test_step_between_forward_and_backward_leaves_the_gradient_alone(reduction: str, backend: str) -> None:
     logits, target = batch(6, CLASSES)
     module = criterion(reduction=reduction, backend=backend)
@@ -159,7 +160,7 @@ def test_values_survive_a_visit_to_the_meta_device(back: Any) -> None:
 
 
 @pytest.mark.parametrize("shape", [(CLASSES,), (9, CLASSES), (4, CLASSES, 2, 3)], ids=str)
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@reductions
 @pytest.mark.parametrize(
     "options", [{}, {"weight": CLASS_WEIGHT}, {"ignore_index": 3}], ids=["plain", "weight", "ignore"]
 )
@@ -297,7 +298,7 @@ def test_step_within_compiled_code_compiles_nothing_anew() -> None:
     assert counts[2:] == [counts[1]] * 7  # the first two meet what is new
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@reductions
 def test_a_call_may_choose_its_reduction_and_ask_for_statistics(reduction: str) -> None:
     module, (logits, target) = criterion(weight=CLASS_WEIGHT, ignore_index=2), batch(6, CLASSES)
     module.step(8)

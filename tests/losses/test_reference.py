@@ -9,10 +9,11 @@ import torch
 from torch.nn import functional as F
 
 from dal_kernels import reference
+from support.axes import bootstraps, reductions
 
 
-@pytest.mark.parametrize("bootstrap", ["soft", "hard"])
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@bootstraps
+@reductions
 @pytest.mark.parametrize("official", [False, True])
 @pytest.mark.parametrize(("q", "bootstrap_weight"), [(0.0, 0.0), (0.4, 0.0), (1.0, 0.3), (1.5, 1.0)])
 def test_gradient_is_that_of_finite_differences(

@@ -11,10 +11,9 @@ from torch import Tensor
 from dal_kernels import focal_loss, generalized_cross_entropy_loss, row_statistics
 from dal_kernels.ops import KERNELS
 from dal_kernels.quantities import RowStatistics
+from support.axes import dtypes
 from support.family import gradient_of, rows_of
-from support.truth import DTYPES
 
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 QUANTITIES = RowStatistics._fields[:-1]
 # Of a gradient in its dtype, from sums in float32 or float64, relative to the true one.
 BOUNDS = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from dal_kernels import DynamicsAwareLoss, dynamics_aware_loss, linear_dynamics_aware_loss, reference
+from support.axes import reductions
 
 ROWS, CLASSES = 6, 5
 COUNTS = torch.tensor([1, 3, 2, 0, 1, 4])
 TARGET = torch.tensor([0, 4, 2, 1, -100, 3])
-
-reductions = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 
 
 def logits(*shape: int) -> Tensor:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ast
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from support.children import ROOT
+from support.children import ROOT, printed_by
 
 sys.path.append(str(ROOT / "csrc" / "hub"))
 import make_layout
@@ -54,9 +53,7 @@ def copies(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def test_two_copies_live_in_one_process(copies: list[Path], tmp_path: Path) -> None:
     """Where dal_kernels can be imported too, which neither may do."""
-    command = [sys.executable, "-c", TWICE, *map(str, copies)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    printed_by("-c", TWICE, *copies)
 
 
 def test_it_needs_the_standard_library_torch_and_triton_alone(copies: list[Path]) -> None:

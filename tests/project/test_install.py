@@ -14,8 +14,7 @@ import pytest
 import torch
 
 from dal_kernels import extensions
-
-ROOT = Path(__file__).parent.parent.parent
+from support.children import ROOT, printed_by
 
 
 @pytest.fixture
@@ -120,7 +119,7 @@ heavy = ("dal_kernels.training", "sklearn", "matplotlib", "PIL", "tqdm", "tabula
 found = [name for name in set(sys.modules) - before if name.startswith(heavy)]
 assert not found, found
 """
-    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+    printed_by("-c", program)
 
 
 @pytest.mark.parametrize(
@@ -327,4 +326,4 @@ assert "built from other sources" in reason and "pip install" in reason, reason
 warnings.simplefilter("ignore")
 assert dal_kernels.dynamics_aware_loss(torch.zeros(2, 3), torch.tensor([0, 1]), 0.7) > 0
 """
-    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+    printed_by("-c", program)

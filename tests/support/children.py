@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,18 @@ from filelock import FileLock
 
 from benchmarks.micro.run import environment
 
-__all__ = ["PATIENCE", "ROOT", "SHARED", "SUPPORT", "assert_passed", "made_once", "run_pytest"]
+__all__ = [
+    "PATIENCE",
+    "ROOT",
+    "SHARED",
+    "SUPPORT",
+    "assert_passed",
+    "made_once",
+    "printed_by",
+    "run_pytest",
+    "run_python",
+    "torchrun",
+]
 
 SUPPORT = Path(__file__).parent  # where the programs lie that tests start
 ROOT = SUPPORT.parent.parent
@@ -32,15 +44,41 @@ SHARED = tuple(
 )
 
 
-def run_pytest(*arguments: str | Path, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
-    """pytest in a process of its own, with these environment variables more; what it printed is text."""
+def run_python(
+    *arguments: str | Path, cwd: Path = ROOT, timeout: float | None = PATIENCE, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Python in a process of its own, with these environment variables more; what it printed is text.
+
+    It finds the package and the modules of this folder, wherever it runs.
+    """
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:randomly", *map(str, arguments)],
+        [sys.executable, *map(str, arguments)],
         cwd=cwd,
-        env=environment() | variables,
+        env=environment() | {"PYTHONPATH": path.rstrip(os.pathsep)} | variables,
         capture_output=True,
         text=True,
+        timeout=timeout,
     )
+
+
+def printed_by(*arguments: str | Path, **variables: str) -> str:
+    """What Python printed, which must have ended well."""
+    result = run_python(*arguments, **variables)
+    assert result.returncode == 0, result.stdout[-1000:] + result.stderr[-3000:]
+    return result.stdout
+
+
+def run_pytest(*arguments: str | Path, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
+    """pytest, for as long as it takes."""
+    options = ("-p", "no:cacheprovider", "-p", "no:randomly")
+    return run_python("-m", "pytest", *options, *arguments, cwd=cwd, timeout=None, **variables)
+
+
+def torchrun(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Two processes, of one thread each."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    return run_python(*launcher, *arguments, OMP_NUM_THREADS="1")
 
 
 def assert_passed(result: subprocess.CompletedProcess[str]) -> None:

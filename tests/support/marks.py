@@ -1,4 +1,4 @@
-"""Tests that need more than a Python: skipped, with the reason, where it is not there."""
+"""Tests that need more than a Python and torch: skipped, with the reason, where it is not there."""
 
 from __future__ import annotations
 

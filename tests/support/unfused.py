@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -120,3 +121,11 @@ AFFINE = [
     module_of("symmetric_cross_entropy_loss", label_smoothing=0.2),
     module_of("brier_loss", label_smoothing=0.3),
 ]
+
+
+def _name(loss: Any) -> str:
+    return str(loss)[:60]
+
+
+losses = pytest.mark.parametrize("loss", LOSSES, ids=_name)
+affine_losses = pytest.mark.parametrize("loss", AFFINE, ids=_name)

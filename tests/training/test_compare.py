@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import shlex
@@ -24,15 +23,9 @@ from dal_kernels.training.losses import LOSSES
 from dal_kernels.training.metrics import TIMINGS, EpochMetrics
 from dal_kernels.training.noise import parse_noise
 from dal_kernels.training.train import Trainer
+from support.trainings import needs_training, rows_of
 
-# The extra dal_kernels[training].
-for module in ("matplotlib", "sklearn", "tabulate", "tqdm"):
-    pytest.importorskip(module)
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+needs_training()
 
 
 # Enough to learn something with every loss.
@@ -54,7 +47,7 @@ def test_command_line_writes_metrics_table_and_figure(tmp_path: Path, capsys: py
     arguments = ["compare", "--epochs", "3", "--noise", "0.4", "0.6", "--seeds", "0", "--out", str(out)]
     assert main(arguments) == 0
     printed = capsys.readouterr().out
-    rows = read_rows(out / "digits.csv")
+    rows = rows_of(out / "digits.csv")
 
     assert [*rows[0]][:5] == ["data", "noise", "measured_noise", "loss", "seed"]
     assert {field.name for field in fields(EpochMetrics)} < set(rows[0])
@@ -89,7 +82,7 @@ def test_command_line_writes_metrics_table_and_figure(tmp_path: Path, capsys: py
             *("checkpoint.pt", "labels.npz", "metrics.csv", "metrics.jsonl", "run.json"),
             *("classes.csv", "config.yaml", "confusion.csv"),
         }
-    of_runs = [row for run in runs for row in read_rows(run / "metrics.csv")]
+    of_runs = [row for run in runs for row in rows_of(run / "metrics.csv")]
     assert sorted(map(str, of_runs)) == sorted(map(str, rows))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
@@ -12,15 +11,10 @@ import torch
 from dal_kernels.training import main
 from dal_kernels.training.confusion import save_confusion_figure
 from dal_kernels.training.evaluate import class_accuracies
+from support.trainings import needs_training, rows_of
 
 numpy = pytest.importorskip("numpy")
-for module in ("matplotlib", "sklearn", "tabulate", "tqdm"):
-    pytest.importorskip(module)
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+needs_training()
 
 
 @pytest.fixture(scope="module")

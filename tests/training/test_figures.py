@@ -13,9 +13,9 @@ from dal_kernels.training import Run, figures, main
 from dal_kernels.training.metrics import EpochMetrics
 from dal_kernels.training.noise import parse_noise
 from dal_kernels.training.summary import summarise
+from support.trainings import needs_training
 
-for module in ("matplotlib", "sklearn", "tabulate", "tqdm"):
-    pytest.importorskip(module)
+needs_training()
 
 
 def run(

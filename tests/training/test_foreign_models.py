@@ -16,12 +16,10 @@ from dal_kernels.training import UsageError, main
 from dal_kernels.training.data import DataSet
 from dal_kernels.training.data.base import TensorImages
 from dal_kernels.training.models import build_model
-from dal_kernels.training.parallel import World
 from dal_kernels.training.predict import load_trained
 from dal_kernels.training.recipes import recipe_for
 from dal_kernels.training.train import Trainer
-
-ALONE = World(0, 1, torch.device("cpu"))
+from support.trainings import ALONE, needs_training
 
 
 class Net(nn.Module):
@@ -147,8 +145,7 @@ def test_channels_last_changes_memory_and_not_what_is_learnt() -> None:
 
 
 def test_a_compiled_network_trains_and_is_saved_as_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("matplotlib", "sklearn", "tabulate", "tqdm"):
-        pytest.importorskip(module)
+    needs_training()
     graphs: list[Any] = []
 
     def backend(graph: Any, inputs: Any) -> Any:

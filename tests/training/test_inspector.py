@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import os
-import subprocess
-import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -23,10 +19,10 @@ from dal_kernels.training.inspect_report import auroc, precision_at
 from dal_kernels.training.inspection import COLUMNS, inspect
 from dal_kernels.training.noise import NoisyLabels
 from dal_kernels.training.train import Trainer
-from support.children import PATIENCE, ROOT
+from support.children import torchrun
+from support.trainings import needs_training, rows_of
 
-for module in ("matplotlib", "numpy", "sklearn", "tabulate", "tqdm"):
-    pytest.importorskip(module)
+needs_training()
 
 
 def visits(samples: int, classes: int, batches: int) -> list[tuple[Tensor, Tensor, RowStats]]:
@@ -166,11 +162,6 @@ def test_what_a_cpu_takes_is_there_before_it_is_read(monkeypatch: pytest.MonkeyP
 # --- what it finds
 
 
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 COMMAND = ["--data", "digits", "--noise", "0.3", "--epochs", "30"]
 
 
@@ -260,12 +251,7 @@ def test_a_killed_inspection_goes_on_as_one_left_alone(
 
 
 def test_two_processes_inspect_as_one(tmp_path: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    arguments = ["-m", "dal_kernels.training", "inspect", *COMMAND[:-1], "10", "--output", str(tmp_path)]
-    result = subprocess.run(
-        [*launcher, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE
-    )
+    result = torchrun("-m", "dal_kernels.training", "inspect", *COMMAND[:-1], "10", "--output", tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
     area, precision = quality(tmp_path)
     # Each process saw half of an epoch.

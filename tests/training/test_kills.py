@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +13,10 @@ import torch
 from dal_kernels.training import main
 from dal_kernels.training.checkpoint import save_checkpoint
 from dal_kernels.training.metrics import TIMINGS
-from support.children import PATIENCE, ROOT, SUPPORT
+from support.children import SUPPORT, printed_by
+from support.trainings import needs_training, rows_of
 
-for module in ("matplotlib", "sklearn", "tabulate", "tqdm"):
-    pytest.importorskip(module)
+needs_training()
 if not hasattr(os, "fork"):
     pytest.skip("needs fork", allow_module_level=True)
 
@@ -41,16 +38,7 @@ def flat(value: Any, name: str = "") -> dict[str, Any]:
 
 
 def test_a_training_killed_at_random_moments_ends_as_one_left_alone(tmp_path: Path) -> None:
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    process = subprocess.run(
-        [sys.executable, str(SUPPORT / "killed.py"), str(KILLS), str(os.getpid()), str(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
-    assert process.returncode == 0, process.stderr
-    hit = json.loads(process.stdout)
+    hit = json.loads(printed_by(SUPPORT / "killed.py", str(KILLS), str(os.getpid()), tmp_path, OMP_NUM_THREADS="1"))
     print(f"kills after so many epochs: {hit}")  # pytest -s shows it
     assert hit, "no kill came before the end"
     folders = [next((tmp_path / name).glob("*/*")) for name in ("alone", "killed")]
@@ -63,9 +51,8 @@ def test_a_training_killed_at_random_moments_ends_as_one_left_alone(tmp_path: Pa
             same = torch.equal(found[place], value) if isinstance(value, torch.Tensor) else found[place] == value
             assert same, (name, place, hit)
     for name in ("metrics.csv", "classes.csv", "confusion.csv"):
-        alone, killed = ((folder / name).open(newline="", encoding="utf-8") for folder in folders)
-        with alone, killed:
-            assert untimed(list(csv.DictReader(killed))) == untimed(list(csv.DictReader(alone))), (name, hit)
+        alone, killed = (rows_of(folder / name) for folder in folders)
+        assert untimed(killed) == untimed(alone), (name, hit)
     assert {path.name for path in folders[1].iterdir()} == {path.name for path in folders[0].iterdir()}, "no scraps"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,9 +13,9 @@ from dal_kernels.training import TrainingConfig, UsageError, main
 from dal_kernels.training.checkpoint import save_checkpoint
 from dal_kernels.training.metrics import EpochMetrics
 from dal_kernels.training.train import Trainer
+from support.trainings import needs_training, rows_of
 
-for module in ("matplotlib", "sklearn", "tabulate", "tqdm"):
-    pytest.importorskip(module)
+needs_training()
 
 
 def train(out: Path, logger: str, *arguments: str, epochs: int = 2) -> int:
@@ -27,8 +26,7 @@ def train(out: Path, logger: str, *arguments: str, epochs: int = 2) -> int:
 def measured(out: Path) -> dict[int, float]:
     """Test accuracies by epoch, of the one run."""
     (path,) = out.glob("*/*/metrics.csv")
-    with path.open(newline="", encoding="utf-8") as file:
-        return {int(row["epoch"]): float(row["test_accuracy"]) for row in csv.DictReader(file)}
+    return {int(row["epoch"]): float(row["test_accuracy"]) for row in rows_of(path)}
 
 
 class Service:

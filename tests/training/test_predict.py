@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import re
@@ -16,20 +15,12 @@ from dal_kernels.training import TrainingConfig, UsageError, main, parse, progre
 from dal_kernels.training.data import DataSet, load_data
 from dal_kernels.training.loader import evaluation_loader, held_out
 from dal_kernels.training.metrics import count_hits
-from dal_kernels.training.parallel import World
 from dal_kernels.training.predict import find_checkpoint, load_trained
 from dal_kernels.training.recipes import recipe_for
 from dal_kernels.training.train import Trainer
+from support.trainings import ALONE, needs_training, rows_of
 
-for module in ("matplotlib", "numpy", "sklearn", "tabulate", "tqdm"):
-    pytest.importorskip(module)
-
-ALONE = World(0, 1, torch.device("cpu"))
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+needs_training()
 
 
 @pytest.fixture(scope="module")

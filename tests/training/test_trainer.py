@@ -7,8 +7,6 @@ import os
 import pickle
 import shlex
 import signal
-import subprocess
-import sys
 import warnings
 import weakref
 from dataclasses import replace
@@ -28,12 +26,11 @@ from dal_kernels.training.parallel import World
 from dal_kernels.training.recipes import recipe_for
 from dal_kernels.training.run import CHECKPOINT
 from dal_kernels.training.train import Trainer
-from support.children import PATIENCE, ROOT, SUPPORT
+from support.children import SUPPORT, run_python, torchrun
 from support.jittered import jittered
+from support.trainings import needs_training
 
-# The extra dal_kernels[training].
-for module in ("matplotlib", "sklearn", "tabulate", "tqdm"):
-    pytest.importorskip(module)
+needs_training()
 
 
 def saved(folder: Path) -> dict[str, Any]:
@@ -41,10 +38,6 @@ def saved(folder: Path) -> dict[str, Any]:
     state: dict[str, Any] = torch.load(path, weights_only=True)
     state["history"] = [{k: v for k, v in epoch.items() if k not in TIMINGS} for epoch in state["history"]]
     return state
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
 
 
 def trainer_on(data: DataSet, loss: str = "dal", **changes: Any) -> Trainer:
@@ -69,18 +62,6 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
         assert torch.equal(found["optimizer"]["state"][name]["momentum_buffer"], state["momentum_buffer"])
 
 
-def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Two processes."""
-    return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
-
-
 # --- killed and resumed
 
 
@@ -91,12 +72,7 @@ def test_a_run_killed_and_resumed_ends_as_one_left_alone(
     command = "train --data jittered --preset digits --noise 0.4 --epochs 4 --momentum 0.9 --schedule cosine "
     command += f"--loss-step iteration --workers {workers} --out"
     killed, left_alone = tmp_path / "killed", tmp_path / "left alone"
-    process = subprocess.run(
-        [sys.executable, str(SUPPORT / "jittered.py"), "3", *command.split(), str(killed)],
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        timeout=PATIENCE,
-    )
+    process = run_python(SUPPORT / "jittered.py", "3", *command.split(), killed, OMP_NUM_THREADS="1")
     assert process.returncode == -signal.SIGKILL
     assert len(saved(killed)["history"]) == 2
 
@@ -203,7 +179,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
 
 
 def test_processes_go_on_from_what_the_first_one_finds(tmp_path: Path) -> None:
-    result = torchrun(str(SUPPORT / "nodes.py"), str(tmp_path))
+    result = torchrun(SUPPORT / "nodes.py", tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
     assert_same(saved(tmp_path / "0" / "stopped"), saved(tmp_path / "0" / "left alone"))
     assert not (tmp_path / "1").exists(), "one process writes"

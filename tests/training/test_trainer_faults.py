@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import sys
 from pathlib import Path
@@ -22,16 +21,11 @@ from dal_kernels.training.inspection import inspect
 from dal_kernels.training.parallel import World
 from dal_kernels.training.recipes import recipe_for
 from dal_kernels.training.train import Trainer
+from support.trainings import needs_training, rows_of
 
-for module in ("matplotlib", "numpy", "sklearn", "tabulate", "tqdm"):
-    pytest.importorskip(module)
+needs_training()
 
 numpy: Any = pytest.importorskip("numpy")
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def features(path: Path, rows: int = 200, **arrays: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,11 +20,11 @@ from dal_kernels.training.data.unlabelled import samples_of
 from dal_kernels.training.metrics import EpochMetrics
 from dal_kernels.training.predict import PredictConfig
 from dal_kernels.training.records import Run, write_metrics
+from support.trainings import needs_training, rows_of
 
 numpy: Any = pytest.importorskip("numpy")
 library = pytest.importorskip("PIL.Image")
-for module in ("matplotlib", "sklearn", "tabulate", "tqdm"):
-    pytest.importorskip(module)
+needs_training()
 
 
 def written(path: Path, *lines: str) -> Path:
@@ -170,8 +169,7 @@ def test_labels_are_inspected_without_a_test(
 ) -> None:
     command = ["--data", f"folder:{pictures}", "--epochs", "1", "--output", str(tmp_path / "out")]
     assert main(["inspect", *command]) == 0
-    with (tmp_path / "out" / "suggested.csv").open(newline="", encoding="utf-8") as file:
-        assert len(list(csv.DictReader(file))) == 16
+    assert len(rows_of(tmp_path / "out" / "suggested.csv")) == 16
     capsys.readouterr()
     assert main(["train", *command]) == 2
     assert "pictures has no val/CLASS/ or test/CLASS/ to test on; place" in capsys.readouterr().err

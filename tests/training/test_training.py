@@ -25,13 +25,11 @@ from dal_kernels.training.parallel import World
 from dal_kernels.training.recipes import recipe_for
 from dal_kernels.training.report import in_words
 from dal_kernels.training.summary import summarise
+from support.trainings import ALONE, needs_training
 
-# The extra dal_kernels[demo].
-for module in ("matplotlib", "sklearn", "tabulate", "tqdm"):
-    pytest.importorskip(module)
+needs_training()
 
 CPU = torch.device("cpu")
-ALONE = World(0, 1, CPU)
 
 
 # --- recipes

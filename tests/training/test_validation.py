@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +11,13 @@ import torch
 from dal_kernels.training import UsageError, main
 from dal_kernels.training.data import DataSet, load_data
 from dal_kernels.training.data.base import FileImages, TensorImages
-from dal_kernels.training.parallel import World
 from dal_kernels.training.recipes import recipe_for
 from dal_kernels.training.train import Trainer
+from support.trainings import ALONE, needs_training, rows_of
 
 numpy = pytest.importorskip("numpy")
 image = pytest.importorskip("PIL.Image")
-for module in ("matplotlib", "sklearn", "tabulate", "tqdm"):
-    pytest.importorskip(module)
-
-ALONE = World(0, 1, torch.device("cpu"))
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+needs_training()
 
 
 def features(path: Path, split: list[str]) -> str:

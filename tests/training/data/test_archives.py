@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import sys
 import tarfile
@@ -14,10 +13,10 @@ import pytest
 from dal_kernels.training import UsageError, main
 from dal_kernels.training.data import load_data
 from dal_kernels.training.data.base import UnreadableError
+from support.trainings import needs_training, rows_of
 
 library = pytest.importorskip("PIL.Image")
-for module in ("matplotlib", "numpy", "sklearn", "tabulate", "tqdm"):
-    pytest.importorskip(module)
+needs_training()
 
 SIDE = 10
 
@@ -112,8 +111,7 @@ def test_an_archive_is_trained_on_and_predicted(tmp_path: Path, kind: str) -> No
         load_data(data, bad_images="error").train.batch([0], train=False)
     new = WRITE[kind](tmp_path / "new", [record for record in RECORDS if record[2] == "train"], labelled=False)
     assert main(["predict", "--data", new, "--output", out]) == 0
-    with (tmp_path / "out" / "predictions.csv").open(newline="", encoding="utf-8") as file:
-        assert [row["predicted"] for row in csv.DictReader(file)] == ["dark", "light"] * 6
+    assert [row["predicted"] for row in rows_of(tmp_path / "out" / "predictions.csv")] == ["dark", "light"] * 6
 
 
 @pytest.mark.parametrize(("kind", "module"), [("hf", "datasets"), ("wds", "webdataset")])

@@ -18,15 +18,13 @@ from dal_kernels.training.data.base import NOTHING, DataSet, FileImages
 from dal_kernels.training.data.transforms import ImageTransform
 from dal_kernels.training.loader import evaluation_loader, first_input, training_loader
 from dal_kernels.training.models import build_model
-from dal_kernels.training.parallel import World
 from dal_kernels.training.recipes import recipe_for
+from support.trainings import ALONE, needs_training, rows_of
 
 numpy = pytest.importorskip("numpy")
 library = pytest.importorskip("PIL.Image")
-for module in ("matplotlib", "sklearn", "tabulate", "tqdm"):
-    pytest.importorskip(module)
+needs_training()
 
-ALONE = World(0, 1, torch.device("cpu"))
 SIDE = 12
 
 
@@ -91,8 +89,7 @@ def test_paths_are_found_from_another_working_folder(
     (tmp_path / "other").mkdir()
     monkeypatch.chdir(tmp_path / "other")
     trained("folder:../pictures", tmp_path / "corrected", "--labels", "../out/suggested.csv")
-    with (tmp_path / "out" / "suggested.csv").open(newline="", encoding="utf-8") as file:
-        assert all(Path(row["path"]).is_file() for row in csv.DictReader(file))
+    assert all(Path(row["path"]).is_file() for row in rows_of(tmp_path / "out" / "suggested.csv"))
 
 
 def test_noise_made_from_labels_that_nobody_verified_is_called_changed(
@@ -211,8 +208,7 @@ def test_broken_images_are_skipped_and_listed(
     trained(f"folder:{pictures}", tmp_path / "out", "--workers", workers, "--batch-size", "4")
     assert "4 images could not be read and were left out" in capsys.readouterr().out
     (path,) = tmp_path.glob("out/*/*/skipped.csv")
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_of(path)
     assert {row["path"] for row in rows} == set(map(str, broken))
     assert {row["part"] for row in rows} == {"train", "test"}
     assert any("the file is empty" in row["reason"] for row in rows)

@@ -20,10 +20,9 @@ from dal_kernels.training.data import DATA, load_data
 from dal_kernels.training.data.base import byte_images
 from dal_kernels.training.data.cifar import read_pickle
 from dal_kernels.training.data.fashion_mnist import IDX_FILES, fashion_mnist, read_idx
+from support.trainings import needs_training
 
-# The extra dal_kernels[demo].
-for module in ("sklearn", "PIL"):
-    pytest.importorskip(module)
+needs_training()
 
 
 # --- all of them
