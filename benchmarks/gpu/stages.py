@@ -107,6 +107,7 @@ SAMPLE = (
     "(test_matches_truth and soft and mean and float32) or (test_images_match_truth and soft and mean and bfloat16)"
     " or two_streams or bad_label"
 )
+WATCHED = ("tests/kernels/test_gpu.py", "tests/kernels/test_gpu_streams.py")
 PLACES = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer", "/opt/cuda/bin")
 FOUND_ERRORS = 86
 FINDINGS = "Invalid|Race|Uninitialized|Misaligned|Barrier error|Program hit"
@@ -121,7 +122,7 @@ def _sanitizer(tool: str) -> Callable[[Path, float], Outcome]:
             return Outcome("left out", "compute-sanitizer is not installed: it comes with the CUDA toolkit.")
         watched = [program, "--tool", tool, "--target-processes", "all", "--error-exitcode", str(FOUND_ERRORS)]
         tests = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "--tb=line", "-p", "no:cacheprovider"]
-        ended = run([*watched, *tests, "-k", SAMPLE, "tests/kernels/test_gpu.py"], limit, folder / "output.txt")
+        ended = run([*watched, *tests, "-k", SAMPLE, *WATCHED], limit, folder / "output.txt")
         return _watched(ended)
 
     return work

@@ -1,26 +1,22 @@
-"""The microbenchmarks: what is measured is right, the arithmetic is, and one command makes the whole report."""
+"""The microbenchmarks: what is measured is right, and one command makes the whole report."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import math
 import re
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from benchmarks.machine import cache_bytes, machine, processor
+from benchmarks.machine import processor
 from benchmarks.micro import __main__ as command
-from benchmarks.micro import instruments, run, tables
-from benchmarks.micro.cases import DTYPES, LARGE, METHODS, MODES, SIZES, TINY, Size, methods
+from benchmarks.micro import run
+from benchmarks.micro.cases import DTYPES, METHODS, MODES, SIZES, TINY, Size, methods
 from benchmarks.micro.contenders import (
     AUTHORS,
-    COMPILED,
     COMPILED_CROSS_ENTROPY,
     COPY,
     CROSS_ENTROPY,
@@ -34,12 +30,11 @@ from benchmarks.micro.contenders import (
     contenders,
     losses,
 )
-from benchmarks.micro.results import BenchmarkError, Cell, Results, Spread
+from benchmarks.micro.results import BenchmarkError
 from dal_kernels import reference
 from support.children import printed_by
 
 devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-linux = pytest.mark.skipif(sys.platform != "linux", reason="the peak of the resident set is Linux's")
 
 # ---- the contenders
 
@@ -113,208 +108,6 @@ def test_every_size_is_measured_in_the_ways_that_suit_it(size: Size, device: str
             assert rulers == ([] if method == "host" or mode == "forward" else [RULERS[mode]])
             assert CROSS_ENTROPY in names
             assert (REFERENCE in names) == (AUTHORS in names) == (mode != "forward" and method != "cold")
-
-
-# ---- arithmetic
-
-
-def measured(contender: str, data: list[float], repeat: int = 0, mode: str = "step", **extra: Any) -> dict[str, Any]:
-    method = extra.pop("method", "warm")
-    params = {"size": "4x10", "dtype": "fp32", "method": method, "mode": mode, "repeat": repeat, "contender": contender}
-    return {"params": params, "extra_info": extra, "stats": {"data": data}}
-
-
-def results(*benchmarks: dict[str, Any]) -> Results:
-    return Results([{"machine_info": {"absent": {}}, "benchmarks": list(benchmarks)}])
-
-
-STEP = Cell(Size(4, 10), "fp32", "warm", "step")
-
-
-def test_a_spread_is_of_quantiles() -> None:
-    spread = Spread.of([5.0, 1.0, 2.0, 3.0, 4.0, 0.0])
-    assert (spread.low, spread.median, spread.high) == pytest.approx((1.0, 2.5, 4.0))
-
-
-def test_a_ratio_compares_samples_of_a_turn() -> None:
-    """The machine is ten times slower in the second turn: the ratio does not see it."""
-    found = results(
-        measured(OURS, [1.0, 1.0]),
-        measured(CROSS_ENTROPY, [3.0, 3.0]),
-        measured(OURS, [10.0], repeat=1),
-        measured(CROSS_ENTROPY, [30.0], repeat=1),
-    )
-    assert found.ratio(STEP, CROSS_ENTROPY) == Spread(3, 3, 3)
-    assert found.time(STEP, CROSS_ENTROPY).median == 3
-
-
-def test_a_ratio_of_many_samples_keeps_their_spread() -> None:
-    values = torch.linspace(1, 3, 5000, dtype=torch.float64)
-    spread = results(measured(OURS, [1.0]), measured(CROSS_ENTROPY, values.tolist())).ratio(STEP, CROSS_ENTROPY)
-    assert (spread.low, spread.median, spread.high) == pytest.approx((1.4, 2.0, 2.6), abs=0.01)
-
-
-def test_shares_of_a_copy_are_of_the_bytes_that_must_move() -> None:
-    """A copy moves 2 N·C in 1 s, or in 0.5 s into memory at hand: a step, the same, in 4 s; a forward half of it."""
-    found = results(
-        measured(COPY, [1.0]),
-        measured(OURS, [4.0]),
-        measured(OURS, [2.0], mode="forward"),
-        measured(REFILL, [0.5], mode="no-grad"),
-        measured(OURS, [1.0], mode="no-grad"),
-    )
-    shares = {mode: found.copy_share(STEP._replace(mode=mode)) for mode in MODES}
-    assert shares == {"step": 0.25, "forward": 0.25, "no-grad": 0.25}
-    assert math.isnan(results(measured(OURS, [1.0])).copy_share(STEP))
-
-
-def test_replays_of_many_calls_are_of_one() -> None:
-    found = results(measured(OURS, [2.0], method="graph", calls=20))
-    assert found.time(STEP._replace(method="graph"), OURS).median == pytest.approx(0.1)
-
-
-def test_facts_beside_the_timings_are_kept() -> None:
-    found = results(measured(OURS, [9.0], method="memory", peak_bytes=7), measured(OURS, [1.0], launches=2))
-    assert found.memory == {(Size(4, 10), "fp32"): {OURS: 7}}
-    assert found.launches == {(STEP, OURS): 2}
-    assert list(found.samples) == [STEP]
-    assert "| 4×10  | fp32    | forward + backward |             2 |" in tables._launches(found)
-
-
-def test_rivals_without_us_are_refused() -> None:
-    with pytest.raises(BenchmarkError, match=r"dal_kernels.* is not selected at .*warm"):
-        results(measured(CROSS_ENTROPY, [1.0]))
-
-
-def test_who_was_missing_in_any_process_is_kept() -> None:
-    documents = [{"machine_info": {"absent": {name: "why"}, "device": "cpu"}, "benchmarks": []} for name in "ab"]
-    assert Results(documents).machine == {"absent": {"a": "why", "b": "why"}, "device": "cpu"}
-
-
-@pytest.mark.parametrize(
-    ("spread", "text"),
-    [
-        (Spread(1.234e-6, 1.1e-6, 9.9e-6), "1.2 µs (1.1 to 9.9)"),
-        (Spread(0.25, 9.04e-5, 1.0), "250,000 µs (90.4 to 1,000,000)"),
-    ],
-)
-def test_times_in_words(spread: Spread, text: str) -> None:
-    assert tables.times(spread) == text
-
-
-# The machine is as fast as it was, then ten times slower.
-BUSY = [1.0] * 5 + [10.0] * 5
-
-
-@pytest.mark.parametrize(
-    ("ours", "theirs", "said"),
-    [
-        ([1.0] * 10, [3.0] * 10, None),
-        ([1.0] * 5 + [1.9] * 5, [3.0] * 10, None),  # as wide as the figure at most
-        (BUSY, [3.0] * 10, "2 of 2 figures"),
-        (
-            [1.0] * 10,
-            BUSY,
-            r"1 of 2 figures.* 1\.6 times \(4×10, fp32, forward \+ backward, warm: F\.cross",
-        ),
-    ],
-)
-def test_a_busy_machine_is_said_on_top(ours: list[float], theirs: list[float], said: str | None) -> None:
-    found = results(measured(OURS, ours), measured(CROSS_ENTROPY, theirs))
-    warning = tables.busy(found)
-    assert warning is None if said is None else warning and re.match(f"This machine is busy: {said}", warning)
-    found.machine |= dict.fromkeys(("gpu", "cache_bytes"), None) | {"backends": {}}
-    found.machine |= dict.fromkeys(("processor", "threads", "device", "system", "dal_kernels", "torch", "python"), "?")
-    top = tables.document(found).splitlines()[2]
-    assert top == f"**{warning}**" if warning else "busy" not in top
-
-
-@pytest.mark.parametrize("dtypes", [["fp32"], ["fp32", "bf16"]], ids=len)
-def test_no_word_of_a_figure_is_cut_off(dtypes: list[str]) -> None:
-    figures = pytest.importorskip("benchmarks.micro.figures", reason="the extra dal_kernels[bench]")
-    names = [OURS, CROSS_ENTROPY, COMPILED_CROSS_ENTROPY, COMPILED, REFERENCE, AUTHORS, COPY, *PROXIES]
-    cells = [{"size": str(size), "dtype": dtype} for size in SIZES for dtype in dtypes]
-    benchmarks = [measured(name, [1e-3, 2e-3]) for name in names for _ in cells]
-    memory = [measured(name, [1.0], method="memory", peak_bytes=7) for name in names for _ in cells]
-    for one, cell in zip([*benchmarks, *memory], cells * 2 * len(names), strict=True):
-        one["params"] |= cell
-    found = results(*benchmarks, *memory)
-    for make in (figures._times, figures._ratios, figures._memory, lambda _: figures._counts()):
-        figure = make(found)
-        figure.canvas.draw()
-        drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
-        assert 0 <= drawn.x0 <= drawn.x1 <= width
-        assert 0 <= drawn.y0 <= drawn.y1 <= height
-        figures.plt.close(figure)
-
-
-# ---- instruments
-
-
-@linux
-def test_the_peak_on_a_cpu_is_what_was_there_at_once() -> None:
-    """In a process of its own, as it is measured: the heap of this one has memory already that nobody sees taken."""
-    size = 2**24
-    program = f"""
-import torch
-from benchmarks.micro import instruments
-source = torch.ones({size // 4})
-
-def three():
-    kept = [source.clone() for _ in range(2)]
-    del kept[0]
-    kept += [source.clone() for _ in range(2)]
-
-instruments.return_memory()
-print(*(instruments.peak(call, "cpu") for call in (source.clone, three, lambda: None)))
-"""
-    one, three, none = map(int, printed_by("-c", program).split())
-    assert one == pytest.approx(size, rel=0.05)
-    assert three == pytest.approx(3 * size, rel=0.05)
-    assert none < 0.05 * size
-
-
-@linux
-def test_memory_is_that_of_the_tensors_whoever_came_before() -> None:
-    """Measured among the timings, a copy of the logits took nothing: the heap had the memory."""
-    size = Size(2, LARGE // 2)
-    found = run.measure([size], ["fp32"], ["--device=cpu", "-k", "memory and not compile"])
-    assert not found.samples
-    (peaks,) = found.memory.values()
-    copies = {name: round(peak / (4 * LARGE), 1) for name, peak in peaks.items()}
-    assert copies[OURS] == copies[COPY] == 1
-    assert copies[AUTHORS] >= copies[REFERENCE] >= copies[CROSS_ENTROPY] >= 2
-
-
-def test_a_flush_reads_as_much_as_the_cache_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    for size, expected in ((2**20, 2**20), (None, instruments.UNKNOWN_CACHE)):
-        monkeypatch.setattr(instruments, "cache_bytes", lambda device, size=size: size)
-        buffer = instruments._buffer.__wrapped__("cpu")
-        assert buffer.nbytes == expected
-        assert buffer.min() == 1
-
-
-def test_the_machine_is_described() -> None:
-    assert f"torch {torch.__version__}" in machine()
-    size = cache_bytes(torch.device("cpu"))
-    assert size is None or size >= 2**15
-
-
-@pytest.mark.gpu
-def test_instruments_of_a_gpu() -> None:
-    x = torch.ones(2**24, device="cuda")
-    assert instruments.launches(lambda: x.add_(1).mul_(2)) == 2
-    assert instruments.peak(x.clone, "cuda") == x.nbytes
-    x.fill_(0)
-    replay = instruments.capture(lambda: x.add_(1))
-    before = x[0].item()
-    stamp = instruments.clock("cuda", "graph")
-    start = stamp()
-    replay()
-    end = stamp()
-    assert x[0].item() - before == instruments.GRAPH_CALLS
-    assert 0 < end - start < 1
-    assert isinstance(instruments.clock("cuda", "host")(), float)
 
 
 # ---- the command

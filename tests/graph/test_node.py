@@ -2,57 +2,25 @@
 
 from __future__ import annotations
 
-import functools
-import json
-import types
-import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd import forward_ad
 from torch.func import functional_call
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from build_support import cuda
-from dal_kernels import DynamicsAwareLoss, dynamics_aware_loss, extensions, node, pace
+from dal_kernels import DynamicsAwareLoss, dynamics_aware_loss, node, pace
 from dal_kernels.arguments import RowStats
-from dal_kernels.backends import choose
 from dal_kernels.functional import loss_of
 from dal_kernels.objectives import dynamics_aware
 from dal_kernels.pace import pace_numbers
 from support.axes import dtypes, objectives, reductions
+from support.short_way import CASE, longer, took
 from support.truth import make_case
 
 pytestmark = pytest.mark.skipif(node.short_way is None, reason=f"no autograd node: {node.error}")
-CASE = make_case(12, 40)
-
-
-@pytest.fixture
-def took(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Of each call so far, whether the short way took it."""
-    answers: list[bool] = []
-    short_way = node.short_way
-    assert short_way is not None
-
-    def spy(*arguments: Any) -> Any:
-        result = short_way(*arguments)
-        answers.append(result is not None)
-        return result
-
-    monkeypatch.setattr(node, "short_way", spy)
-    return answers
-
-
-def longer(call: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> Any:
-    with monkeypatch.context() as patch:
-        patch.setattr(node, "short_way", None)
-        return call()
+__all__ = ["took"]
 
 
 def tensors_of(result: Any) -> tuple[Tensor, ...]:
@@ -213,91 +181,6 @@ def test_more_numbers_than_are_remembered() -> None:
     assert torch.equal(dynamics_aware_loss(CASE.logits, CASE.target, 0.25), first)
 
 
-# --- what it leaves to the long way
-
-
-class Subclass(Tensor):
-    pass
-
-
-class SeesFunctions(TorchFunctionMode):
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*args, **(kwargs or {}))
-
-
-class SeesOperators(TorchDispatchMode):
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*args, **(kwargs or {}))
-
-
-UNCOMMON: dict[str, dict[str, Any]] = {
-    "1-d": {"input": CASE.logits[0], "target": CASE.target[0]},
-    "labels without a sign": {"target": CASE.target.to(torch.uint64)},
-    "labels of another shape": {"input": CASE.logits.reshape(3, 40, 4), "target": CASE.target.reshape(4, 3)},
-    "one row a label": {"target": CASE.target[:3]},
-    "a label that is none": {"target": torch.full_like(CASE.target, 40)},
-    "a subclass": {"input": CASE.logits.as_subclass(Subclass)},
-    "a knob a row": {"q": torch.full((12,), 0.7)},
-    "a knob that learns": {"q": torch.tensor(0.7, requires_grad=True)},
-    "a NaN": {"q": float("nan")},
-    "a NaN in a tensor": {"q": torch.tensor(float("nan")), "bootstrap_weight": torch.tensor(0.2)},
-    "return_stats that is no bool": {"return_stats": torch.tensor([True, False])},
-    "no number": {"q": "0.7"},
-    "a bool": {"q": True},
-    "a knob below 0": {"q": -1.0},
-    "sample_weight": {"sample_weight": torch.ones(12)},
-    "weight of another dtype": {"weight": torch.ones(40, dtype=torch.float64)},
-    "weights too few": {"weight": torch.ones(39)},
-    "reduction": {"reduction": "median"},
-    "ignore_index no int": {"ignore_index": 1.0},
-    "ignore_index too large": {"ignore_index": 2**64},
-    "backend": {"backend": "none such"},
-    "eager": {"backend": "eager"},
-    "integers": {"input": CASE.logits.int()},
-    "no classes": {"input": CASE.logits[:, :0]},
-    "meta": {"input": CASE.logits.to("meta"), "target": CASE.target.to("meta")},
-    "no tensor": {"input": [[1.0]]},
-    "conjugated": {"input": torch.complex(CASE.logits, CASE.logits).conj().imag},
-}
-
-
-@pytest.mark.parametrize("changes", UNCOMMON.values(), ids=UNCOMMON)
-def test_the_uncommon_and_the_wrong_are_as_the_long_way_has_them(
-    changes: dict[str, Any], took: list[bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    arguments = {"input": CASE.logits, "target": CASE.target, "q": 0.7, "bootstrap_weight": 0.2, **changes}
-
-    def outcome() -> Any:
-        try:
-            return dynamics_aware_loss(**arguments)
-        except Exception as error:
-            return type(error), str(error)
-
-    found, expected = outcome(), longer(outcome, monkeypatch)
-    assert not any(took)
-    if isinstance(expected, tuple):
-        assert found == expected
-    else:
-        assert type(found) is type(expected)
-        assert found.device.type == "meta" or torch.equal(found, expected)
-
-
-@pytest.mark.parametrize("mode", [SeesFunctions, SeesOperators, FakeTensorMode, forward_ad.dual_level])
-def test_modes_around_a_call_see_it(mode: Callable[[], Any], took: list[bool]) -> None:
-    with mode():
-        logits = torch.zeros(3, 4) if mode is FakeTensorMode else CASE.logits
-        target = torch.zeros(3, dtype=torch.long) if mode is FakeTensorMode else CASE.target
-        dynamics_aware_loss(logits, target, 0.7)
-    assert took[0] is False  # what a mode of functions then calls itself is a call without it
-
-
-def test_transforms_see_it(took: list[bool]) -> None:
-    torch.func.grad(lambda logits: dynamics_aware_loss(logits, CASE.target, 0.7))(CASE.logits)
-    torch.vmap(lambda logits: dynamics_aware_loss(logits, CASE.target, 0.7))(CASE.logits.expand(2, -1, -1))
-    torch.jit.trace(lambda logits: dynamics_aware_loss(logits, CASE.target, 0.7), (CASE.logits,), check_trace=False)
-    assert not any(took)
-
-
 # --- with modules, and set aside
 
 
@@ -320,71 +203,3 @@ def test_a_threads_backward(took: list[bool]) -> None:
     with ThreadPoolExecutor(1) as pool:
         pool.submit(loss.backward).result()
     torch.testing.assert_close(logits.grad, expected.grad)
-
-
-def test_an_extension_for_another_torch_is_not_loaded() -> None:
-    own = extensions.read_record(extensions.PACKAGE)["torch"]
-    with pytest.raises(ImportError) as caught:
-        extensions.load("_node", made_for="9.9")
-    assert str(caught.value).startswith(
-        f"it was built for torch {own}, and this is torch 9.9; install dal_kernels again"
-    )
-
-
-def test_one_of_other_sources_is_set_aside(monkeypatch: pytest.MonkeyPatch) -> None:
-    def learn(*arguments: Any) -> None:
-        raise RuntimeError("learn takes 3 arguments, got 5")
-
-    monkeypatch.setattr(extensions, "load", lambda *_, **__: types.SimpleNamespace(learn=learn))
-    monkeypatch.setattr(node, "error", None)
-    assert node._load() is None
-    assert node.error is not None
-    assert "other sources than these (learn takes 3 arguments, got 5); install" in node.error
-
-
-def test_without_it_that_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(node, "short_way", None)
-    monkeypatch.setattr(node, "error", "no such file")
-    monkeypatch.setattr(node, "say_once", functools.cache(node.say_once.__wrapped__))  # as in a new process
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for _ in range(2):
-            dynamics_aware_loss(CASE.logits, CASE.target, 0.7)
-    (warning,) = caught
-    assert "no such file" in str(warning.message)
-    assert "host" in str(warning.message)
-    assert warning.filename == __file__
-
-
-# --- which backend "auto" takes on a GPU
-
-
-@pytest.mark.parametrize(
-    ("architectures", "capability", "fits"),
-    [
-        ((), (9, 0), False),
-        (("sm_90",), (9, 0), True),
-        (("sm_80",), (8, 6), True),
-        (("sm_86",), (8, 0), False),
-        (("sm_80",), (9, 0), False),
-        (("sm_80", "compute_80"), (12, 0), True),
-        (("compute_90",), (8, 9), False),
-        (("sm_90a",), (9, 0), True),
-        (("sm_100a",), (10, 3), False),
-        (("sm_75", "sm_100"), (10, 0), True),
-    ],
-)
-def test_which_gpus_an_extension_is_for(
-    architectures: tuple[str, ...], capability: tuple[int, int], fits: bool
-) -> None:
-    assert choose._has_code_for(capability, architectures) is fits
-
-
-def test_what_nvcc_is_told_to_make() -> None:
-    flags = ["nvcc", "-gencode", "arch=compute_80,code=[sm_80]", "-gencode", "arch=compute_90,code=[sm_90,compute_90]"]
-    assert cuda.codes(flags) == ["sm_80", "sm_90", "compute_90"]
-
-
-def test_the_record_says_for_which_gpus(tmp_path: Path) -> None:
-    file = extensions.write_record(tmp_path, extensions.PACKAGE, {"_cuda": None}, "2.13.0", ["sm_90"])
-    assert json.loads(file.read_text(encoding="utf-8"))["architectures"] == ["sm_90"]

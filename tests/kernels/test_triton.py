@@ -21,6 +21,9 @@ from support.counting import hold_step
 from support.marks import needs_executor
 from support.truth import check, gradient_bound, make_case, relative_error, true_outcome
 
+# And those of the layer forms, which the CUDA C++ kernels have no other part in.
+LAYER = ("tests/layer/test_linear.py", "tests/layer/test_linear_graph.py", "tests/kernels/test_slices.py")
+
 
 def run_sample(mode: str, sample: int, *selection: str) -> None:
     variables = {
@@ -39,7 +42,7 @@ def run_sample(mode: str, sample: int, *selection: str) -> None:
 @pytest.mark.parametrize(("order", "sample"), [("asc", 36), ("desc", 37)])
 def test_the_compiled_code_passes_the_shared_tests(order: str, sample: int) -> None:
     """With checks for races, accesses out of bounds and misaligned ones, in both orders of warps."""
-    run_sample(f"executor {order}", sample, *SHARED, "tests/layer/test_linear.py", "tests/kernels/test_slices.py")
+    run_sample(f"executor {order}", sample, *SHARED, *LAYER)
 
 
 @needs_executor

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import warnings
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
@@ -15,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dal_kernels import DynamicsAwareLoss, available_backends, dynamics_aware_loss, knobs, node, ops, reference
-from dal_kernels.backends import choose
+from dal_kernels import DynamicsAwareLoss, dynamics_aware_loss, knobs, reference
 from support.axes import bootstraps, reductions
 
 # Both ways, because one of them hands what is wrong to the other.
@@ -263,59 +261,6 @@ def test_nothing_to_learn_from_is_as_in_cross_entropy(
     assert torch.equal(input.grad, torch.zeros(shape))
 
 
-def test_backends_are_listed_with_a_reason() -> None:
-    listed = available_backends()
-    assert set(listed) == {"triton", "cuda", "cpu", "eager"}
-    assert all(text.startswith(("available: ", "not available: ")) for text in listed.values())
-    assert listed["eager"].startswith("available")
-
-
-@pytest.mark.parametrize("backend", ["fused", "", "CPU", None])
-def test_unknown_backend_is_named(backend: Any) -> None:
-    with pytest.raises(ValueError, match=f"^backend .*'auto', 'triton', 'cuda', 'cpu' or 'eager', got {backend!r}"):
-        call(dynamics_aware_loss, backend=backend)
-
-
-@pytest.mark.parametrize("backend", [name for name, text in available_backends().items() if text.startswith("not")])
-def test_backend_that_is_not_available_says_why(backend: str) -> None:
-    with pytest.raises(RuntimeError) as caught:
-        call(dynamics_aware_loss, backend=backend)
-    assert str(caught.value) == f"backend {backend!r} is {available_backends()[backend]}"
-
-
-def test_without_the_extension_auto_is_eager_and_cpu_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    same = dynamics_aware_loss(LOGITS, TARGET, 0.7, backend="eager")
-    monkeypatch.setattr(ops, "native_error", "no such file")
-    monkeypatch.delitem(ops.KERNELS, "cpu", raising=False)
-    monkeypatch.setattr(node, "short_way", None)  # which remembers that there was one
-    monkeypatch.setattr(choose, "_warn_once", functools.cache(choose._warn_once.__wrapped__))  # as in a new process
-    assert available_backends()["cpu"].startswith("not available: ")
-    with pytest.raises(RuntimeError, match=r"^backend 'cpu' is not available: .*no such file"):
-        dynamics_aware_loss(LOGITS, TARGET, 0.7, backend="cpu")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        assert torch.equal(dynamics_aware_loss(LOGITS, TARGET, 0.7), same)
-        assert torch.equal(dynamics_aware_loss(LOGITS, TARGET, 0.7), same)
-    (warning,) = caught
-    assert "slower" in str(warning.message)
-    assert "no such file" in str(warning.message)
-    assert warning.filename == __file__  # the line that called, not the library's and not that line's caller
-
-
-def test_cpu_backend_takes_no_tensors_of_other_devices() -> None:
-    with pytest.raises(ValueError, match=r"^backend 'cpu' .*got input on meta"):
-        call(dynamics_aware_loss, input=LOGITS.to("meta"), target=TARGET.to("meta"), backend="cpu")
-
-
-@bootstraps
-@reductions
-@pytest.mark.parametrize("backend", ["auto", "cpu", "eager"])
-def test_every_backend_gives_what_the_reference_gives(backend: str, reduction: str, bootstrap: str) -> None:
-    options = {"reduction": reduction, "bootstrap": bootstrap, "weight": torch.arange(1.0, C + 1), "ignore_index": 4}
-    truth = value_and_gradient(reference.dynamics_aware_loss, **options)
-    assert_same(value_and_gradient(dynamics_aware_loss, backend=backend, **options), truth, rtol=1e-5, atol=1e-6)
-
-
 @pytest.mark.parametrize("q", [1e39, 1e308, torch.tensor(1e39, dtype=torch.float64)], ids=str)
 def test_a_q_that_float32_cannot_hold_is_a_value_error(q: float | Tensor) -> None:
     with pytest.raises(ValueError, match="q must be finite"):
@@ -351,3 +296,12 @@ def test_numbers_are_checked_at_their_first_call_only(way: str, monkeypatch: pyt
             call(dynamics_aware_loss, q=-0.734)
         with pytest.raises(TypeError, match=r"bootstrap_weight must be a number or .* got Decimal"):
             call(dynamics_aware_loss, q=0.734, bootstrap_weight=Decimal(1))
+
+
+@bootstraps
+@reductions
+@pytest.mark.parametrize("backend", ["auto", "cpu", "eager"])
+def test_every_backend_gives_what_the_reference_gives(backend: str, reduction: str, bootstrap: str) -> None:
+    options = {"reduction": reduction, "bootstrap": bootstrap, "weight": torch.arange(1.0, C + 1), "ignore_index": 4}
+    truth = value_and_gradient(reference.dynamics_aware_loss, **options)
+    assert_same(value_and_gradient(dynamics_aware_loss, backend=backend, **options), truth, rtol=1e-5, atol=1e-6)

@@ -8,7 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from dal_kernels import focal_loss, generalized_cross_entropy_loss, row_statistics
+from dal_kernels import (
+    focal_loss,
+    generalized_cross_entropy_loss,
+    linear_row_statistics,
+    row_statistics,
+)
 from dal_kernels.ops import KERNELS
 from dal_kernels.quantities import RowStatistics
 from support.axes import dtypes
@@ -130,3 +135,56 @@ def test_the_first_of_equal_classes_is_found_wherever_it_is(fused: str, value: f
     logits = torch.zeros(classes, classes).index_put((places, places), torch.tensor(value))
     logits = logits.index_put((places, later), torch.tensor(value)).to(dtype)
     assert torch.equal(row_statistics(logits, places, backend=fused).prediction, places)
+
+
+def a_loss_of_ones_own(row: Any) -> Tensor:
+    known = ~row.log_prob.isnan()
+    loss = -(1 - row.square_sum) * torch.where(known, row.log_prob, 0.0) + 0.1 * row.entropy
+    return (loss + 0.01 * row.sum_log_prob + row.max_log_prob.exp())[known].mean()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_row_statistics_make_a_loss_of_ones_own(fused: str, dtype: torch.dtype) -> None:
+    logits, target = rows_of(9, 50, 2.0, dtype)
+    target[4] = -100
+    given, exact = logits.clone().requires_grad_(), logits.double().clone().requires_grad_()
+    made = gradient_of(a_loss_of_ones_own(row_statistics(given, target, backend=fused)), given)
+    true = gradient_of(a_loss_of_ones_own(row_statistics(exact, target, backend="eager")), exact)
+    p = exact.softmax(1)
+    own = p.gather(1, target.clamp_min(0).unsqueeze(1)).squeeze(1).log()
+    loss = -(1 - p.square().sum(1)) * own - 0.1 * (p * p.log()).sum(1) + 0.01 * p.log().sum(1) + p.amax(1)
+    torch.testing.assert_close(gradient_of(loss[target != -100].mean(), exact), true, rtol=1e-10, atol=1e-12)
+    bound = {torch.float32: 2e-6, torch.float64: 1e-13, torch.bfloat16: 4e-3}[dtype]
+    assert (made.double() - true).norm() <= bound * true.norm()
+
+
+def test_row_statistics_compile_to_one_graph(fused: str) -> None:
+    logits, target = rows_of(9, 50, 2.0, torch.float32)
+    logits.requires_grad_()
+    plain = a_loss_of_ones_own(row_statistics(logits, target, backend=fused))
+
+    def loss_of_logits(z: Tensor) -> Tensor:
+        row = row_statistics(z, target, backend=fused)
+        return (-row.log_prob + row.entropy).mean()
+
+    compiled = torch.compile(loss_of_logits, fullgraph=True, backend="aot_eager")(logits)
+    torch.testing.assert_close(gradient_of(compiled, logits), gradient_of(loss_of_logits(logits), logits))
+    assert plain.isfinite()
+
+
+def test_the_linear_form_has_row_statistics(fused: str) -> None:
+    torch.manual_seed(0)
+    layer, features, target = torch.nn.Linear(5, 40), torch.randn(10, 5, requires_grad=True), torch.randint(40, (10,))
+    target[3] = -100
+    fused_row = linear_row_statistics(
+        features, layer.weight, target, linear_bias=layer.bias, chunk_bytes=40 * 4 * 3, backend=fused
+    )
+    row = row_statistics(layer(features), target, backend="eager")
+    torch.testing.assert_close(fused_row, row, rtol=1e-5, atol=1e-5, equal_nan=True)
+    leaves = (features, layer.weight, layer.bias)
+    torch.testing.assert_close(
+        torch.autograd.grad(a_loss_of_ones_own(fused_row), leaves),
+        torch.autograd.grad(a_loss_of_ones_own(row), leaves),
+        rtol=1e-4,
+        atol=1e-6,
+    )

@@ -16,17 +16,6 @@ import torch
 from dal_kernels import extensions
 from support.children import ROOT, printed_by
 
-
-@pytest.fixture
-def source_tree(tmp_path: Path) -> Path:
-    copy = tmp_path / "source"
-    ignored = shutil.ignore_patterns(
-        ".*", "build", "*.so", "*.egg-info", "__pycache__", "demo-output", "bench-output", "gpu-output"
-    )
-    shutil.copytree(ROOT, copy, ignore=ignored)
-    return copy
-
-
 # What the build listens to: a test says it, not the machine.
 BUILD_VARIABLES = ("CXX", "CC", "CUDA_HOME", "CUDA_PATH", "DAL_KERNELS_CUDA", "TORCH_CUDA_ARCH_LIST")
 
@@ -230,66 +219,6 @@ def test_without_a_gpu_an_editable_installation_has_no_cuda_kernels(source_tree:
     assert "without the CUDA C++ kernels: this machine shows no NVIDIA GPU" in result.stderr
 
 
-IMPORT = """
-import sys
-sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
-import torch, dal_kernels
-print(dal_kernels.__file__, dal_kernels.available_backends()["cpu"], sep="\\n")
-"""
-
-
-def imported_from(*path: Path) -> list[str]:
-    """Where the package comes from and the reason of its CPU backend, with these folders first on Python's path."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [*path, Path(torch.__file__).parent.parent]))}
-    command = [sys.executable, "-c", IMPORT]
-    result = subprocess.run(command, cwd=path[0], env=environment, capture_output=True, text=True, check=True)
-    return result.stdout.splitlines()
-
-
-@pytest.fixture
-def installed(source_tree: Path, tmp_path: Path) -> Path:
-    """A folder with an installed copy: this package, its compiled extension and the record of its sources."""
-    compiled = list((ROOT / "dal_kernels").glob("_native.abi3.so"))
-    if not compiled:
-        pytest.skip("needs the compiled CPU kernels")
-    site = tmp_path / "site"
-    shutil.copytree(source_tree / "dal_kernels", site / "dal_kernels")
-    shutil.copy(compiled[0], site / "dal_kernels")
-    extensions.write_record(site / "dal_kernels", ROOT / "csrc", {"_native": None, "_cuda": "no nvcc"}, None, [])
-    return site
-
-
-def test_in_a_source_tree_the_installed_kernels_of_the_same_sources_are_taken(
-    source_tree: Path, installed: Path
-) -> None:
-    file, reason = imported_from(source_tree, installed)
-    assert file == str(source_tree / "dal_kernels" / "__init__.py")
-    assert reason.startswith("available")
-    assert reason.endswith(f"from the dal_kernels installed in {installed}")
-
-
-def test_in_a_source_tree_kernels_of_other_sources_are_not(source_tree: Path, installed: Path) -> None:
-    with (source_tree / "csrc" / "objective.h").open("a") as header:
-        header.write("// changed\n")
-    _, reason = imported_from(source_tree, installed)
-    assert reason.startswith("not available")
-    assert f"Python imports dal_kernels from the source tree {source_tree}, where it was not built" in reason
-    assert f"installed in {installed} has it, but was built from other sources" in reason
-    assert "compiler" not in reason
-
-
-def test_an_extension_that_cannot_be_loaded_is_not_called_missing(installed: Path) -> None:
-    (installed / "dal_kernels" / "_native.abi3.so").write_bytes(b"no library")
-    _, reason = imported_from(installed)
-    assert "it was built, but cannot be loaded: " in reason
-
-
-def test_an_installation_without_a_record_says_so(installed: Path) -> None:
-    (installed / "dal_kernels" / "_native.abi3.so").unlink()
-    (installed / "dal_kernels" / extensions.RECORD).unlink()
-    assert "has neither it nor a record of why" in imported_from(installed)[1]
-
-
 @pytest.mark.parametrize(
     "environment",
     [{}, {"DAL_KERNELS_CUDA": "0"}, {"CUDA_HOME": "/nowhere", "CXX": "no-such-compiler"}],
@@ -311,19 +240,3 @@ def test_the_source_distribution_has_what_a_build_needs(
     missing = [str(path) for path in (*needed, *map(Path, others)) if not (unpacked / path).exists()]
     assert not missing
     assert not [path for path in unpacked.rglob("*") if path.suffix in (".so", ".pyc") or path.name == "_build.json"]
-
-
-@pytest.mark.parametrize("name", ["_native", "_cuda"])
-def test_an_extension_of_other_sources_is_one_that_is_missing(name: str) -> None:
-    """As where a source tree changed after an editable installation: it loads, and lacks an operator."""
-    program = f"""
-import sys, types, warnings
-sys.modules["dal_kernels.{name}"] = types.ModuleType("dal_kernels.{name}")  # with none of them
-import torch, dal_kernels
-reason = dal_kernels.available_backends()["{"cpu" if name == "_native" else "cuda"}"]
-assert reason.startswith("not available"), reason
-assert "built from other sources" in reason and "pip install" in reason, reason
-warnings.simplefilter("ignore")
-assert dal_kernels.dynamics_aware_loss(torch.zeros(2, 3), torch.tensor([0, 1]), 0.7) > 0
-"""
-    printed_by("-c", program)

@@ -53,3 +53,15 @@ def rows_of(rows: int = 12, classes: int = 7, scale: float = 2.0, dtype: torch.d
 def gradient_of(loss: Tensor, logits: Tensor) -> Tensor:
     (gradient,) = torch.autograd.grad(loss, logits)
     return gradient
+
+
+def close(found: Tensor, expected: Tensor, logits: Tensor) -> None:
+    """Of a loss and of its gradient for an upstream gradient that varies."""
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
+    upstream = torch.linspace(0.5, 2.0, found.numel(), dtype=found.dtype).reshape(found.shape)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, logits, upstream),
+        torch.autograd.grad(expected, logits, upstream),
+        rtol=1e-9,
+        atol=1e-11,
+    )

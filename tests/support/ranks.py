@@ -22,6 +22,25 @@ N, C = 24, 31
 TOLERANCE = 2e-6
 
 
+# Classes of each rank: even, uneven, and with empty slices at both ends or all but one.
+SLICES = {
+    2: [(16, 15), (30, 1), (0, 31), (31, 0)],
+    4: [(8, 8, 8, 7), (1, 20, 3, 7), (0, 13, 0, 18), (0, 0, 31, 0)],
+}
+
+
+class Place:
+    """This rank's part of all that one process would have."""
+
+    def __init__(self, sizes: tuple[int, ...]) -> None:
+        self.rank = dist.get_rank()
+        self.offset, self.size = sum(sizes[: self.rank]), sizes[self.rank]
+        self.told = {"class_offset": self.offset, "num_classes": sum(sizes)}
+
+    def of(self, tensor: Tensor, dim: int) -> Tensor:
+        return tensor.narrow(dim, self.offset, self.size).clone()
+
+
 class Collectives(TorchDispatchMode):
     """Names of the collectives that run, and the bytes that each sends."""
 

@@ -1,14 +1,10 @@
-"""The trainer: killed and resumed, over processes, in low precision, and where DAL is known to fail."""
+"""A training in one process: its optimisation, in low precision too, and where DAL is known to fail."""
 
 from __future__ import annotations
 
 import math
-import os
-import pickle
-import shlex
-import signal
+import re
 import warnings
-import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,200 +14,13 @@ import torch
 
 from dal_kernels import ScheduleWarning
 from dal_kernels.noise import UNKNOWN
-from dal_kernels.training import TrainingConfig, UsageError, main, parallel, run_training
-from dal_kernels.training.data import DATA, DataSet, load_data
+from dal_kernels.training import TrainingConfig, UsageError, main, progress, run_training
+from dal_kernels.training.data import DATA, DataSet
 from dal_kernels.training.data.base import TensorImages
-from dal_kernels.training.metrics import TIMINGS
-from dal_kernels.training.parallel import World
-from dal_kernels.training.recipes import recipe_for
-from dal_kernels.training.run import CHECKPOINT
 from dal_kernels.training.train import Trainer
-from support.children import SUPPORT, run_python, torchrun
-from support.jittered import jittered
-from support.trainings import needs_training
+from support.trainings import needs_training, trainer_on
 
 needs_training()
-
-
-def saved(folder: Path) -> dict[str, Any]:
-    (path,) = folder.glob(f"*/*/{CHECKPOINT}")
-    state: dict[str, Any] = torch.load(path, weights_only=True)
-    state["history"] = [{k: v for k, v in epoch.items() if k not in TIMINGS} for epoch in state["history"]]
-    return state
-
-
-def trainer_on(data: DataSet, loss: str = "dal", **changes: Any) -> Trainer:
-    return Trainer(
-        recipe_for("digits", **changes), data, data.train_labels, loss, 0, 0, World(0, 1, torch.device("cpu"))
-    )
-
-
-@pytest.fixture(scope="module")
-def digits() -> DataSet:
-    return load_data("digits")
-
-
-def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """The same history and state, bit by bit."""
-    assert str(found["history"]) == str(expected["history"]), "as text, for NaN does not equal itself"
-    assert found["scheduler"] == expected["scheduler"]
-    torch.testing.assert_close(found["loss"], expected["loss"], rtol=0, atol=0)
-    for name, weights in expected["network"].items():
-        assert torch.equal(found["network"][name], weights), name
-    for name, state in expected["optimizer"]["state"].items():
-        assert torch.equal(found["optimizer"]["state"][name]["momentum_buffer"], state["momentum_buffer"])
-
-
-# --- killed and resumed
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_killed_and_resumed_ends_as_one_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
-) -> None:
-    command = "train --data jittered --preset digits --noise 0.4 --epochs 4 --momentum 0.9 --schedule cosine "
-    command += f"--loss-step iteration --workers {workers} --out"
-    killed, left_alone = tmp_path / "killed", tmp_path / "left alone"
-    process = run_python(SUPPORT / "jittered.py", "3", *command.split(), killed, OMP_NUM_THREADS="1")
-    assert process.returncode == -signal.SIGKILL
-    assert len(saved(killed)["history"]) == 2
-
-    monkeypatch.setitem(DATA, "jittered", jittered)
-    torch.manual_seed(99)  # the global generator has no say
-    assert main([*command.split(), str(killed), "--resume"]) == 0
-    assert main([*command.split(), str(left_alone)]) == 0
-    expected, found = saved(left_alone), saved(killed)
-    assert_same(found, expected)
-    assert len(found["history"]) == 4
-
-
-@pytest.mark.parametrize("change", ["--learning-rate 0.2", "--epochs 3", "--amp bf16"])
-def test_resuming_with_another_setting_names_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str
-) -> None:
-    command = ["train", "--epochs", "1", "--out", str(tmp_path)]
-    assert main(command) == 0
-    assert main([*command, "--resume", *change.split()]) == 2
-    error = capsys.readouterr().err
-    flag, value = change.split()
-    assert f"was saved with {flag[2:].replace('-', '_')}" in error
-    assert value in error
-    assert error.count("\n") == 1
-
-
-def test_resuming_with_other_labels_is_refused(tmp_path: Path, digits: DataSet) -> None:
-    config = TrainingConfig(
-        noise=("0.4",), losses=("dal",), seeds=(0,), changes={"epochs": 1}, out=tmp_path, verbose=False
-    )
-    run_training(config, digits)
-    other = replace(digits, train_labels=digits.train_labels.flip(0), true_labels=digits.true_labels.flip(0))
-    with pytest.raises(UsageError, match="was saved with training labels"):
-        run_training(replace(config, resume=True), other)
-
-
-class Command:
-    """What a hostile checkpoint would have run."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, ("exit 1",)
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"not a checkpoint", pickle.dumps(Command(), 2), pickle.dumps({"epoch": 1}, 2)]
-)
-def test_a_checkpoint_that_cannot_be_read_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
-) -> None:
-    command = ["train", "--epochs", "1", "--out", str(tmp_path)]
-    assert main(command) == 0
-    (path,) = tmp_path.glob(f"*/*/{CHECKPOINT}")
-    path.write_bytes(content)
-    assert main([*command, "--resume"]) == 2
-    error = capsys.readouterr().err
-    assert str(path) in error
-    assert error.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"settings": []}, "AttributeError"),
-        ({"network": None}, "KeyError 'network'"),
-        ({"network": {}}, "RuntimeError Error"),
-        ({"optimizer": {"state": {}, "param_groups": []}}, "ValueError"),
-        ({"history": [{"epoch": 1}]}, "TypeError"),
-    ],
-    ids=str,
-)
-def test_a_checkpoint_that_does_not_fit_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], reason: str
-) -> None:
-    command = ["train", "--epochs", "1", "--widths", "2", "--out", str(tmp_path)]
-    assert main(command) == 0
-    (path,) = tmp_path.glob(f"*/*/{CHECKPOINT}")
-    state = {**torch.load(path, weights_only=True), **change}
-    torch.save({name: value for name, value in state.items() if value is not None}, path)
-    assert main([*command, "--resume"]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"dal-train: {path} cannot be used: {reason}")
-    assert error.count("\n") == 1
-
-
-# --- processes
-
-
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    # 1347 samples do not divide by 2, so one counts twice in an epoch; with batches of 54 in a last batch of 51.
-    command = shlex.split("train --loss gce --noise 0.4 --epochs 10 --learning-rate 0.2 --batch-size 54 --out")
-    result = torchrun("-m", "dal_kernels.training", *command, str(tmp_path / "two"))
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.count("test accuracy") == 1, "one process prints"
-    assert main([*command, str(tmp_path / "one")]) == 0
-    two, one = saved(tmp_path / "two"), saved(tmp_path / "one")
-    assert one["history"][-1]["test_accuracy"] > 0.8
-    for ours, theirs in zip(two["history"], one["history"], strict=True):
-        assert ours["test_accuracy"] == pytest.approx(theirs["test_accuracy"], abs=3.5 / 450)
-        assert ours["memorised"] == pytest.approx(theirs["memorised"], abs=3.5 / 539)
-        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=0.005)
-        assert ours["target_prob"] == pytest.approx(theirs["target_prob"], rel=0.005)
-    for name, weights in one["network"].items():
-        assert (two["network"][name] - weights).norm() < 0.02 * weights.norm(), name
-
-
-def test_processes_go_on_from_what_the_first_one_finds(tmp_path: Path) -> None:
-    result = torchrun(SUPPORT / "nodes.py", tmp_path)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert_same(saved(tmp_path / "0" / "stopped"), saved(tmp_path / "0" / "left alone"))
-    assert not (tmp_path / "1").exists(), "one process writes"
-    first, second = (path.read_text(encoding="utf-8") for path in sorted(tmp_path.glob("*.error")))
-    assert first == second
-    assert str(tmp_path / "0" / "spoilt") in first
-
-
-def test_networks_go_before_their_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The last owner of a gloo group must not be garbage: of some 15 such processes, one hung at its end.
-    network = torch.nn.Linear(1, 1)
-    network.__dict__["itself"] = network
-    alive = weakref.ref(network)
-    del network
-    assert alive() is not None, "a cycle stays until it is collected"
-    found = []
-    monkeypatch.setattr(parallel.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(parallel.distributed, "destroy_process_group", lambda: found.append(alive()))
-    parallel._leave_group()
-    assert found == [None]
-
-
-def test_an_error_of_all_processes_is_said_once(tmp_path: Path) -> None:
-    result = torchrun("-m", "dal_kernels.training", "train", "--device", "cuda:1", "--out", str(tmp_path))
-    assert result.returncode == 1
-    (said,) = (line for line in result.stderr.splitlines() if line.startswith("dal-train: "))
-    assert said.endswith("device must be cpu or cuda under torchrun, which is a GPU for each process, got 'cuda:1'")
-
-
-def test_batch_norm_over_processes_needs_gpus() -> None:
-    with pytest.raises(UsageError, match="sync_batch_norm needs GPUs"):
-        World(0, 2, torch.device("cpu")).wrap(torch.nn.BatchNorm1d(3), sync_batch_norm=True)
 
 
 # --- optimisation
@@ -369,3 +178,47 @@ def test_with_many_classes_sgd_stalls_with_a_warning_at_a_fixed_pace_unless_q_st
     assert len(said) == stalls, "once a run"
     assert accuracy < 0.05 if stalls else accuracy > 0.9
     assert all("lower q_start" in message and "0.001" in message for message in said)
+
+
+def parameters(trainer: Trainer) -> torch.Tensor:
+    return torch.nn.utils.parameters_to_vector(trainer.evaluated.parameters()).detach()
+
+
+def test_a_batch_in_parts_gives_the_step_of_the_whole(digits: DataSet) -> None:
+    whole, parts = (trainer_on(digits, "gce", batch_size=100, accumulate=count, epochs=1) for count in (1, 3))
+    metrics = [trainer.run_epoch(lambda: None) for trainer in (whole, parts)]
+    torch.testing.assert_close(parameters(parts), parameters(whole), rtol=1e-4, atol=1e-5)
+    assert metrics[1].train_loss == pytest.approx(metrics[0].train_loss, rel=1e-5)
+    assert metrics[1].target_prob == pytest.approx(metrics[0].target_prob, rel=1e-5)
+
+
+def test_averaged_weights_are_measured_and_resumed(digits: DataSet) -> None:
+    trainer = trainer_on(digits, "gce", ema_decay=0.9, batch_size=450, epochs=2)
+    average = parameters(trainer)
+    step = trainer.optimizer.step
+    seen = []
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        result = step(*arguments, **options)
+        seen.append(torch.nn.utils.parameters_to_vector(trainer.network.parameters()).detach().clone())
+        return result
+
+    trainer.optimizer.step = watched  # type: ignore[method-assign]
+    trainer.run_epoch(lambda: None)
+    average = seen[0]  # the first is taken as it is
+    for weights in seen[1:]:
+        average = 0.9 * average + 0.1 * weights
+    torch.testing.assert_close(parameters(trainer), average)
+    resumed = trainer_on(digits, "gce", ema_decay=0.9, batch_size=450, epochs=2)
+    resumed.restore(trainer.state())
+    assert torch.equal(parameters(resumed), parameters(trainer))
+
+
+def test_lines_say_how_far_a_training_is_where_no_bar_can(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS", 0)
+    assert main(["train", "--epochs", "3", "--output", str(tmp_path)]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "all done in" in line]
+    assert len(lines) == 3
+    assert re.search(r"dal, epoch 1 of 3: loss [\d.]+, test accuracy [\d.]+%; all done in 0:00:\d\d", lines[0])

@@ -11,9 +11,12 @@ import torch
 from dal_kernels.training import UsageError, main
 from dal_kernels.training.data import DataSet, load_data
 from dal_kernels.training.data.base import FileImages, TensorImages
+from dal_kernels.training.loader import evaluation_loader, held_out
+from dal_kernels.training.metrics import count_hits
+from dal_kernels.training.predict import load_trained
 from dal_kernels.training.recipes import recipe_for
 from dal_kernels.training.train import Trainer
-from support.trainings import ALONE, needs_training, rows_of
+from support.trainings import ALONE, needs_training, rows_of, trainer_on
 
 numpy = pytest.importorskip("numpy")
 image = pytest.importorskip("PIL.Image")
@@ -37,7 +40,7 @@ def pictures(folder: Path, *parts: str) -> str:
     return f"folder:{folder}"
 
 
-def trainer_on(data: DataSet, **changes: Any) -> Trainer:
+def trainer_on_table(data: DataSet, **changes: Any) -> Trainer:
     recipe = recipe_for("npz", epochs=6, learning_rate=0.02, batch_size=8, **changes)
     return Trainer(recipe, data, data.train_labels, "gce", 0, 0, ALONE)
 
@@ -65,13 +68,13 @@ def test_the_validation_chooses_the_epoch_and_the_test_is_left_alone(
 def test_a_validation_alone_is_tested_on(tmp_path: Path) -> None:
     data = load_data(features(tmp_path / "f.npz", ["train"] * 60 + ["val"] * 40))
     assert (len(data.validation), len(data.test)) == (0, 40)
-    assert trainer_on(data).held == 0
+    assert trainer_on_table(data).held == 0
 
 
 def test_a_fraction_that_is_asked_for_comes_before_the_part(tmp_path: Path) -> None:
     data = load_data(features(tmp_path / "f.npz", ["train"] * 100 + ["val"] * 60 + ["test"] * 40))
-    assert trainer_on(data).held == 60
-    trainer = trainer_on(data, val_fraction=0.2)
+    assert trainer_on_table(data).held == 60
+    trainer = trainer_on_table(data, val_fraction=0.2)
     assert trainer.held == 20
     while not trainer.done:
         trainer.run_epoch(lambda: None)
@@ -80,12 +83,12 @@ def test_a_fraction_that_is_asked_for_comes_before_the_part(tmp_path: Path) -> N
 
 def test_patience_needs_something_to_stop_by(tmp_path: Path) -> None:
     data = load_data(features(tmp_path / "f.npz", ["train"] * 100 + ["val"] * 60 + ["test"] * 40))
-    trainer = trainer_on(data, patience=1)
+    trainer = trainer_on_table(data, patience=1)
     while not trainer.done:
         trainer.run_epoch(lambda: None)
     assert len(trainer.history) < 6, "the labels of the validation are the other class"
     with pytest.raises(UsageError, match="patience needs a val_fraction above 0, or data with a validation"):
-        trainer_on(load_data(features(tmp_path / "g.npz", ["train"] * 60 + ["val"] * 40)), patience=1)
+        trainer_on_table(load_data(features(tmp_path / "g.npz", ["train"] * 60 + ["val"] * 40)), patience=1)
 
 
 def test_inspect_looks_at_the_last_epoch_whatever_the_validation(tmp_path: Path) -> None:
@@ -146,5 +149,38 @@ def test_all_samples_of_the_part_are_measured() -> None:
     labels = torch.arange(10) % 2
     train = TensorImages(torch.randn(10, 3) + 4 * labels[:, None])
     data = DataSet("d", 2, train, labels, labels, train, labels, validation=train, validation_labels=labels)
-    metrics = trainer_on(data).run_epoch(lambda: None)
+    metrics = trainer_on_table(data).run_epoch(lambda: None)
     assert metrics.validation_accuracy == metrics.test_accuracy
+
+
+def test_the_validation_is_held_out_and_by_the_labels_given(digits: DataSet) -> None:
+    held, kept = held_out(1347, 0.2, seed=0)
+    assert len(held) == round(0.2 * 1347)
+    assert sorted([*held.tolist(), *kept.tolist()]) == list(range(1347))
+    trainer = trainer_on(digits, "gce", val_fraction=0.2, epochs=2)
+    trained = {i for _, indices in trainer.batches for i in indices.tolist()}
+    assert trained == set(kept.tolist())
+    metrics = trainer.run_epoch(lambda: None)
+    loader = evaluation_loader(digits.train, held, 64, 0, ALONE)
+    agreed, seen = count_hits(trainer.network, loader, digits.train_labels).tolist()
+    assert metrics.validation_accuracy == agreed / seen
+    assert trainer.best_epoch == 1
+
+
+def test_training_stops_when_the_validation_becomes_no_better(digits: DataSet) -> None:
+    trainer = trainer_on(digits, "gce", val_fraction=0.2, patience=3, epochs=60)
+    while not trainer.done:
+        trainer.run_epoch(lambda: None)
+    accuracies = [epoch.validation_accuracy for epoch in trainer.history]
+    assert len(accuracies) < 60
+    assert accuracies.index(max(accuracies)) + 1 == trainer.best_epoch == len(accuracies) - 3
+
+
+def test_the_best_epoch_is_kept(tmp_path: Path) -> None:
+    command = ["train", "--noise", "0.6", "--losses", "cross-entropy", "--epochs", "15", "--val-fraction", "0.2"]
+    assert main([*command, "--output", str(tmp_path)]) == 0
+    (metrics,) = tmp_path.glob("digits/*/metrics.csv")
+    accuracies = [float(row["validation_accuracy"]) for row in rows_of(metrics)]
+    best = accuracies.index(max(accuracies)) + 1
+    assert best < 15, "cross-entropy begins to memorise"
+    assert load_trained(metrics.with_name("best.pt")).epoch == best
