@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import sys
@@ -13,10 +14,11 @@ import pytest
 pytest.importorskip("tabulate")
 
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import choices, stages
+from benchmarks.gpu import choices, stages, tested
 from benchmarks.gpu.device_time import Case
-from benchmarks.gpu.process import Ended, run
-from benchmarks.gpu.stages import Outcome, Stage
+from benchmarks.gpu.outcome import Outcome
+from benchmarks.gpu.process import ROOT, Ended, run
+from benchmarks.gpu.stages import Stage
 from dal_kernels.backends import choose
 from dal_kernels.backends.triton import plan
 
@@ -165,15 +167,23 @@ def test_tests_are_counted_also_where_they_were_cut_off() -> None:
         "[gw1] [  1%] PASSED tests/kernels/test_gpu.py::test_b ",
         "FAILED tests/kernels/test_gpu.py::test_a[float32-(2, 3)-triton] - AssertionError: assert 1 == 2",
     ]
-    whole = stages._summary(Ended(1, False, 3.0, "\n".join(lines)))
+    whole = tested.summary(Ended(1, False, 3.0, "\n".join(lines)))
     assert whole.status == "failed"
     assert whole.text.startswith("1 failed, 1 passed\n\nFailures: 1 AssertionError.")
     assert "- `tests/kernels/test_gpu.py::test_a[float32-(2, 3)-triton]`: AssertionError: assert 1 == 2" in whole.text
-    cut = stages._summary(Ended(-2, True, 3.0, "\n".join(lines[:2])))
+    cut = tested.summary(Ended(-2, True, 3.0, "\n".join(lines[:2])))
     assert "Failures: 1 untold." in cut.text
     assert "cut off after 3 s" in cut.text
-    assert stages._summary(Ended(-2, True, 3.0, lines[1])).status == "cut off"
-    assert stages._summary(Ended(-2, False, 3.0, lines[1])).status == "failed"
+    assert tested.summary(Ended(-2, True, 3.0, lines[1])).status == "cut off"
+    assert tested.summary(Ended(-2, False, 3.0, lines[1])).status == "failed"
+
+
+def test_what_the_sanitizers_watch_is_there() -> None:
+    """A file or a test that is renamed would leave them nothing to watch, which takes a GPU to see."""
+    text = "".join((ROOT / file).read_text(encoding="utf-8") for file in tested.SAMPLED_FILES)
+    names = set(re.findall(r"\w*_\w+", tested.SAMPLE))
+    assert len(names) == 4
+    assert all(re.search(rf"^def \w*{name}", text, re.MULTILINE) for name in names)
 
 
 NO_ERRORS = "========= ERROR SUMMARY: 0 errors"
@@ -200,7 +210,7 @@ PASSED = "12 passed, 1 skipped in 20.11s"
     ],
 )
 def test_a_sanitizer_is_done_only_if_all_of_it_was_clean(code: int, cut: bool, lines: list[str], status: str) -> None:
-    outcome = stages._watched(Ended(code, cut, 50.0, "\n".join(lines)))
+    outcome = tested.verdict(Ended(code, cut, 50.0, "\n".join(lines)))
     assert outcome.status == status
     assert ("It was cut off" in outcome.text) == cut
     assert lines[-1] in outcome.text

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import resources
-from benchmarks.resources import FEW_ROWS, IMAGE, LONG, ODD_IMAGE, TARGETS, Resources, Variant
+from benchmarks import resources, variants
+from benchmarks.resources import TARGETS, Resources
+from benchmarks.variants import FEW_ROWS, IMAGE, LONG, ODD_IMAGE, Variant
 from dal_kernels.backends.triton.plan import (
     JOINED,
     plan_apart,
@@ -75,7 +76,7 @@ def wide_accesses(binary: Resources) -> int:
     """The 16-byte accesses a lane needs for one pass over the elements of a program's block."""
     constants = binary.launch.signature
     elements = constants["BLOCK"] * constants.get("ROWS", 1) * constants.get("TILES", 1)
-    size = elements * resources.DTYPES[binary.variant.dtype].itemsize
+    size = elements * variants.DTYPES[binary.variant.dtype].itemsize
     return size // (16 * binary.launch.warps * resources.lanes_of(binary.target))
 
 
@@ -113,13 +114,13 @@ def test_nothing_spills_and_elements_move_16_bytes_at_a_time(variant: Variant, t
 
 @pytest.mark.parametrize("lanes", [32, 64])
 @pytest.mark.parametrize(
-    "variant", dict.fromkeys([*resources.QUICK, *resources.every_variant(), *WIDE, *OTHERS]), ids=str
+    "variant", dict.fromkeys([*variants.QUICK, *variants.every_variant(), *WIDE, *OTHERS]), ids=str
 )
 def test_every_variant_is_launched_with_the_layout_of_the_plan(variant: Variant, lanes: int) -> None:
     launch = variant.launch(lanes)
     plans = {"gradient_rows": plan_backward, "row_statistics": plan_statistics}
     plans |= dict.fromkeys(("loss_rows", "loss_long_rows", "split_statistics"), plan_forward)
-    size = (variant.rows, variant.classes, itemsize := resources.DTYPES[variant.dtype].itemsize)
+    size = (variant.rows, variant.classes, itemsize := variants.DTYPES[variant.dtype].itemsize)
     if variant.positions:
         plan_of = plan_apart if variant.kernel == "loss_rows" else plan_backward_apart
         plan = plan_of(*size, math.gcd(variant.positions, 16 // itemsize), lanes)
