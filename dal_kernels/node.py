@@ -79,7 +79,7 @@ def _load() -> Callable[..., Any] | None:
     except ImportError as reason:
         error = str(reason)
         return None
-    traits = [(len(of.knobs), of.needs_argmax) for of in OBJECTIVES]
+    traits = [(len(objective.knobs), objective.needs_argmax) for objective in OBJECTIVES]
     try:
         module.learn(traits, _plan, _remember, _remember_number, is_capturing, RowStats)
     except (AttributeError, RuntimeError) as reason:
