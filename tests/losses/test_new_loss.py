@@ -28,14 +28,14 @@ def dynamics_aware_of(""",
     "csrc/objective.h": [
         ("  kEpsilonSoftmax,\n", "  kEpsilonSoftmax,\n  kSquaredMiss,\n"),
         (
-            "    case kEpsilonSoftmax: of =",
+            "    case kEpsilonSoftmax: slopes =",
             """    case kSquaredMiss: {
       const A prob = exponential(log_prob), miss = miss_of(log_prob, prob);
-      of.loss = knobs[0] * miss * miss;
-      of.by_log_prob = -2 * knobs[0] * miss * prob;
+      slopes.loss = knobs[0] * miss * miss;
+      slopes.by_log_prob = -2 * knobs[0] * miss * prob;
       break;
     }
-    case kEpsilonSoftmax: of =""",
+    case kEpsilonSoftmax: slopes =""",
         ),
     ],
     "dal_kernels/backends/triton/objectives.py": [

@@ -87,7 +87,7 @@ FAMILY_MUTANTS = {
     "other target of a mix dropped": ("cpu/quantities.h", "at >= 0 && at < span.size", "false"),
     "slope by the sum of a normalised loss dropped": (
         "objective.h",
-        "of.by_sum_log_prob -= select(single, A(0), weight * quotient / total);",
+        "slopes.by_sum_log_prob -= select(single, A(0), weight * quotient / total);",
         "",
     ),
     "modulator of the focal loss taken for a constant": (
