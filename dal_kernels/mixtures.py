@@ -16,10 +16,10 @@ from dal_kernels.tensors import is_number, of_rows, shape_of
 
 # Another target, and the share of the first.
 Mix = tuple[Tensor, float | Tensor]
-# How differentiable quantities of the rows of a call come about, as :func:`dal_kernels.quantities.quantities_of_call`
-# makes them of its targets.
+# What makes differentiable quantities of the rows of a call for each of some targets, and the prediction:
+# :func:`dal_kernels.quantities.quantities_of_call`, or its like behind a classifier layer.
 Quantities = Callable[[Call, tuple[Tensor, ...]], tuple[tuple[RowQuantities, ...], Tensor]]
-# The same of flat rows.
+# The other target and the share of the first, of flat rows.
 Other = tuple[Tensor, Any]
 
 

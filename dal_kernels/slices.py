@@ -19,9 +19,10 @@ from dal_kernels.ops import KERNELS
 from dal_kernels.reference import row_factors
 from dal_kernels.tensors import HALVES
 
-# In gradient(): a row that is ignored, and a class that lies in another slice.
+# What gradient() takes for the target of an ignored row.
 IGNORED = -1
-# As an exponent in the place of -inf (or of one that far down): its power is 0, and its product with that is 0 too.
+# Takes the place of an exponent of -inf, or of one further down: its power is 0, and so is its product with that power,
+# where -inf * 0 would be NaN.
 _LOWEST = -1e4
 
 
@@ -204,7 +205,7 @@ def finish(call: Call, row_sums: Statistics, target_logit: Tensor, want_gradient
     stats = None
     if call.want_stats:
         prob = torch.where(ignored, math.nan, row.prob)
-        # Of a row of -inf alone nothing is known, as of its entropy.
+        # In a row of -inf alone no class is the largest: NaN, as its entropy is.
         max_prob = torch.where(row_sums.total > 0, row.max_log_prob.exp(), math.nan)
         stats = RowStats(prob.to(sum_dtype), row.entropy.to(sum_dtype), row_sums.argmax, max_prob.to(sum_dtype))
     return Finished(loss.to(sum_dtype), coefficients, stats)
