@@ -52,7 +52,7 @@ MUTANTS = {
     "upstream gradient not applied to the slope": ("cpu/row.h", "up * field(kSlope)", "field(kSlope)"),
     "target term dropped in vectors of rows": (
         "cpu/lane_rows.h",
-        "v -= kept_where(here == of.target, g.t);",
+        "v -= kept_where(here == gradient.target, g.t);",
         "",
     ),
     "every second half of a vector of rows is the first": (
