@@ -83,6 +83,7 @@ def test_every_folder_is_on_the_page() -> None:
     for part in ("dal_kernels", "csrc", "benchmarks"):
         folders = {path.parent.name for path in (ROOT / part).glob("*/*") if path.is_file()} - {"__pycache__"}
         assert folders | {part} <= tree
+    assert [path.name for path in (ROOT / "tests").glob("*.py")] == ["conftest.py"]  # each test has a folder
     tests = {path.parent for path in (ROOT / "tests").rglob("*") if path.suffix in (".py", ".json")}
     named = {name for row in cells("| folder | what |") for name in re.findall(r"`([\w/]+)`", row[0])}
     assert {path.relative_to(ROOT / "tests").as_posix() for path in tests} - {"."} == named
