@@ -267,7 +267,7 @@ except ImportError as error:
 
 try:
     cuda_module = extensions.load("_cuda")
-    # Out of place, because its kernel reads the logits of target and argmax once the row is written.
+    # Its kernel reads the special classes once the row is written: out of place.
     _register("cuda", _GPU_FAKES, _cuda.writes_gradient, overwrite=None)
 except ImportError as error:
     cuda_error = str(error)
@@ -283,7 +283,7 @@ def _why_no_triton(error: Exception) -> str:
 
 
 _library = torch.library.Library(namespace.OPERATORS, "FRAGMENT")
-# The Python functions of the Triton operators, by their names without "_triton".
+# By their names without "_triton", what is in Python of the operators.
 in_triton: dict[str, Callable[..., Any]] = {}
 try:
     from dal_kernels.backends.triton import launch as _launch
