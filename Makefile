@@ -37,8 +37,8 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy --warn-unused-ignores tests/typical_use.py
-	$(BIN)/pyright --pythonpath $(BIN)/python tests/typical_use.py
+	$(BIN)/mypy --warn-unused-ignores tests/project/typical_use.py
+	$(BIN)/pyright --pythonpath $(BIN)/python tests/project/typical_use.py
 
 # A warning is an error: of a link, a name or a table that leads nowhere. Examples are run by the tests.
 docs: $(READY)

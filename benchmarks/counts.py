@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import cuda_emulator, resources
+from benchmarks import cuda_emulator, resources, variants
 from benchmarks.cuda_resources import cuda_binaries
 from benchmarks.executor import MissingError, load
 from dal_kernels import dynamics_aware_loss
@@ -115,7 +115,7 @@ def _count(backend: str, logits: Tensor, target: Tensor, launches: Any) -> Count
         loss.backward()
     moved = load().traffic([launch.stats for launch in launches], logits.numel(), logits.element_size())
     instructions = sum(launch.stats.warp_instructions for launch in launches) * 32 / logits.numel()
-    name = resources.TYPES[logits.dtype]
+    name = variants.TYPES[logits.dtype]
     kernels = [launch.name for launch in launches]
     return Count(
         backend, target.numel(), logits.shape[1], name, gradient, instructions, moved.reads, moved.writes, kernels
@@ -123,8 +123,8 @@ def _count(backend: str, logits: Tensor, target: Tensor, launches: Any) -> Count
 
 
 def registers() -> Iterable[Registers]:
-    """Of Triton's kernels in the variants that resources.py takes for a few, then of every CUDA kernel."""
-    for variant in resources.QUICK:
+    """Of Triton's kernels in the variants that variants.py takes for a few, then of every CUDA kernel."""
+    for variant in variants.QUICK:
         found = {target: resources.compile_variant(variant, target) for target in resources.TARGETS}
         used = {target: binary.registers for target, binary in found.items()}
         yield Registers("triton", str(variant), used, {target: b.spill_bytes for target, b in found.items()})

@@ -62,40 +62,40 @@ DAL_HD Slopes<A> dynamics_aware(
 
 template <class A>
 DAL_HD Slopes<A> smoothed_cross_entropy(const RowSummary<A>& row, Scalar<A> smoothing) {
-  Slopes<A> of{};
+  Slopes<A> slopes{};
   const Scalar<A> own = 1 - smoothing, each = smoothing / row.classes, none = 0;
-  of.loss = (own == none ? A(0) : -own * row.target_log_prob) - (each == none ? A(0) : each * row.sum_log_prob);
-  of.by_log_prob = -own;
-  of.by_sum_log_prob = -each;
-  return of;
+  slopes.loss = (own == none ? A(0) : -own * row.target_log_prob) - (each == none ? A(0) : each * row.sum_log_prob);
+  slopes.by_log_prob = -own;
+  slopes.by_sum_log_prob = -each;
+  return slopes;
 }
 
 // Adds weight * l / G: 1 for a single class; 0, and flat, where another class has probability 0 (G = -inf).
 template <class A>
-DAL_HD void add_normalized(Slopes<A>& of, const RowSummary<A>& row, Scalar<A> weight) {
+DAL_HD void add_normalized(Slopes<A>& slopes, const RowSummary<A>& row, Scalar<A> weight) {
   const A total = row.sum_log_prob;
   const auto single = total == A(0);
   const A quotient = row.target_log_prob / total;
-  of.loss += select(single, A(weight), weight * quotient);
-  of.by_log_prob += select(single, A(0), weight / total);
-  of.by_sum_log_prob -= select(single, A(0), weight * quotient / total);
+  slopes.loss += select(single, A(weight), weight * quotient);
+  slopes.by_log_prob += select(single, A(0), weight / total);
+  slopes.by_sum_log_prob -= select(single, A(0), weight * quotient / total);
 }
 
 // Adds weight * (1 - p).
 template <class A>
-DAL_HD void add_absolute(Slopes<A>& of, A log_prob, Scalar<A> weight) {
+DAL_HD void add_absolute(Slopes<A>& slopes, A log_prob, Scalar<A> weight) {
   const A prob = exponential(log_prob);
-  of.loss += weight * miss_of(log_prob, prob);
-  of.by_log_prob -= weight * prob;
+  slopes.loss += weight * miss_of(log_prob, prob);
+  slopes.by_log_prob -= weight * prob;
 }
 
 // Adds weight * (Q - 2 a p).
 template <class A>
-DAL_HD void add_squares(Slopes<A>& of, const RowSummary<A>& row, Scalar<A> weight, Scalar<A> a) {
+DAL_HD void add_squares(Slopes<A>& slopes, const RowSummary<A>& row, Scalar<A> weight, Scalar<A> a) {
   const A prob = exponential(row.target_log_prob);
-  of.loss += weight * (row.square_sum - 2 * a * prob);
-  of.by_log_prob -= weight * 2 * a * prob;
-  of.by_square_sum += weight;
+  slopes.loss += weight * (row.square_sum - 2 * a * prob);
+  slopes.by_log_prob -= weight * 2 * a * prob;
+  slopes.by_square_sum += weight;
 }
 
 // Cross-entropy of (p + m e_k) / (1 + m), k the predicted class, and mean absolute error of p.
@@ -103,15 +103,15 @@ template <class A>
 DAL_HD Slopes<A> epsilon_softmax(const RowSummary<A>& row, Scalar<A> m, Scalar<A> alpha, Scalar<A> beta) {
   using std::log1p;
   const A log_prob = row.target_log_prob;
-  Slopes<A> of{};
+  Slopes<A> slopes{};
   if (alpha != Scalar<A>(0)) {
     const A prob = exponential(log_prob);
     const auto predicted = row.max_log_prob <= log_prob;
-    of.loss = alpha * select(predicted, -log1p(-miss_of(log_prob, prob) / (1 + m)), log1p(m) - log_prob);
-    of.by_log_prob = -alpha * select(predicted, prob / (prob + m), A(1));
+    slopes.loss = alpha * select(predicted, -log1p(-miss_of(log_prob, prob) / (1 + m)), log1p(m) - log_prob);
+    slopes.by_log_prob = -alpha * select(predicted, prob / (prob + m), A(1));
   }
-  add_absolute(of, log_prob, beta);
-  return of;
+  add_absolute(slopes, log_prob, beta);
+  return slopes;
 }
 
 // The loss of one row by its number, or of a vector of rows. Chosen once a row: a kernel compiled for each loss would make
@@ -120,55 +120,55 @@ template <class A>
 DAL_HD Slopes<A> slopes_of(
     std::int64_t objective, const RowSummary<A>& row, const Scalar<A>* knobs, Scalar<A> log_classes) {
   const A log_prob = row.target_log_prob;
-  Slopes<A> of{};
+  Slopes<A> slopes{};
   switch (objective) {
     case kDynamicsAware:
     case kDynamicsAwareHard:
-      of = dynamics_aware(row, knobs[0], knobs[1], log_classes, objective == kDynamicsAwareHard);
+      slopes = dynamics_aware(row, knobs[0], knobs[1], log_classes, objective == kDynamicsAwareHard);
       break;
-    case kGeneralizedCrossEntropy: of = generalized_cross_entropy(log_prob, knobs[0]); break;
+    case kGeneralizedCrossEntropy: slopes = generalized_cross_entropy(log_prob, knobs[0]); break;
     case kSymmetricCrossEntropy:
-      if (knobs[0] != Scalar<A>(0)) of.loss = -knobs[0] * log_prob;
-      of.by_log_prob = -knobs[0];
-      add_absolute(of, log_prob, knobs[1]);
+      if (knobs[0] != Scalar<A>(0)) slopes.loss = -knobs[0] * log_prob;
+      slopes.by_log_prob = -knobs[0];
+      add_absolute(slopes, log_prob, knobs[1]);
       break;
-    case kTaylorCrossEntropy: of = taylor_cross_entropy(log_prob, knobs[0]); break;
-    case kAsymmetricGeneralizedCrossEntropy: of = asymmetric_power(log_prob, knobs[0], knobs[1]); break;
-    case kAsymmetricUnhinged: of = asymmetric_unhinged(log_prob, knobs[0], knobs[1]); break;
+    case kTaylorCrossEntropy: slopes = taylor_cross_entropy(log_prob, knobs[0]); break;
+    case kAsymmetricGeneralizedCrossEntropy: slopes = asymmetric_power(log_prob, knobs[0], knobs[1]); break;
+    case kAsymmetricUnhinged: slopes = asymmetric_unhinged(log_prob, knobs[0], knobs[1]); break;
     case kAsymmetricExponential: {
       const A prob = exponential(log_prob);
-      of.loss = exponential(-prob / knobs[0]);
-      of.by_log_prob = -of.loss * prob / knobs[0];
+      slopes.loss = exponential(-prob / knobs[0]);
+      slopes.by_log_prob = -slopes.loss * prob / knobs[0];
       break;
     }
-    case kJensenShannon: of = jensen_shannon(log_prob, knobs[0]); break;
-    case kFisherRao: of = fisher_rao(log_prob); break;
-    case kFocal: of = focal(log_prob, knobs[0], false); break;
-    case kFocalDetached: of = focal(log_prob, knobs[0], true); break;
-    case kPartiallyHuberisedCrossEntropy: of = partially_huberised(log_prob, knobs[0]); break;
-    case kSmoothedCrossEntropy: of = smoothed_cross_entropy(row, knobs[0]); break;
+    case kJensenShannon: slopes = jensen_shannon(log_prob, knobs[0]); break;
+    case kFisherRao: slopes = fisher_rao(log_prob); break;
+    case kFocal: slopes = focal(log_prob, knobs[0], false); break;
+    case kFocalDetached: slopes = focal(log_prob, knobs[0], true); break;
+    case kPartiallyHuberisedCrossEntropy: slopes = partially_huberised(log_prob, knobs[0]); break;
+    case kSmoothedCrossEntropy: slopes = smoothed_cross_entropy(row, knobs[0]); break;
     case kNormalizedAndAbsolute:
-      add_normalized(of, row, knobs[0]);
-      add_absolute(of, log_prob, knobs[1]);
+      add_normalized(slopes, row, knobs[0]);
+      add_absolute(slopes, log_prob, knobs[1]);
       break;
     case kNormalizedAndAsymmetric:
-      of = asymmetric_power(log_prob, knobs[2], knobs[3]);
-      of.loss *= knobs[1];
-      of.by_log_prob *= knobs[1];
-      add_normalized(of, row, knobs[0]);
+      slopes = asymmetric_power(log_prob, knobs[2], knobs[3]);
+      slopes.loss *= knobs[1];
+      slopes.by_log_prob *= knobs[1];
+      add_normalized(slopes, row, knobs[0]);
       break;
     case kJointAsymmetric: {
       const Scalar<A> weight = knobs[1] / row.classes;
-      of.loss = weight * knobs[2] * knobs[2];
-      add_squares(of, row, weight, knobs[2]);
-      add_normalized(of, row, knobs[0]);
+      slopes.loss = weight * knobs[2] * knobs[2];
+      add_squares(slopes, row, weight, knobs[2]);
+      add_normalized(slopes, row, knobs[0]);
       break;
     }
     case kBrier:
-      of.loss = 1;
-      add_squares(of, row, Scalar<A>(1), Scalar<A>(1));
+      slopes.loss = 1;
+      add_squares(slopes, row, Scalar<A>(1), Scalar<A>(1));
       break;
-    case kEpsilonSoftmax: of = epsilon_softmax(row, knobs[0], knobs[1], knobs[2]); break;
+    case kEpsilonSoftmax: slopes = epsilon_softmax(row, knobs[0], knobs[1], knobs[2]); break;
   }
-  return of;
+  return slopes;
 }

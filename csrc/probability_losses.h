@@ -23,17 +23,17 @@ DAL_HD float expm1_nonpositive(float x, float power) {
 // (1 - p_y^q) / q, by expm1 because 1 - p^q keeps no digit near p = 1; q = 0 is cross-entropy. Its slope is -p_y^q.
 template <class A>
 DAL_HD Slopes<A> generalized_cross_entropy(A log_prob, Scalar<A> q) {
-  Slopes<A> of{};
+  Slopes<A> slopes{};
   if (q == Scalar<A>(0)) {
-    of.loss = -log_prob;
-    of.by_log_prob = A(-1);
-    return of;
+    slopes.loss = -log_prob;
+    slopes.by_log_prob = A(-1);
+    return slopes;
   }
   const A exponent = q * log_prob;
   const A power = exponential(exponent);
-  of.loss = -expm1_nonpositive(exponent, power) / q;
-  of.by_log_prob = -power;
-  return of;
+  slopes.loss = -expm1_nonpositive(exponent, power) / q;
+  slopes.by_log_prob = -power;
+  return slopes;
 }
 
 // 1 - p_y with its digits.
@@ -46,14 +46,14 @@ DAL_HD A miss_of(A log_prob, A prob) {
 template <class A>
 DAL_HD Slopes<A> taylor_cross_entropy(A log_prob, Scalar<A> order) {
   const A prob = exponential(log_prob), miss = miss_of(log_prob, prob);
-  Slopes<A> of{};
+  Slopes<A> slopes{};
   A power = 1;
   for (int i = 1; Scalar<A>(i) <= order; ++i) {
-    of.by_log_prob -= prob * power;
+    slopes.by_log_prob -= prob * power;
     power *= miss;
-    of.loss += power / Scalar<A>(i);
+    slopes.loss += power / Scalar<A>(i);
   }
-  return of;
+  return slopes;
 }
 
 // ((a + 1)^q - (a + p)^q) / q, the first power taken out.
@@ -62,10 +62,10 @@ DAL_HD Slopes<A> asymmetric_power(A log_prob, Scalar<A> a, Scalar<A> q) {
   using std::log1p;
   using std::pow;
   const A prob = exponential(log_prob), miss = miss_of(log_prob, prob), exponent = q * log1p(-miss / (a + 1));
-  Slopes<A> of{};
-  of.loss = -pow(a + 1, q) * expm1_nonpositive(exponent, exponential(exponent)) / q;
-  of.by_log_prob = -prob * pow(a + prob, q - 1);
-  return of;
+  Slopes<A> slopes{};
+  slopes.loss = -pow(a + 1, q) * expm1_nonpositive(exponent, exponential(exponent)) / q;
+  slopes.by_log_prob = -prob * pow(a + prob, q - 1);
+  return slopes;
 }
 
 // ((a - p)^q - (a - 1)^q) / q, the first power taken out.
@@ -76,10 +76,10 @@ DAL_HD Slopes<A> asymmetric_unhinged(A log_prob, Scalar<A> a, Scalar<A> q) {
   const A prob = exponential(log_prob), miss = miss_of(log_prob, prob);
   const Scalar<A> least = a - 1;
   const A exponent = -q * log1p(miss / least);
-  Slopes<A> of{};
-  of.loss = -pow(least + miss, q) * expm1_nonpositive(exponent, exponential(exponent)) / q;
-  of.by_log_prob = -prob * pow(least + miss, q - 1);
-  return of;
+  Slopes<A> slopes{};
+  slopes.loss = -pow(least + miss, q) * expm1_nonpositive(exponent, exponential(exponent)) / q;
+  slopes.by_log_prob = -prob * pow(least + miss, q - 1);
+  return slopes;
 }
 
 // Jensen-Shannon with m = p + pi (1 - p); p ln p -> 0 at p = 0. ln p - ln m by the ratio of the two where they are near,
@@ -93,10 +93,10 @@ DAL_HD Slopes<A> jensen_shannon(A log_prob, Scalar<A> pi) {
   const A log_mean = select(mean <= A(0.5), logarithm(mean), log1p(-rest * miss));
   const A far = select(prob == A(0), A(0), prob * (log_prob - log_mean)), near = -prob * log1p(added / prob);
   const A of_target = select(prob <= added, far, near);
-  Slopes<A> of{};
-  of.loss = (-pi * log_mean - rest * miss * log_rest + rest * of_target) / (-rest * log_rest);
-  of.by_log_prob = -(prob * log_rest + of_target) / log_rest;
-  return of;
+  Slopes<A> slopes{};
+  slopes.loss = (-pi * log_mean - rest * miss * log_rest + rest * of_target) / (-rest * log_rest);
+  slopes.by_log_prob = -(prob * log_rest + of_target) / log_rest;
+  return slopes;
 }
 
 // arcsin(sqrt x) / sqrt x for 0 <= x <= 1/2 in fp32: minimax in relative error (2e-9), constant term 1.
@@ -125,10 +125,10 @@ DAL_HD Slopes<A> fisher_rao(A log_prob) {
   const auto unlikely = prob <= miss;
   const A ratio = arcsine_ratio(select(unlikely, prob, miss));
   const A angle = Scalar<A>(1.57079632679489661923) - root * ratio;
-  Slopes<A> of{};
-  of.loss = select(unlikely, angle * angle, miss * ratio * ratio);
-  of.by_log_prob = -root * select(unlikely, angle / sqrt(miss), ratio);
-  return of;
+  Slopes<A> slopes{};
+  slopes.loss = select(unlikely, angle * angle, miss * ratio * ratio);
+  slopes.by_log_prob = -root * select(unlikely, angle / sqrt(miss), ratio);
+  return slopes;
 }
 
 // -(1 - p)^gamma ln p; detached, the modulator counts as a constant in the gradient.
@@ -137,15 +137,15 @@ DAL_HD Slopes<A> focal(A log_prob, Scalar<A> gamma, bool detached) {
   using std::pow;
   const A prob = exponential(log_prob), miss = miss_of(log_prob, prob);
   const A modulator = gamma == Scalar<A>(0) ? A(1) : A(pow(miss, gamma));
-  Slopes<A> of{};
-  of.loss = select(modulator == A(0), A(0), -modulator * log_prob);
-  of.by_log_prob = -modulator;
+  Slopes<A> slopes{};
+  slopes.loss = select(modulator == A(0), A(0), -modulator * log_prob);
+  slopes.by_log_prob = -modulator;
   // gamma (1 - p)^(gamma - 1) p ln p: ln p / (1 - p) is -1 where both vanish.
   if (!detached && gamma != Scalar<A>(0)) {
     const A ratio = select(miss == A(0), A(-1), log_prob / miss);
-    of.by_log_prob += select(prob == A(0), A(0), gamma * modulator * prob * ratio);
+    slopes.by_log_prob += select(prob == A(0), A(0), gamma * modulator * prob * ratio);
   }
-  return of;
+  return slopes;
 }
 
 // Cross-entropy above p = 1 / tau, its tangent below.
@@ -154,8 +154,8 @@ DAL_HD Slopes<A> partially_huberised(A log_prob, Scalar<A> tau) {
   const Scalar<A> log_tau = logarithm(tau);
   const auto below = log_prob <= -log_tau;
   const A scaled = tau * exponential(log_prob);
-  Slopes<A> of{};
-  of.loss = select(below, log_tau + 1 - scaled, -log_prob);
-  of.by_log_prob = select(below, -scaled, A(-1));
-  return of;
+  Slopes<A> slopes{};
+  slopes.loss = select(below, log_tau + 1 - scaled, -log_prob);
+  slopes.by_log_prob = select(below, -scaled, A(-1));
+  return slopes;
 }

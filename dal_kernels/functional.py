@@ -17,8 +17,8 @@ from dal_kernels.reference import run_weighted
 from dal_kernels.surroundings import hand_over, wants_the_call
 from dal_kernels.tensors import is_dtensor
 
-# A schedule that is told what a call learnt: what the operator ``loss_and_pace`` takes of it, which are the numbers,
-# how far apart the rows lie that it looks at, q_end and the largest bootstrap weight.
+# What the operator ``loss_and_pace`` takes of a schedule that follows its calls: the numbers of the pace, how far apart
+# the rows lie that it looks at, q_end and the largest bootstrap weight.
 Hearer = tuple[Tensor, int, float, float]
 
 

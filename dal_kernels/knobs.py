@@ -31,8 +31,8 @@ def knob_tensor(
         TypeError, ValueError: naming the knob. Values of tensors are looked at on a CPU only, where looking is free.
     """
     if isinstance(values, Tensor):
-        here = values.device == input.device or (values.is_cpu and input.is_cpu)
-        return values if here else moved(values, input.device)
+        is_beside = values.device == input.device or (values.is_cpu and input.is_cpu)
+        return values if is_beside else moved(values, input.device)
     dtype = loss_dtype(input)
     if (
         _NUMBERS.issuperset(map(type, values))
@@ -189,6 +189,6 @@ def _beside(knob: Knob, value: Tensor, input: Tensor, shape: torch.Size) -> Tens
         value = value.float()
     if value.dim() == 0 or (value.shape == (1,) and shape != (1,)):
         value = value.reshape(())
-        here = (value.is_cpu and input.is_cpu) or value.device == input.device
-        return value if here else moved(value, input.device)
+        is_beside = (value.is_cpu and input.is_cpu) or value.device == input.device
+        return value if is_beside else moved(value, input.device)
     return of_rows(name, value, input, shape, "a number, a 0-d tensor or one value a row")

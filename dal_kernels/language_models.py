@@ -98,8 +98,8 @@ def _forward_of(given: type) -> Any:
         labels, shifted = named.get("labels"), named.get("shift_labels")
         if labels is None and shifted is None:
             return plain(self, **named)
-        asked = named.get("return_dict")
-        as_tuple = not (getattr(self.config, "return_dict", True) if asked is None else asked)
+        return_dict = named.get("return_dict")
+        as_tuple = not (getattr(self.config, "return_dict", True) if return_dict is None else return_dict)
         named["labels"], named["return_dict"] = None, True
         items = named.pop("num_items_in_batch", None)
         named.pop("shift_labels", None)
@@ -129,8 +129,8 @@ def _forward_of(given: type) -> Any:
         balance = getattr(output, "aux_loss", None)  # of a mixture of experts, which the model adds to its own loss
         if balance is not None:
             made = made + self.router_aux_loss_coef * balance.to(made.device)
-        whole = type(output)(loss=made, **{name: value for name, value in output.items() if name != "loss"})
-        return whole.to_tuple() if as_tuple else whole
+        result = type(output)(loss=made, **{name: value for name, value in output.items() if name != "loss"})
+        return result.to_tuple() if as_tuple else result
 
     return forward
 

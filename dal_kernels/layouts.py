@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Of more classes that lie apart rows are copied: as in csrc/cpu/layouts.h, and on a GPU in csrc/cuda/layouts.h, where
-# they would leave the registers.
+# Rows whose classes lie apart are read where they lie up to so many classes, and copied from there on: as
+# csrc/cpu/layouts.h has it too, and on a GPU csrc/cuda/layouts.h, because more would leave the registers.
 MOST_APART_ON_CPU, MOST_APART_ON_GPU = 1 << 14, 384
 
 

@@ -49,7 +49,7 @@ class ListeningLoss(nn.Module):
         """
         follows = hasattr(self.schedule, "see")
         watch = self._watch
-        # Its numbers would be constants of compiled code, which would be compiled anew whenever they change.
+        # What the watch counts would be constants of compiled code, which would be compiled anew for each new count.
         if watch is not None and (torch.compiler.is_compiling() or in_backward()):
             watch = None
         if (watch is None and not follows) or transforms_active():

@@ -182,7 +182,7 @@ class DynamicsAwareLoss(ListeningLoss):
             return_stats=return_stats or learns, sample_weight=sample_weight, mix=mix, target_shift=shift,
             scale=self.scale, backend=self.backend, hearer=self.hearer(learns, return_stats, input),
         )  # fmt: skip
-        if not learns or isinstance(result, Tensor):  # as where the call has told the schedule
+        if not learns or isinstance(result, Tensor):  # alone, because the call has told the schedule by itself
             return result
         return self.told(result, target, return_stats, classes_of(input))
 

@@ -16,10 +16,10 @@ from dal_kernels.tensors import is_number, of_rows, shape_of
 
 # Another target, and the share of the first.
 Mix = tuple[Tensor, float | Tensor]
-# How differentiable quantities of the rows of a call come about, as :func:`dal_kernels.quantities.quantities_of_call`
-# makes them of its targets.
+# What makes differentiable quantities of the rows of a call for each of some targets, and the prediction:
+# :func:`dal_kernels.quantities.quantities_of_call`, or its like behind a classifier layer.
 Quantities = Callable[[Call, tuple[Tensor, ...]], tuple[tuple[RowQuantities, ...], Tensor]]
-# The same of flat rows.
+# The other target and the share of the first, of flat rows.
 Other = tuple[Tensor, Any]
 
 
@@ -55,18 +55,18 @@ def mixed_loss(
     if other is not None:
         other_target, share = other
         targets, shares = [call.target, other_target], [share, 1.0 - share]
-    counted = [of != call.ignore_index for of in targets]
+    counted = [labels != call.ignore_index for labels in targets]
     # A row of which one target is ignored is a row of the other.
     first = torch.where(counted[0], targets[0], targets[-1])
-    others = [torch.where(has, of, first) for has, of in zip(counted[1:], targets[1:], strict=True)]
+    others = [torch.where(has, labels, first) for has, labels in zip(counted[1:], targets[1:], strict=True)]
     rows, prediction = quantities(call._replace(target=first), (first, *others))
     values = call.knobs.to(rows[0].log_prob.dtype).unbind(-1)
     classes = call.logits.shape[1]
     total = weights = torch.zeros_like(rows[0].log_prob)
-    for row, of, has, share in zip(rows, targets, counted, shares, strict=True):
+    for row, labels, has, share in zip(rows, targets, counted, shares, strict=True):
         if label_smoothing > 0:
             row = SmoothedQuantities.of(row, label_smoothing)
-        factor = share * row_factors(of, classes, call.weight, call.ignore_index, row.log_prob.dtype)
+        factor = share * row_factors(labels, classes, call.weight, call.ignore_index, row.log_prob.dtype)
         if call.sample_weight is not None:
             factor = factor * call.sample_weight
         total = total + torch.where(has, call.objective.formula(row, *values) * factor, 0.0)

@@ -10,6 +10,6 @@ import torch
 __all__ = ["OPERATORS", "PACKAGE", "operators"]
 
 PACKAGE = __name__.rpartition(".")[0]
-# torch.ops knows them by it: dal_kernels, where the package is imported by its own name.
+# The name by which torch.ops knows the operators: dal_kernels, where the package is imported by its own name.
 OPERATORS = PACKAGE.replace(".", "_")
 operators = getattr(torch.ops, OPERATORS)

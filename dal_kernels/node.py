@@ -24,16 +24,16 @@ from dal_kernels.objectives import OBJECTIVES
 from dal_kernels.ops import KERNELS, in_triton
 from dal_kernels.surroundings import frames_inside, is_capturing
 
-# Why the extension is not there, or None.
+# Why the extension cannot be used, or None where it is.
 error: str | None = None
-_module: Any = None  # the extension
+_module: Any = None  # the extension, once it is loaded
 
 
 def _plan(backend: str, input: Tensor, objective: int) -> tuple[str, bool] | None:
     """Whose operators take a call and whether they write its gradient in the forward; None for the long way."""
     try:
         name = choose(backend, input, objective)
-    except (RuntimeError, ValueError):  # which says what is wrong
+    except (RuntimeError, ValueError):  # the long way says what is wrong
         return None
     if name == "triton":
         _learn_triton()
@@ -79,7 +79,7 @@ def _load() -> Callable[..., Any] | None:
     except ImportError as reason:
         error = str(reason)
         return None
-    traits = [(len(of.knobs), of.needs_argmax) for of in OBJECTIVES]
+    traits = [(len(objective.knobs), objective.needs_argmax) for objective in OBJECTIVES]
     try:
         module.learn(traits, _plan, _remember, _remember_number, is_capturing, RowStats)
     except (AttributeError, RuntimeError) as reason:

@@ -245,8 +245,8 @@ def read_arrays(path: Path, archive: bool) -> Any:
             raise ValueError(f"{path} is not an {'.npz' if archive else '.npy'} file")
         return dict(content) if archive else content
     except (OSError, EOFError, BadZipFile, ValueError) as error:
-        said = str(error)
-        raise ValueError(said if said.startswith(f"{path} is not") else f"{path} cannot be read: {said}") from error
+        text = str(error)
+        raise ValueError(text if text.startswith(f"{path} is not") else f"{path} cannot be read: {text}") from error
 
 
 def as_labels(array: Any, path: Path) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Above this, logits are not kept alive just to be able to refuse a second derivative.
+# Logits of more bytes are not kept alive only so that a second derivative can be refused.
 _SMALL_BYTES = 1 << 20
 
 

@@ -34,11 +34,12 @@ from torch import Tensor
 
 from dal_kernels.arguments import RowStats
 
-# Of an average, from call to call: it forgets in about twenty.
+# What an average keeps of itself from call to call: it forgets a call in about twenty others.
 DECAY = 0.95
-# The bracket while no label seems wrong, its slope by their share, and the share let pass, by q up to CALM.
+# The bracket of the rule is LEAST while no label seems wrong, and grows by SLOPE with the share that does, of which
+# TOLERATED times q is let pass, for q up to CALM.
 LEAST, SLOPE, TOLERATED, CALM = 0.2, 6.0, 0.06, 0.5
-# Not 0, whose ratio to itself is none. So little that q starts at 0: with cross-entropy.
+# Where both averages start: not at 0, because 0 / 0 is no ratio, but so low that q starts near 0, with cross-entropy.
 NOTHING_LEARNT = 1e-6
 LOG_TEN = math.log(10.0)
 
@@ -91,7 +92,7 @@ def rows_apart(rows: int) -> int:
     return 2 * (rows // 8192) + 1
 
 
-def see(of: PaceNumbers, stats: RowStats, target: Tensor, q_end: float, max_weight: float) -> None:
+def see(pace: PaceNumbers, stats: RowStats, target: Tensor, q_end: float, max_weight: float) -> None:
     """Take the rows of one training call into account, in place, by plain operations.
 
     Args:
@@ -110,21 +111,22 @@ def see(of: PaceNumbers, stats: RowStats, target: Tensor, q_end: float, max_weig
     number = counted.sum()
     # A call without rows leaves the averages where they are.
     weight = torch.where(number > 0, 1.0 - DECAY, 0.0)
-    of.learnt.lerp_(rows.sum(1) / number.clamp(min=1), weight)
-    keep_pace(of, q_end, max_weight)
+    pace.learnt.lerp_(rows.sum(1) / number.clamp(min=1), weight)
+    keep_pace(pace, q_end, max_weight)
 
 
-def keep_pace(of: PaceNumbers, q_end: float, max_weight: float) -> None:
+def keep_pace(pace: PaceNumbers, q_end: float, max_weight: float) -> None:
     """q and the bootstrap weight from what has been learnt and from the bound, in place, by plain operations."""
-    whole = q_end * of.confidence
-    # The bracket without what is let pass; and q with it, above CALM and below. The larger is the one that holds.
-    bracket = LEAST + SLOPE * (1.0 - of.agreement / of.confidence)
-    above = whole * (bracket - SLOPE * TOLERATED * CALM)
-    below = whole * bracket / (1.0 + SLOPE * TOLERATED * whole)
-    free = torch.maximum(above, below).clamp(LEAST * whole, whole)
-    opening = of.opening / (-of.confidence.log() / LOG_TEN).clamp(min=1.0)
-    torch.minimum(of.bound, torch.maximum(opening, free), out=of.q)
+    reach = q_end * pace.confidence
+    # Below CALM q stands on both sides of the rule, because what is let pass depends on it. So the rule is solved for q
+    # on either side of CALM, from the bracket without what is let pass: the larger solution is the one that holds.
+    bracket = LEAST + SLOPE * (1.0 - pace.agreement / pace.confidence)
+    above = reach * (bracket - SLOPE * TOLERATED * CALM)
+    below = reach * bracket / (1.0 + SLOPE * TOLERATED * reach)
+    free = torch.maximum(above, below).clamp(LEAST * reach, reach)
+    opening = pace.opening / (-pace.confidence.log() / LOG_TEN).clamp(min=1.0)
+    torch.minimum(pace.bound, torch.maximum(opening, free), out=pace.q)
     if q_end > 1.0:
-        torch.mul(((of.q - 1.0) / (q_end - 1.0)).clamp(0.0, 1.0), max_weight, out=of.bootstrap_weight)
+        torch.mul(((pace.q - 1.0) / (q_end - 1.0)).clamp(0.0, 1.0), max_weight, out=pace.bootstrap_weight)
     else:
-        of.bootstrap_weight.zero_()
+        pace.bootstrap_weight.zero_()

@@ -43,10 +43,10 @@ def in_place_of(
         )
     hooks = (classifier._forward_hooks, classifier._backward_hooks, classifier._backward_pre_hooks)
     closing = [hook for hook in classifier._forward_hooks.values() if _is_sharding(classifier, hook)]
-    if sum(len(of) for of in hooks) > len(closing):
+    if sum(map(len, hooks)) > len(closing):
         # What parallelize_module puts there are such hooks too.
         refuse_dtensor("classifier.weight", classifier.weight, OF_LAYER)
-        refused = [hook for of in hooks for hook in of.values() if hook not in closing]
+        refused = [hook for kind in hooks for hook in kind.values() if hook not in closing]
         names = [getattr(hook, "__qualname__", type(hook).__name__) for hook in refused]
         raise ValueError(
             "classifier must have neither forward hooks nor backward hooks, because the logits that they would be "

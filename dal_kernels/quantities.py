@@ -128,17 +128,18 @@ def quantities_of_call(
     if backend == "eager" or is_recording(call.logits):
         logits = call.logits.float() if call.logits.dtype in HALVES else call.logits
         ignored = found[0][2] == IGNORED
-        kept = torch.where(ignored.unsqueeze(1), logits.detach(), logits)  # no gradient, whatever is made of them
-        rows = [row_quantities(kept, place, _ALL) for place, _, _ in found]
+        # Ignored rows are detached: they get no gradient, whatever is made of them.
+        counted_logits = torch.where(ignored.unsqueeze(1), logits.detach(), logits)
+        rows = [row_quantities(counted_logits, place, _ALL) for place, _, _ in found]
         prediction = call.logits.argmax(1)
     else:
         places = torch.stack([place for place, _, _ in found])
         with torch.no_grad():
-            whole = statistics(call.logits, backend, wide=True)
+            row_sums = statistics(call.logits, backend, wide=True)
             target_logits = call.logits.gather(1, places.t()).t()
         local = torch.cat([found[0][2].unsqueeze(0), places[1:]])
-        rows = differentiable_rows(call.logits, local, target_logits, whole.argmax, whole, classes, backend)
-        prediction = whole.argmax
+        rows = differentiable_rows(call.logits, local, target_logits, row_sums.argmax, row_sums, classes, backend)
+        prediction = row_sums.argmax
     # A label that is no class, on a device where looking would cost a synchronisation.
     return tuple(
         row._replace(log_prob=torch.where(known, row.log_prob, math.nan))
@@ -187,24 +188,24 @@ class _KernelQuantities(torch.autograd.Function):
         return made, None, None, None
 
 
-def values_of(whole: Statistics, target_logits: Tensor, classes: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+def values_of(row_sums: Statistics, target_logits: Tensor, classes: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """ln p_y for each of some targets (T, N) or of one (N,), entropy, M, G and Q (N,)."""
-    return tuple(value.to(dtype) for value in quantities_of(whole, target_logits.double(), classes).tensors)
+    return tuple(value.to(dtype) for value in quantities_of(row_sums, target_logits.double(), classes).tensors)
 
 
-def slope_fields(whole: Statistics, classes: int, upstream: tuple[Tensor | None, ...], dtype: torch.dtype) -> Tensor:
+def slope_fields(row_sums: Statistics, classes: int, upstream: tuple[Tensor | None, ...], dtype: torch.dtype) -> Tensor:
     """Of the gradient of whatever was made of the values: their upstream gradients are its slopes.
 
     Narrow where nothing was made of the sums over all classes, of which the gradient is then spared the terms.
     """
-    given = [torch.zeros_like(whole.total) if value is None else value.double() for value in upstream]
+    given = [torch.zeros_like(row_sums.total) if value is None else value.double() for value in upstream]
     by_log_prob, by_entropy, by_max, by_sum, by_square = given
-    row = quantities_of(whole, whole.peak, classes)  # of which the chain rule needs no ln p_y
+    row = quantities_of(row_sums, row_sums.peak, classes)  # of which the chain rule needs no ln p_y
     first = by_log_prob if by_log_prob.dim() == 1 else by_log_prob[0]
     total = by_log_prob if by_log_prob.dim() == 1 else by_log_prob.sum(0)
-    made = coefficients_of(whole, row, Slopes(total, by_entropy, by_max, by_sum, by_square))
+    made = coefficients_of(row_sums, row, Slopes(total, by_entropy, by_max, by_sum, by_square))
     wide = upstream[3] is not None or upstream[4] is not None
-    return fields_of(whole.peak, made._replace(target_term=-first), dtype, wide)
+    return fields_of(row_sums.peak, made._replace(target_term=-first), dtype, wide)
 
 
 def differentiable_rows(
@@ -212,7 +213,7 @@ def differentiable_rows(
     local: Tensor,
     target_logits: Tensor,
     prediction: Tensor,
-    whole: Statistics,
+    row_sums: Statistics,
     classes: int,
     backend: str,
 ) -> list[RowQuantities]:
@@ -224,10 +225,10 @@ def differentiable_rows(
             without a gradient.
         target_logits: (T, N).
         prediction: (N,) as classes of ``logits``, -1 where it lies elsewhere.
-        whole, classes: sums over all classes, and their number.
+        row_sums, classes: sums over all classes, and their number.
     """
     log_probs, entropy, max_log_prob, sum_log_prob, square_sum = _Quantities.apply(
-        logits, local, target_logits, prediction, whole, classes, backend
+        logits, local, target_logits, prediction, row_sums, classes, backend
     )
     return [
         RowQuantities(log_prob, entropy, max_log_prob, sum_log_prob, square_sum, classes)
@@ -236,7 +237,7 @@ def differentiable_rows(
 
 
 class _Quantities(torch.autograd.Function):
-    """Of rows whose classes are all here, or a slice of them of which ``whole`` has the sums."""
+    """Of rows whose classes are all here, or a slice of them beside the ``row_sums`` of all."""
 
     @staticmethod
     def forward(
@@ -245,20 +246,20 @@ class _Quantities(torch.autograd.Function):
         local: Tensor,
         target_logits: Tensor,
         prediction: Tensor,
-        whole: Statistics,
+        row_sums: Statistics,
         classes: int,
         backend: str,
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(logits, local, prediction.clone())  # what the user gets may be edited
-        ctx.plan = (whole, classes, backend)
+        ctx.plan = (row_sums, classes, backend)
         ctx.set_materialize_grads(False)
-        return values_of(whole, target_logits, classes, loss_dtype(logits))
+        return values_of(row_sums, target_logits, classes, loss_dtype(logits))
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         logits, local, prediction = ctx.saved_tensors
-        whole, classes, backend = ctx.plan
-        fields = slope_fields(whole, classes, upstream, loss_dtype(logits))
+        row_sums, classes, backend = ctx.plan
+        fields = slope_fields(row_sums, classes, upstream, loss_dtype(logits))
         at_argmax = prediction if upstream[2] is not None else prediction[:0]
         one = torch.ones((), dtype=fields.dtype, device=fields.device)
         made = gradient(logits, local[0], fields, at_argmax, one, backend, in_place=False)

@@ -43,7 +43,7 @@ def recorded_loss(call: Call, backend: str) -> tuple[Tensor, RowStats | None]:
 
 def _run(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *of_call, backend = arguments
-    # Without the gradient, and with the prediction, whose fields the statistics are among.
+    # No gradient is wanted here. The prediction is, because a GPU keeps the fields of the statistics only beside it.
     loss, _, fields, prediction, *correction = KERNELS[backend].loss_and_fields(*of_call, False, True)
     return loss, fields, prediction, *(correction or [loss.new_empty(0)])
 

@@ -84,11 +84,11 @@ def reduced_loss(call: Call, official: bool = False) -> tuple[Tensor, RowStats |
     knobs = call.knobs.to(logits.dtype).unbind(-1)
 
     # Ignored rows leave the graph before anything is computed from them: a NaN in one must not reach the gradient.
-    kept = logits.masked_fill(ignored.unsqueeze(1), 0.0)
+    counted_logits = logits.masked_fill(ignored.unsqueeze(1), 0.0)
     if official:
-        losses = official_dynamics_aware(kept, target, call.objective.needs_argmax, *knobs)
+        losses = official_dynamics_aware(counted_logits, target, call.objective.needs_argmax, *knobs)
     else:
-        losses = call.objective.formula(row_quantities(kept, target, call.objective.uses), *knobs)
+        losses = call.objective.formula(row_quantities(counted_logits, target, call.objective.uses), *knobs)
     factor = row_factors(call.target, logits.shape[1], call.weight, call.ignore_index, logits.dtype)
     loss = torch.where(ignored, 0.0, losses * factor)
     if call.reduction != "none":
@@ -113,13 +113,13 @@ def run_weighted(run: Callable[[Call], tuple[Tensor, RowStats | None]], call: Ca
     if call.sample_weight is None:
         return run(call)
     loss, stats = run(call._replace(reduction="none", sample_weight=None))
-    kept = torch.where(call.target == call.ignore_index, 0.0, call.sample_weight)
-    loss = loss * kept
+    weights = torch.where(call.target == call.ignore_index, 0.0, call.sample_weight)
+    loss = loss * weights
     if call.reduction != "none":
         loss = loss.sum()
     if call.reduction == "mean":
         classes = call.logits.shape[1]
-        loss = loss / (kept * row_factors(call.target, classes, call.weight, call.ignore_index, kept.dtype)).sum()
+        loss = loss / (weights * row_factors(call.target, classes, call.weight, call.ignore_index, weights.dtype)).sum()
     return loss, stats
 
 

@@ -91,14 +91,14 @@ class DynamicsAwareSchedule:
         self._tell()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        told = name in DynamicsAwareSchedule.STATE
+        is_state = name in DynamicsAwareSchedule.STATE
         if name == "shape":
             check_choice(name, value, SHAPES)
-        elif told:
+        elif is_state:
             value = number(name, value)
         super().__setattr__(name, value)
         # Whatever moves or changes the schedule, the tensors must say it: a loss reads them and nothing else.
-        if told and "live" in self.__dict__:
+        if is_state and "live" in self.__dict__:
             self._tell()
             if name == "position":
                 self.moved = True

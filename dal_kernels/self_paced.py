@@ -23,7 +23,7 @@ __all__ = ["SelfPacedSchedule"]
 
 Pace = Literal["auto", "fixed"]
 _CPU = torch.device("cpu")
-# The share of its steps in which a training opens with q_start; in as many it leaves it.
+# A training stays at q_start for this share of its steps, and takes as many to leave it.
 OPENING = 0.1
 
 
@@ -152,7 +152,7 @@ class LivePace:
     """The numbers of a pace on the device where training is; a tensor for each device that it has been on."""
 
     def __init__(self) -> None:
-        # Apart, because compiled code holds what it reads of them fixed, and the bounds change with each step.
+        # Two tuples, because compiled code holds fixed what it reads of one, and the bounds change with each step.
         self._limits, self._bounds = (0.0, 1.0), (0.0, 0.0)
         self._numbers = {_CPU: pace_numbers(_CPU)}
         self._device = _CPU

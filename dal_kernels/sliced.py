@@ -54,9 +54,9 @@ def class_parallel_loss_of(
     backend: Backend = "auto",
 ) -> Any:
     """A loss of the table with its classes split over ranks."""
-    logits, own, whole = _slice(local_logits, target, class_offset, num_classes, group)
+    logits, own, whole_logits = _slice(local_logits, target, class_offset, num_classes, group)
     call = check(
-        whole, target, OBJECTIVES[objective], knobs, weight, ignore_index, reduction, return_stats, sample_weight
+        whole_logits, target, OBJECTIVES[objective], knobs, weight, ignore_index, reduction, return_stats, sample_weight
     )
     problem = label_error(call)
     name = choose(backend, local_logits)
@@ -65,10 +65,10 @@ def class_parallel_loss_of(
     def run(call: Call) -> tuple[Tensor, RowStats | None]:
         with torch.no_grad():
             target_logit = _target_logit(logits, call.target, own)
-            loss, stats, kept = _finish(
+            loss, stats, saved = _finish(
                 call, statistics(logits, name, call.objective.is_wide), target_logit, own, name, wanted, problem
             )
-        return loss if kept is None else _SliceLoss.apply(logits, loss, *kept, name), stats
+        return loss if saved is None else _SliceLoss.apply(logits, loss, *saved, name), stats
 
     return call.shaped(*run_weighted(run, call))
 
@@ -102,9 +102,9 @@ def class_parallel_linear_loss_of(
     layer, local = layer_of(input, local_classifier_weight, bias, chunk_bytes, least_classes=0)
     place = int(input.dim() > 1)
     own = slice_of(local.shape[place], target, input.device, class_offset, num_classes, group)
-    whole = local.new_empty(()).expand((*local.shape[:place], own.classes, *local.shape[place + 1 :]))
+    whole_logits = local.new_empty(()).expand((*local.shape[:place], own.classes, *local.shape[place + 1 :]))
     call = check(
-        whole, target, OBJECTIVES[objective], knobs, weight, ignore_index, reduction, return_stats, sample_weight
+        whole_logits, target, OBJECTIVES[objective], knobs, weight, ignore_index, reduction, return_stats, sample_weight
     )
     problem = label_error(call)
     name = choose(backend, input)
@@ -115,18 +115,18 @@ def class_parallel_linear_loss_of(
         with torch.no_grad(), torch.autocast(input.device.type, enabled=False):
             found, target_logits = [], []
             in_chunks = LayerInChunks(*layer[:3], layer.dtype, layer.chunk, [False] * 3)
-            for of, _, logits in in_chunks.chunks():
+            for rows, _, logits in in_chunks.chunks():
                 found.append(statistics(logits, name, call.objective.is_wide))
-                target_logits.append(_target_logit(logits, call.target[of], own))
+                target_logits.append(_target_logit(logits, call.target[rows], own))
             if not found:
                 empty = local[:0].reshape(0, own.size)
                 found, target_logits = [statistics(empty, name, call.objective.is_wide)], [local.new_empty(0)]
-            of_rows = joined(found)
-            loss, stats, kept = _finish(
-                call, of_rows, torch.cat(target_logits), own, name, any(wanted), problem, layer.features
+            row_sums = joined(found)
+            loss, stats, saved = _finish(
+                call, row_sums, torch.cat(target_logits), own, name, any(wanted), problem, layer.features
             )
-        if kept is not None:
-            loss = _SliceLinearLoss.apply(*leaves, loss, *kept, layer, name, wanted, group, anchors_of(leaves, wanted))
+        if saved is not None:
+            loss = _SliceLinearLoss.apply(*leaves, loss, *saved, layer, name, wanted, group, anchors_of(leaves, wanted))
         return loss, stats
 
     return call.shaped(*run_weighted(run, call))
@@ -161,12 +161,12 @@ def class_parallel_row_statistics(
     name = choose(backend, local_logits)
     with torch.no_grad():
         target_logit = _target_logit(logits, call.target, own)
-        whole, target_logit = exchange(call, statistics(logits, name, wide=True), target_logit, own, problem=problem)
-        local, prediction = within(call.target, call.target == call.ignore_index, whole.argmax, own.offset, own.size)
+        row_sums, target_logit = exchange(call, statistics(logits, name, wide=True), target_logit, own, problem=problem)
+        local, prediction = within(call.target, call.target == call.ignore_index, row_sums.argmax, own.offset, own.size)
     (row,) = differentiable_rows(
-        logits, local.unsqueeze(0), target_logit.unsqueeze(0), prediction, whole, own.classes, name
+        logits, local.unsqueeze(0), target_logit.unsqueeze(0), prediction, row_sums, own.classes, name
     )
-    return as_statistics(call, row, whole.argmax)
+    return as_statistics(call, row, row_sums.argmax)
 
 
 def _slice(
@@ -204,13 +204,13 @@ def _finish(
     features: Tensor | None = None,
 ) -> tuple[Tensor, RowStats | None, tuple[Tensor, ...] | None]:
     """Reduced loss and statistics, and with ``wanted`` (target, fields, prediction) for the gradient of the slice."""
-    whole, target_logit = exchange(call, local, target_logit, own, features, problem)
-    done = finish(call, whole, target_logit, wanted)
+    row_sums, target_logit = exchange(call, local, target_logit, own, features, problem)
+    done = finish(call, row_sums, target_logit, wanted)
     if done.coefficients is None:
         return done.loss, done.stats, None
-    fields = fields_of(whole.peak, done.coefficients, done.loss.dtype, call.objective.is_wide)
+    fields = fields_of(row_sums.peak, done.coefficients, done.loss.dtype, call.objective.is_wide)
 
-    target, prediction = within(call.target, call.target == call.ignore_index, whole.argmax, own.offset, own.size)
+    target, prediction = within(call.target, call.target == call.ignore_index, row_sums.argmax, own.offset, own.size)
     return done.loss, done.stats, (target, fields, prediction if call.objective.needs_argmax else prediction[:0])
 
 

@@ -19,9 +19,10 @@ from dal_kernels.ops import KERNELS
 from dal_kernels.reference import row_factors
 from dal_kernels.tensors import HALVES
 
-# In gradient(): a row that is ignored, and a class that lies in another slice.
+# What gradient() takes for the target of an ignored row.
 IGNORED = -1
-# As an exponent in the place of -inf (or of one that far down): its power is 0, and its product with that is 0 too.
+# Takes the place of an exponent of -inf, or of one further down: its power is 0, and so is its product with that power,
+# where -inf * 0 would be NaN.
 _LOWEST = -1e4
 
 
@@ -111,16 +112,16 @@ def merge(slices: Statistics) -> Statistics:
     return Statistics(peak, moved.total.sum(0), moved.weighted.sum(0), argmax, differences, squares)
 
 
-def quantities_of(whole: Statistics, target_logit: Tensor, classes: int) -> RowQuantities:
+def quantities_of(row_sums: Statistics, target_logit: Tensor, classes: int) -> RowQuantities:
     """What the formulas take, from statistics of whole rows."""
-    log_sum = whole.total.log()
+    log_sum = row_sums.total.log()
     unused = torch.full_like(log_sum, math.nan)
     return RowQuantities(
-        log_prob=target_logit - whole.peak - log_sum,
-        entropy=log_sum - whole.weighted / whole.total,
+        log_prob=target_logit - row_sums.peak - log_sum,
+        entropy=log_sum - row_sums.weighted / row_sums.total,
         max_log_prob=-log_sum,
-        sum_log_prob=unused if whole.differences is None else whole.differences - classes * log_sum,
-        square_sum=unused if whole.squares is None else whole.squares / whole.total**2,
+        sum_log_prob=unused if row_sums.differences is None else row_sums.differences - classes * log_sum,
+        square_sum=unused if row_sums.squares is None else row_sums.squares / row_sums.total**2,
         classes=classes,
     )
 
@@ -158,14 +159,14 @@ class Coefficients(NamedTuple):
     constant: Tensor
 
 
-def coefficients_of(whole: Statistics, row: RowQuantities, slopes: Slopes) -> Coefficients:
+def coefficients_of(row_sums: Statistics, row: RowQuantities, slopes: Slopes) -> Coefficients:
     """The one chain rule of all losses, as csrc/affine_gradient.h has it too."""
-    square = slopes.square_sum if whole.squares is None else slopes.square_sum * row.square_sum
+    square = slopes.square_sum if row_sums.squares is None else slopes.square_sum * row.square_sum
     a = -(slopes.log_prob + slopes.max_log_prob + row.classes * slopes.sum_log_prob + 2 * square)
     b = -slopes.entropy
-    total = whole.total
+    total = row_sums.total
     return Coefficients(
-        (a - b * (whole.weighted / total)) / total,
+        (a - b * (row_sums.weighted / total)) / total,
         b / total,
         -slopes.log_prob,
         -slopes.max_log_prob,
@@ -182,10 +183,10 @@ class Finished(NamedTuple):
     stats: RowStats | None
 
 
-def finish(call: Call, whole: Statistics, target_logit: Tensor, want_gradient: bool) -> Finished:
+def finish(call: Call, row_sums: Statistics, target_logit: Tensor, want_gradient: bool) -> Finished:
     """Statistics of whole rows -> what reference.reduced_loss gives, and the coefficients of the gradient."""
     classes, dtype = call.logits.shape[1], torch.float64
-    row = quantities_of(whole, target_logit, classes)
+    row = quantities_of(row_sums, target_logit, classes)
     loss, slopes = slopes_of(call.objective, row, call.knobs.to(dtype).unbind(-1))
     ignored = call.target == call.ignore_index
     factor = row_factors(call.target, classes, call.weight, call.ignore_index, dtype)
@@ -198,16 +199,16 @@ def finish(call: Call, whole: Statistics, target_logit: Tensor, want_gradient: b
         factor = torch.where(ignored, 0.0, factor / divisor)
     coefficients = None
     if want_gradient:
-        made = coefficients_of(whole, row, slopes)
+        made = coefficients_of(row_sums, row, slopes)
         coefficients = Coefficients(*(torch.where(ignored, 0.0, value * factor) for value in made))
-    sums = loss_dtype(call.logits)
+    sum_dtype = loss_dtype(call.logits)
     stats = None
     if call.want_stats:
         prob = torch.where(ignored, math.nan, row.prob)
-        # Of a row of -inf alone nothing is known, as of its entropy.
-        max_prob = torch.where(whole.total > 0, row.max_log_prob.exp(), math.nan)
-        stats = RowStats(prob.to(sums), row.entropy.to(sums), whole.argmax, max_prob.to(sums))
-    return Finished(loss.to(sums), coefficients, stats)
+        # In a row of -inf alone no class is the largest: NaN, as its entropy is.
+        max_prob = torch.where(row_sums.total > 0, row.max_log_prob.exp(), math.nan)
+        stats = RowStats(prob.to(sum_dtype), row.entropy.to(sum_dtype), row_sums.argmax, max_prob.to(sum_dtype))
+    return Finished(loss.to(sum_dtype), coefficients, stats)
 
 
 def fields_of(peak: Tensor, of_rows: Coefficients, dtype: torch.dtype, wide: bool) -> Tensor:
@@ -221,8 +222,8 @@ def fields_of(peak: Tensor, of_rows: Coefficients, dtype: torch.dtype, wide: boo
 def within(classes: Tensor, ignored: Tensor, argmax: Tensor, offset: int, size: int) -> tuple[Tensor, Tensor]:
     """Target and predicted class of rows as classes of a slice, or as what :func:`gradient` takes for others."""
 
-    def placed(of: Tensor, elsewhere: int) -> Tensor:
-        at = of - offset
+    def placed(of_rows: Tensor, elsewhere: int) -> Tensor:
+        at = of_rows - offset
         return torch.where((at >= 0) & (at < size), at, elsewhere)
 
     return torch.where(ignored, IGNORED, placed(classes, size)), placed(argmax, -1)

@@ -206,7 +206,7 @@ def _soft_loss(
     check_choice("backend", options["backend"], BACKENDS)
     place = int(input.dim() > 1)
     classes, dtype = input.shape[place], loss_dtype(input)
-    logits, shares = (of.movedim(place, -1).to(dtype) for of in (input, target))
+    logits, shares = (tensor.movedim(place, -1).to(dtype) for tensor in (input, target))
     if label_smoothing > 0:
         shares = (1 - label_smoothing) * shares + label_smoothing / classes
     log_prob = F.log_softmax(logits, -1)

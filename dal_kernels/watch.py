@@ -48,10 +48,12 @@ class Watch:
         self.rounds = 0
         self._evaluated = False
         self._start = 0.0  # the position at the first training call
-        self._position: float | None = None  # the last at which q was looked at
+        self._position: float | None = None  # the last position at which q was looked at
         self._said: set[str] = set()
         self._looked = False
-        self._arrival: tuple[Arrival, float, int] | None = None  # with q and the number of classes
+        self._arrival: tuple[Arrival, float, int] | None = (
+            None  # statistics on their way here, q and the number of classes
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is on its way: a copy does not hear of it."""
@@ -109,7 +111,7 @@ class Watch:
             return
         self._arrival = None
         mean, most = numbers
-        # A small batch may be low by chance.
+        # The mean alone would not do, because a small batch may be low by chance.
         message = stall_message(mean, q, classes) if stall_message(most, q, classes) else None
         if message:
             self._say("stalled", message)

@@ -89,7 +89,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(skip)
     for name in EMULATED:
         mine = [item for item in items if getattr(item, "callspec", None) and name in item.callspec.params.values()]
-        items[:] = [item for item in mine if zlib.crc32(item.nodeid.encode()) % SAMPLE == 0]
+        # By the name alone, so that a test stays in the sample, or out of it, wherever its file lies.
+        items[:] = [item for item in mine if zlib.crc32(item.name.encode()) % SAMPLE == 0]
 
 
 def _available(name: str) -> bool:
@@ -108,7 +109,7 @@ def triton_on_cpu() -> Iterator[None]:
         interpreter_fixes.apply()
         yield
     else:
-        import replaying
+        from support import replaying
 
         with gpuless.install(90, warp_order=order), replaying.installed():
             yield
@@ -126,9 +127,8 @@ def cuda_on_cpu() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def ptx(request: pytest.FixtureRequest) -> Iterator[None]:
     """The CUDA C++ kernels' PTX, compiled once for all processes of this run."""
-    from children import made_once
-
     from benchmarks import cuda_emulator
+    from support.children import made_once
 
     if "DAL_TEST_PTX" in os.environ or cuda_emulator.missing() is not None:
         yield

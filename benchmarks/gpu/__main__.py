@@ -23,8 +23,9 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu.outcome import Outcome
 from benchmarks.gpu.process import ROOT
-from benchmarks.gpu.stages import STAGES, Outcome, Stage
+from benchmarks.gpu.stages import STAGES, Stage
 from dal_kernels import __version__, available_backends
 
 OUT = Path("gpu-output")

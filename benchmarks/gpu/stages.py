@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,31 +14,14 @@ from typing import Any
 from tabulate import tabulate
 
 from benchmarks import counts
-from benchmarks.gpu import choices, plan_header
+from benchmarks.gpu import choices, plan_header, tested
 from benchmarks.gpu.device_time import Case
-from benchmarks.gpu.process import ROOT, Ended, run
+from benchmarks.gpu.outcome import Outcome, code_block
+from benchmarks.gpu.process import ROOT, run
 
-__all__ = ["STAGES", "Outcome", "Stage"]
+__all__ = ["STAGES", "Stage"]
 
 Times = dict[str, float | str]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a stage found.
-
-    Attributes:
-        status: "done", "failed", "cut off" where its time was over before anything failed, or "left out" where
-            something for it is not here.
-        text: Markdown for the report.
-        patch: changes that it asks for.
-        unknown: constants that it was to judge and has no times of.
-    """
-
-    status: str
-    text: str
-    patch: str = ""
-    unknown: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,87 +40,6 @@ class Stage:
     judges: bool = False
 
 
-def _code(text: str) -> str:
-    return f"```\n{text}\n```"
-
-
-def _tests(selection: str) -> Callable[[Path, float], Outcome]:
-    def work(folder: Path, limit: float) -> Outcome:
-        # Only where there are such tests, because collecting all takes as long as many of them.
-        files = [str(path) for path in sorted((ROOT / "tests").glob("test_*.py")) if MARK in path.read_text("utf-8")]
-        command = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "--tb=short", "-p", "no:cacheprovider"]
-        workers = ["-n", "auto", "--maxprocesses", "8"]
-        ended = run([*command, *workers, "-k", selection, *files], limit, folder / "output.txt")
-        return _summary(ended)
-
-    return work
-
-
-MARK = "mark.gpu"
-
-
-def _summary(ended: Ended) -> Outcome:
-    """Of a verbose pytest, which may have been cut off: then the lines of single tests say how far it came."""
-    said = re.findall(r"(PASSED|FAILED|ERROR|SKIPPED) (tests/\S.*?)(?: - (.*))?$", ended.output, re.MULTILINE)
-    why = {name: reason for _, name, reason in said if reason}
-    results = {name.strip(): result for result, name, _ in said}
-    counted = Counter(results.values())
-    lines = [", ".join(f"{number} {result.lower()}" for result, number in counted.most_common()) or _code(ended.tail)]
-    bad = [name for name, result in results.items() if result in ("FAILED", "ERROR")]
-    kinds = Counter(re.split(r"[:\s]", why[name], maxsplit=1)[0] if name in why else "untold" for name in bad)
-    if bad:
-        lines.append("Failures: " + ", ".join(f"{number} {kind}" for kind, number in kinds.most_common()) + ".")
-        lines.append("\n".join(f"- `{name}`: {why.get(name, 'untold')[:160]}" for name in bad[:30]))
-    if ended.cut:
-        lines.append(f"It was cut off after {ended.seconds:.0f} s; what it had not reached is not counted.")
-    return Outcome(_status(ended, ended.status == 0, bool(bad)), "\n\n".join(lines))
-
-
-def _status(ended: Ended, good: bool, bad: bool) -> str:
-    """Of a command that may have been cut off, which shows nothing of what it had not reached."""
-    if bad or not (good or ended.cut):
-        return "failed"
-    return "cut off" if ended.cut else "done"
-
-
-# Every kernel once: short rows, rows in registers, clusters, images, streams; of the sanitizers' slowness no more.
-SAMPLE = (
-    "(test_matches_truth and soft and mean and float32) or (test_images_match_truth and soft and mean and bfloat16)"
-    " or two_streams or bad_label"
-)
-PLACES = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer", "/opt/cuda/bin")
-FOUND_ERRORS = 86
-FINDINGS = "Invalid|Race|Uninitialized|Misaligned|Barrier error|Program hit"
-
-
-def _sanitizer(tool: str) -> Callable[[Path, float], Outcome]:
-    def work(folder: Path, limit: float) -> Outcome:
-        program = shutil.which("compute-sanitizer") or next(
-            (found for place in PLACES if (found := shutil.which("compute-sanitizer", path=place))), None
-        )
-        if program is None:
-            return Outcome("left out", "compute-sanitizer is not installed: it comes with the CUDA toolkit.")
-        watched = [program, "--tool", tool, "--target-processes", "all", "--error-exitcode", str(FOUND_ERRORS)]
-        tests = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "--tb=line", "-p", "no:cacheprovider"]
-        ended = run([*watched, *tests, "-k", SAMPLE, "tests/test_gpu.py"], limit, folder / "output.txt")
-        return _watched(ended)
-
-    return work
-
-
-def _watched(ended: Ended) -> Outcome:
-    """Of tests under a sanitizer: done only if they passed, all of them, and its summaries are there and clean."""
-    summaries = re.findall(r"^=+ (?:ERROR|RACECHECK) SUMMARY: .*$", ended.output, re.MULTILINE)
-    clean = [line for line in summaries if re.search(r": 0 (errors|hazards)", line)]
-    # One that is cut off has no summary, but says each thing as it finds it.
-    found = re.findall(rf"^=+ .*\b(?:{FINDINGS})\b.*$", ended.output, re.MULTILINE)
-    passed = re.search(r"\b\d+ passed\b", ended.output) is not None
-    text = _code("\n".join([*found[:10], *summaries]) if found or len(clean) < len(summaries) else ended.tail)
-    cut = " It was cut off: what it had not reached is unknown." if ended.cut else ""
-    bad = bool(found) or clean != summaries or ended.status == FOUND_ERRORS
-    return Outcome(_status(ended, ended.status == 0 and passed and bool(summaries), bad), text + cut)
-
-
 def _benchmark(size: str) -> Callable[[Path, float], Outcome]:
     def work(folder: Path, limit: float) -> Outcome:
         command = [sys.executable, "-m", "benchmarks.micro", "--device=cuda", "--sizes", size, "--repeats=1"]
@@ -147,7 +47,7 @@ def _benchmark(size: str) -> Callable[[Path, float], Outcome]:
         report.unlink(missing_ok=True)
         ended = run([*command, "--out", str(folder)], limit, folder / "output.txt")
         if ended.status != 0 or not report.exists():
-            return Outcome("failed", _code(ended.tail))
+            return Outcome("failed", code_block(ended.tail))
         text = report.read_text(encoding="utf-8")
         return Outcome("done", re.sub(r"^#", "###", text, flags=re.MULTILINE))
 
@@ -157,7 +57,9 @@ def _benchmark(size: str) -> Callable[[Path, float], Outcome]:
 def _host(folder: Path, limit: float) -> Outcome:
     command = [sys.executable, "-m", "benchmarks.host_time", "--devices", "cuda", "--rounds", "31"]
     ended = run(command, limit, folder / "output.txt")
-    return Outcome("done" if ended.status == 0 else "failed", ended.output if ended.status == 0 else _code(ended.tail))
+    return Outcome(
+        "done" if ended.status == 0 else "failed", ended.output if ended.status == 0 else code_block(ended.tail)
+    )
 
 
 def _time(cases: Sequence[str], folder: Path, limit: float, *options: str, **variables: str) -> Times:
@@ -312,14 +214,14 @@ SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 SIZES = ("64x14", "256x1000", "8192x1000", "64x131072")
 # In the order of what one wants to know first.
 STAGES = (
-    Stage("tests of triton", 220, _tests("triton")),
-    Stage("tests of cuda", 130, _tests("cuda and not triton")),
-    Stage("other tests", 60, _tests("not cuda and not triton")),
+    Stage("tests of triton", 220, tested.tests("triton")),
+    Stage("tests of cuda", 130, tested.tests("cuda and not triton")),
+    Stage("other tests", 60, tested.tests("not cuda and not triton")),
     Stage("counts against times", 80, _counts),
     Stage("auto", 100, _auto, judges=True),
     *(Stage(f"benchmark {size}", 80, _benchmark(size)) for size in SIZES),
     Stage("host time", 45, _host),
     Stage("sweep of plan.py", 160, _sweep(choices.TRITON, _triton_trial), judges=True),
     Stage("sweep of plan.h", 150, _cuda_sweep, judges=True),
-    *(Stage(f"sanitizer {tool}", 50, _sanitizer(tool)) for tool in SANITIZERS),
+    *(Stage(f"sanitizer {tool}", 50, tested.sanitizer(tool)) for tool in SANITIZERS),
 )

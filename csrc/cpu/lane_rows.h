@@ -106,11 +106,12 @@ struct VectorGradient {
 };
 
 // GradientBlock's form, in the place of the exponentials. ALONE: neither B nor u is in it.
-template <bool WIDE, bool ALONE> DAL_LANE void write_vector(const VectorGradient& of, const Tile& tile, std::int64_t lane) {
-  const auto& g = of.affine;
+template <bool WIDE, bool ALONE>
+DAL_LANE void write_vector(const VectorGradient& gradient, const Tile& tile, std::int64_t lane) {
+  const auto& g = gradient.affine;
   const float* z = tile.logits(lane);
   float* out = tile.gradient(lane);
-  const RowMask counted = row_ints(-1) < of.target;
+  const RowMask counted = row_ints(-1) < gradient.target;
   for (std::int64_t j = 0; j < tile.classes; ++j) {
     const RowInts here = row_ints(static_cast<std::int32_t>(j));
     const RowVector e = load_rows(out + j * tile.stride);
@@ -119,30 +120,30 @@ template <bool WIDE, bool ALONE> DAL_LANE void write_vector(const VectorGradient
     RowVector v;
     if constexpr (WIDE) v = e * (inner + g.E * e) + g.D;
     else v = e * inner;
-    v -= kept_where(here == of.target, g.t);
-    if constexpr (!ALONE) v -= kept_where(here == of.argmax, g.u);
+    v -= kept_where(here == gradient.target, g.t);
+    if constexpr (!ALONE) v -= kept_where(here == gradient.argmax, g.u);
     store_rows(out + j * tile.stride, kept_where(counted, v));
   }
 }
-template <bool WIDE> DAL_LANE void write_vector(const VectorGradient& of, const Tile& tile, std::int64_t lane) {
-  const bool more = any((of.affine.B != 0.0f) | (of.affine.u != 0.0f));
-  more ? write_vector<WIDE, false>(of, tile, lane) : write_vector<WIDE, true>(of, tile, lane);
+template <bool WIDE> DAL_LANE void write_vector(const VectorGradient& gradient, const Tile& tile, std::int64_t lane) {
+  const bool more = any((gradient.affine.B != 0.0f) | (gradient.affine.u != 0.0f));
+  more ? write_vector<WIDE, false>(gradient, tile, lane) : write_vector<WIDE, true>(gradient, tile, lane);
 }
 
 // The knobs of a row.
 struct RowKnobs {
-  float of[kMostKnobs] = {};
+  float values[kMostKnobs] = {};
   template <class S> RowKnobs(const ForwardBatch<S>& batch, std::int64_t row) {
-    for (int k = 0; k < batch.knobs.count; ++k) of[k] = batch.knobs.template at<float>(row, k);
+    for (int k = 0; k < batch.knobs.count; ++k) values[k] = batch.knobs.template at<float>(row, k);
   }
-  bool operator==(const RowKnobs& other) const { return std::equal(of, of + kMostKnobs, other.of); }
+  bool operator==(const RowKnobs& other) const { return std::equal(values, values + kMostKnobs, other.values); }
 };
 
 // The losses of a vector of rows with the same knobs. Called, so that the library holds them once an instruction set and
 // not once a storage type besides.
 __attribute__((noinline)) RowsSlopes slopes_of_alike(
     std::int64_t objective, const RowsSummary& rows, const RowKnobs& knobs, float log_classes) {
-  return of_vectors::slopes_of(objective, rows, knobs.of, log_classes);
+  return of_vectors::slopes_of(objective, rows, knobs.values, log_classes);
 }
 
 // Where knobs are a row's own: all rows that have the same ones at once, so that a row has the same bits whether knobs are
@@ -155,7 +156,7 @@ RowsSlopes slopes_by_knobs(
   for (std::int64_t i = 0; i < count; ++i) {
     if (done[i]) continue;
     const RowKnobs knobs(batch, first + i);
-    const RowsSlopes of = slopes_of_alike(batch.objective, rows, knobs, batch.log_classes);
+    const RowsSlopes slopes = slopes_of_alike(batch.objective, rows, knobs, batch.log_classes);
     std::int32_t marks[kRows] = {};
     for (std::int64_t k = i; k < count; ++k)
       if (RowKnobs(batch, first + k) == knobs) {
@@ -164,10 +165,11 @@ RowsSlopes slopes_by_knobs(
       }
     RowMask same;
     std::memcpy(&same, marks, sizeof(same));
-    found = {select(same, of.loss, found.loss), select(same, of.by_log_prob, found.by_log_prob),
-             select(same, of.by_entropy, found.by_entropy), select(same, of.by_max_log_prob, found.by_max_log_prob),
-             select(same, of.by_sum_log_prob, found.by_sum_log_prob),
-             select(same, of.by_square_sum, found.by_square_sum)};
+    found = {select(same, slopes.loss, found.loss), select(same, slopes.by_log_prob, found.by_log_prob),
+             select(same, slopes.by_entropy, found.by_entropy),
+             select(same, slopes.by_max_log_prob, found.by_max_log_prob),
+             select(same, slopes.by_sum_log_prob, found.by_sum_log_prob),
+             select(same, slopes.by_square_sum, found.by_square_sum)};
   }
   return found;
 }
@@ -175,12 +177,13 @@ RowsSlopes slopes_by_knobs(
 // As finish_row has it of one row, and the gradient. `target_logit`: of rows that are not counted any number.
 template <class S, bool WIDE>
 void finish_vector(
-    const ForwardBatch<S>& batch, const Tile& tile, std::int64_t lane, const TileSums& of, RowInts target,
+    const ForwardBatch<S>& batch, const Tile& tile, std::int64_t lane, const TileSums& tile_sums, RowInts target,
     RowVector target_logit) {
   constexpr float nan = std::numeric_limits<float>::quiet_NaN();
   const std::int64_t first = tile.first + lane, count = std::min<std::int64_t>(kRows, tile.size - lane);
   const float classes = static_cast<float>(tile.classes);
-  const RowsSums sums{of.max, of.sum, of.weighted, of.differences, of.squares, classes};
+  const RowsSums sums{
+      tile_sums.max, tile_sums.sum, tile_sums.weighted, tile_sums.differences, tile_sums.squares, classes};
   const RowMask ignored = target < row_ints(0);
   const RowsSummary summary = of_vectors::summarise(sums, select(ignored, RowVector(nan), target_logit), classes);
   const RowsSlopes slopes =
@@ -197,7 +200,7 @@ void finish_vector(
   const bool seeks = batch.prediction || needs_argmax(batch.objective);
   const VectorGradient gradient{
       of_vectors::affine_gradient<WIDE>(sums, summary, slopes, weight * batch.gradient_scale), target,
-      seeks ? vector_argmax(tile, lane, of.max) : row_ints(-1)};
+      seeks ? vector_argmax(tile, lane, tile_sums.max) : row_ints(-1)};
   if (batch.prediction) {
     std::int32_t found[kRows];
     std::memcpy(found, &gradient.argmax, sizeof(found));

@@ -20,19 +20,13 @@ from dal_kernels.losses.divergences import (
     jensen_shannon_loss,
     partially_huberised_cross_entropy_loss,
 )
-from dal_kernels.losses.margins import LabelDistributionAwareMarginLoss, label_distribution_aware_margin_loss
-from dal_kernels.losses.probability import (
+from dal_kernels.losses.generalized import (
     GeneralizedCrossEntropyLoss,
-    MeanAbsoluteErrorLoss,
-    ReverseCrossEntropyLoss,
-    SymmetricCrossEntropyLoss,
     TaylorCrossEntropyLoss,
     generalized_cross_entropy_loss,
-    mean_absolute_error_loss,
-    reverse_cross_entropy_loss,
-    symmetric_cross_entropy_loss,
     taylor_cross_entropy_loss,
 )
+from dal_kernels.losses.margins import LabelDistributionAwareMarginLoss, label_distribution_aware_margin_loss
 from dal_kernels.losses.sums import (
     BrierLoss,
     JointAsymmetricLoss,
@@ -40,6 +34,14 @@ from dal_kernels.losses.sums import (
     brier_loss,
     joint_asymmetric_loss,
     normalized_cross_entropy_loss,
+)
+from dal_kernels.losses.symmetric import (
+    MeanAbsoluteErrorLoss,
+    ReverseCrossEntropyLoss,
+    SymmetricCrossEntropyLoss,
+    mean_absolute_error_loss,
+    reverse_cross_entropy_loss,
+    symmetric_cross_entropy_loss,
 )
 
 __all__ = [

@@ -73,20 +73,20 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--config", type=Path, metavar="FILE", help=CONFIG)
         _add_common(command, default)
         _add_settings(command, default)
-    told = commands.add_parser(
+    to_predict = commands.add_parser(
         "predict",
         help="what a trained network says",
         description="Write predictions.csv: path, predicted class and its probability of the samples to test on, or of "
         "all of a folder or table without such a part; where they have labels also two tables of how well.",
     )
-    measured = commands.add_parser(
+    to_evaluate = commands.add_parser(
         "evaluate",
         help="how well a trained network does",
         description="Write evaluation.json, with the accuracy, evaluated-classes.csv, with that of each class, and "
         "evaluated-confusion.csv, with what is taken for what (with a picture, of up to 40 classes); of the labelled "
         "samples that predict would take.",
     )
-    for command in (told, measured):
+    for command in (to_predict, to_evaluate):
         command.add_argument("--checkpoint", type=Path, metavar="FILE", help=CHECKPOINT)
         _add_common(command, default)
     return made
@@ -229,8 +229,8 @@ def _apply(argv: Sequence[str]) -> int:
 
 def sentence(error: UsageError | OSError) -> str:
     """What went wrong, in a line; from a process that loads batches it comes below that one's traceback."""
-    said = str(error).strip() or type(error).__name__
-    return said.splitlines()[-1].removeprefix(f"{UsageError.__module__}.UsageError: ")
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[-1].removeprefix(f"{UsageError.__module__}.UsageError: ")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

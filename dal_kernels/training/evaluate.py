@@ -62,7 +62,7 @@ def evaluate(config: PredictConfig) -> tuple[list[Path], str]:
     title = f"{config.data}: {result['accuracy']:.1%} of {len(labels)} samples right"
     files = [
         out / "evaluation.json",
-        *write_classes(out, labels, prediction, names, of="evaluated-"),
+        *write_classes(out, labels, prediction, names, prefix="evaluated-"),
         *save_confusion_figure(out / "evaluated-confusion", labels, prediction, names, title),
         *found.write_unreadable(out / "evaluated-skipped.csv"),
     ]
@@ -92,4 +92,5 @@ def _worst(labels: Tensor, prediction: Tensor, of_class: Tensor, names: list[str
     pairs, counts = torch.stack([labels, prediction], 1)[wrong].unique(dim=0, return_counts=True)
     commonest = counts.argsort(descending=True, stable=True)[:SHOWN].tolist()
     taken = [f"{names[pairs[i, 0]]} for {names[pairs[i, 1]]} ({counts[i]})" for i in commonest]
-    return [f"{said}: {', '.join(of)}" for said, of in (("told worst", worst), ("taken most", taken)) if of]
+    lists = {"told worst": worst, "taken most": taken}
+    return [f"{title}: {', '.join(classes)}" for title, classes in lists.items() if classes]

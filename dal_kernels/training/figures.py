@@ -189,12 +189,12 @@ def _percent(group: Sequence[Run], metric: str) -> Tensor:
 def _line(axis: Any, values: Tensor, colour: str, linestyle: str = "-") -> None:
     """Mean and band of ``values`` (runs, epochs) that differ in their seed, over those that have the epoch."""
     epochs = range(1, values.shape[1] + 1)
-    mean, there = values.nanmean(0), values.isfinite()
+    mean, reached = values.nanmean(0), values.isfinite()
     marker = "o" if values.shape[1] == 1 else None  # a line of one point is invisible
     axis.plot(epochs, mean.numpy(), color=colour, marker=marker, linewidth=1.8, linestyle=linestyle)
     if len(values) > 1:
         # NaN, so no band, where one seed is left.
-        sd = (torch.where(there, values - mean, 0).square().sum(0) / (there.sum(0) - 1)).sqrt()
+        sd = (torch.where(reached, values - mean, 0).square().sum(0) / (reached.sum(0) - 1)).sqrt()
         axis.fill_between(epochs, (mean - sd).numpy(), (mean + sd).numpy(), color=colour, alpha=0.2, linewidth=0)
 
 

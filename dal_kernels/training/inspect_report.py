@@ -110,21 +110,21 @@ def _truth(data: DataSet, inspection: Inspection) -> list[str]:
     wrong = known & (inspection.given != data.true_labels)
     rate = (wrong.sum() / known.sum()).item()
     if data.verified:
-        said, such = f"The truth is known here: {rate:.1%} of the labels are wrong.", "are wrong"
+        text, such = f"The truth is known here: {rate:.1%} of the labels are wrong.", "are wrong"
     elif wrong.any():
-        said = f"{rate:.1%} of the labels were changed on purpose; how many were wrong before is unknown."
+        text = f"{rate:.1%} of the labels were changed on purpose; how many were wrong before is unknown."
         such = "were changed"
     else:
         return []
     if wrong.any():
         found = inspection.order[known[inspection.order]]
         right = (inspection.suggested == data.true_labels)[wrong].double().mean().item()
-        said += (
+        text += (
             f" AUROC of the ranking {auroc(-inspection.margin[known], wrong[known]):.4f}; of as many labels from its "
             f"top as {such}, {precision_at(found, wrong):.1%} {such.partition(' ')[0]}. Of those that {such} "
             f"{right:.1%} are suggested right."
         )
     spoilt = int((known & ~wrong & (inspection.suggested != inspection.given)).sum())
     if data.verified:
-        said += f" Of the right labels {spoilt} are replaced."
-    return [said, ""]
+        text += f" Of the right labels {spoilt} are replaced."
+    return [text, ""]

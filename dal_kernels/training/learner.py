@@ -149,8 +149,8 @@ class Learner:
             with self._autocast():
                 return self.model(inputs)
         except torch._dynamo.exc.TorchDynamoException as error:
-            said = " ".join(str(error).split("\n")[:2])  # who fails, and how
-            raise UsageError(f"model {self.recipe.model} cannot be compiled here: {said}; give --no-compile") from error
+            text = " ".join(str(error).split("\n")[:2])  # who fails, and how
+            raise UsageError(f"model {self.recipe.model} cannot be compiled here: {text}; give --no-compile") from error
         except ValueError as error:
             if len(inputs) > 1:
                 raise

@@ -159,8 +159,8 @@ def training_loader(
 
 def evaluation_loader(images: Images, indices: Tensor, batch_size: int, workers: int, world: World) -> Batches:
     """This process's share of the samples ``indices`` (N,), each once but those that cannot be read."""
-    mine: list[int] = indices[world.rank :: world.size].tolist()
-    batches = BatchSampler(mine, batch_size, drop_last=False)
+    share: list[int] = indices[world.rank :: world.size].tolist()
+    batches = BatchSampler(share, batch_size, drop_last=False)
     return Batches(_loader(_ByBatch(images, train=False), batches, workers, world))
 
 

@@ -81,7 +81,7 @@ def count_hits(model: nn.Module, loader: Batches, *labels: Tensor) -> Tensor:
     for inputs, indices in loader:
         indices = indices.to(hits.device, non_blocking=True)
         prediction = model(inputs.to(hits.device, non_blocking=True)).argmax(1)
-        equal = [(prediction == of[indices]).sum() for of in labels]
+        equal = [(prediction == classes[indices]).sum() for classes in labels]
         hits += torch.stack([*equal, torch.full_like(prediction[0], len(prediction))])
     model.train(training)
     return hits
@@ -128,9 +128,9 @@ class StepClock:
         if self.on_gpu:
             torch.cuda.synchronize()
         loss = sum(self._between(loss_start, loss_end) for _, loss_start, loss_end, _ in self.steps)
-        whole = sum(self._between(start, end) for start, _, _, end in self.steps)
+        total = sum(self._between(start, end) for start, _, _, end in self.steps)
         self.steps.clear()
-        return share(loss, whole)
+        return share(loss, total)
 
     def _between(self, first: Any, second: Any) -> float:
         elapsed: float = first.elapsed_time(second) if self.on_gpu else second - first

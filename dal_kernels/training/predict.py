@@ -126,17 +126,17 @@ class Predicted:
 
     def remarks(self) -> str:
         """What is to be said of labels that the network does not know, and of samples that cannot be read."""
-        names, said = self.trained.class_names, ""
+        names, text = self.trained.class_names, ""
         words = [self.samples.words[i] for i in self.indices[~self.known].tolist()]
         unknown = sorted(set(filter(None, words)))
         if unknown:
             count = sum(map(bool, words))
             some = ", ".join(unknown[:SHOWN]) + (", …" if len(unknown) > SHOWN else "")
-            said += (
+            text += (
                 f"; the labels of {count} samples ({some}) are no classes of the network, which knows "
                 f"{', '.join(names[:SHOWN])}{', …' if len(names) > SHOWN else ''}: how well these are told is unknown"
             )
-        return said + (f"; {len(self.unreadable)} could not be read" if self.unreadable else "")
+        return text + (f"; {len(self.unreadable)} could not be read" if self.unreadable else "")
 
     def write_unreadable(self, path: Path) -> list[Path]:
         """A table of the samples that cannot be read; no file, if all can."""
@@ -193,7 +193,7 @@ def predict(config: PredictConfig) -> tuple[list[Path], str]:
     text = f"{len(rows)} samples, by {found.checkpoint} (epoch {found.trained.epoch})"
     if known.any():
         labels, prediction = found.labels[known], found.classes[known]
-        files += write_classes(out, labels, prediction, names, of="predicted-")
+        files += write_classes(out, labels, prediction, names, prefix="predicted-")
         of = "" if known.all() else f" of the {len(labels)} that have a label of the network's classes"
         text += f": {(labels == prediction).double().mean().item():.1%}{of} as their labels say"
     return files + found.write_unreadable(out / "predicted-skipped.csv"), text + found.remarks()

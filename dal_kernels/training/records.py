@@ -76,24 +76,26 @@ def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]])
     return path
 
 
-def write_classes(folder: Path, labels: Tensor, prediction: Tensor, names: Sequence[str], of: str = "") -> list[Path]:
+def write_classes(
+    folder: Path, labels: Tensor, prediction: Tensor, names: Sequence[str], prefix: str = ""
+) -> list[Path]:
     """Write classes.csv, how many samples of each class there are and how many are told, and confusion.csv, how many
     samples of each class are taken for which, of the pairs that there are.
 
     Args:
         labels, prediction: (M,) int64, in [0, C).
         names: (C,).
-        of: what the files' names begin with.
+        prefix: what the files' names begin with.
     """
-    labelled, told = (torch.bincount(classes, minlength=len(names)).tolist() for classes in (labels, prediction))
+    labelled, predictions = (torch.bincount(classes, minlength=len(names)).tolist() for classes in (labels, prediction))
     right = torch.bincount(labels[labels == prediction], minlength=len(names)).tolist()
     rows = [
         (name, count, hits, hits / count if count else "", predicted)
-        for name, count, hits, predicted in zip(names, labelled, right, told, strict=True)
+        for name, count, hits, predicted in zip(names, labelled, right, predictions, strict=True)
     ]
     pairs, counts = torch.stack([labels, prediction], 1).unique(dim=0, return_counts=True)
     confusion = [(names[a], names[b], count) for (a, b), count in zip(pairs.tolist(), counts.tolist(), strict=True)]
     return [
-        write_rows(folder / f"{of}classes.csv", ("class", "samples", "right", "accuracy", "predicted"), rows),
-        write_rows(folder / f"{of}confusion.csv", ("label", "predicted", "samples"), confusion),
+        write_rows(folder / f"{prefix}classes.csv", ("class", "samples", "right", "accuracy", "predicted"), rows),
+        write_rows(folder / f"{prefix}confusion.csv", ("label", "predicted", "samples"), confusion),
     ]

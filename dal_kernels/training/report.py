@@ -60,9 +60,9 @@ def _paragraph(group: Sequence[Summary]) -> str:
         ends = f"in the epoch chosen by validation is {'highest ' if rest else ''}at"
     if not first.tested:
         ends = f"is {'highest ' if rest else ''}in validation at"
-    said = [f"Noise {first.noise.title}: {first.title} {ends} {first.got.percent()}%"]
-    said += [f"{100 * (first.got.mean - s.got.mean):.1f} points ahead of {s.title}{_doubt(first, s)}" for s in rest]
-    sentences = [", ".join(said)]
+    clauses = [f"Noise {first.noise.title}: {first.title} {ends} {first.got.percent()}%"]
+    clauses += [f"{100 * (first.got.mean - s.got.mean):.1f} points ahead of {s.title}{_doubt(first, s)}" for s in rest]
+    sentences = [", ".join(clauses)]
     for s in ranked:
         lost = f"{100 * (s.best.mean - s.last.mean):.1f}"
         if not s.tested:

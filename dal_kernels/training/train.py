@@ -58,13 +58,14 @@ class Trainer(Learner):
     ) -> None:
         self.seed = seed
         self.history: list[EpochMetrics] = []
-        held, kept = held_out(len(data.train), recipe.val_fraction, seed)
-        if recipe.val_fraction and not (len(held) and len(kept)):
+        held, trained_on = held_out(len(data.train), recipe.val_fraction, seed)
+        if recipe.val_fraction and not (len(held) and len(trained_on)):
             raise UsageError(
                 f"val_fraction must hold out one sample at least and leave one to train on, got "
                 f"{recipe.val_fraction} of {len(data.train)}"
             )
-        self.batches = training_loader(data.train, recipe.batch_size, seed, workers, world, kept if len(held) else None)
+        kept = trained_on if len(held) else None
+        self.batches = training_loader(data.train, recipe.batch_size, seed, workers, world, kept)
         super().__init__(recipe, data, given, loss, seed, len(self.batches), world, weights, inspector)
 
         # Only these are looked at for memorisation; predicting the others would be wasted.
@@ -201,8 +202,8 @@ class Trainer(Learner):
     def _warn_of_stall(self, metrics: EpochMetrics) -> None:
         """Once a run, in the first process."""
         message, before = (
-            stall_message(of.target_prob, of.q, self.data.classes) if of else None
-            for of in (metrics, self.history[-1] if self.history else None)
+            stall_message(epoch.target_prob, epoch.q, self.data.classes) if epoch else None
+            for epoch in (metrics, self.history[-1] if self.history else None)
         )
         if message and not before and self.world.main:
             warnings.warn(message, ScheduleWarning, stacklevel=2)

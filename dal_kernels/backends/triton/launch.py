@@ -57,25 +57,25 @@ def launch_loss(
     logits, rows, classes = layout[:3]
     dtype = loss_dtype(logits)
     knobs = checked_knobs(knobs, objective, rows)
-    of = OBJECTIVES[objective]
+    traits = OBJECTIVES[objective]
     check_loss(logits, weight, reduction)
     mean, reduced = REDUCTIONS[reduction] == "mean", REDUCTIONS[reduction] != "none"
     new = functools.partial(empty, logits)
     gradient = layout.empty_gradient(given) if want_gradient else new((0,))
     loss = new(() if reduced else (rows,), dtype=dtype)
-    kept = len(FIELDS) if of.is_wide else NARROW_FIELDS if want_prediction else GRADIENT_FIELDS
-    fields = new((kept, rows) if want_fields else (0,), dtype=dtype)
+    field_count = len(FIELDS) if traits.is_wide else NARROW_FIELDS if want_prediction else GRADIENT_FIELDS
+    fields = new((field_count, rows) if want_fields else (0,), dtype=dtype)
     prediction = new((rows,) if want_prediction else (0,), dtype=torch.int64)
     correction = new(() if reduced else (0,), dtype=dtype)
     plan = plan_of(layout)
     require(not (plan.long and want_gradient), "the gradient of rows this long is made in the backward")
     of_knobs = (knobs, knobs.stride(0) if knobs.dim() == 2 else 0)
     inputs = (target, target.stride(0), *of_knobs, None if weight is None else weight.contiguous())
-    needs = {"ENTROPY": "entropy" in of.uses, "ARGMAX": of.needs_argmax}
+    needs = {"ENTROPY": "entropy" in traits.uses, "ARGMAX": traits.needs_argmax}
     shared: dict[str, Any] = {
         "OBJECTIVE": FUNCTIONS[objective],
-        "KNOBS": len(of.knobs),
-        "WIDE": of.is_wide,
+        "KNOBS": len(traits.knobs),
+        "WIDE": traits.is_wide,
         "CLASSES": classes,
         "LOG_CLASSES": math.log(classes),
         "MEAN": mean,
@@ -89,7 +89,7 @@ def launch_loss(
     with device.current(logits):
         if plan.splits > 1 and rows:
             parts, places = _launch_splits(
-                logits, plan, of_knobs, needs | {"WIDE": of.is_wide, "PREDICTION": want_prediction}
+                logits, plan, of_knobs, needs | {"WIDE": traits.is_wide, "PREDICTION": want_prediction}
             )
             # One warp: rows times splits are at most 512, a few values a lane.
             start(merge_splits, (1,))(
@@ -198,10 +198,10 @@ def _launch_splits(
 
 def plan_of(layout: Layout) -> LaunchPlan:
     """The plan of a forward."""
-    of = (layout.rows, layout.classes, layout.logits.element_size())
+    size = (layout.rows, layout.classes, layout.logits.element_size())
     if layout.apart:
-        return plan_apart(*of, layout.vector, device.warp_size())
-    return plan_forward(*of, device.warp_size())
+        return plan_apart(*size, layout.vector, device.warp_size())
+    return plan_forward(*size, device.warp_size())
 
 
 def writes_gradient(logits: Tensor, _: int) -> bool:

@@ -17,11 +17,11 @@ _Q, _WEIGHT, _CONFIDENCE, _AGREEMENT, _BOUND, _OPENING = (tl.constexpr(place) fo
 @triton.jit
 def store_pace(numbers_ptr, confidence, agreement, bound, opening, q_end, max_weight):
     """q and the bootstrap weight, as :func:`dal_kernels.pace.keep_pace`."""
-    whole = q_end * confidence
+    reach = q_end * confidence
     bracket = (1.0 - agreement / confidence) * _SLOPE + _LEAST
-    above = whole * (bracket - _SLOPE * _TOLERATED * _CALM)
-    below = whole * bracket / (whole * (_SLOPE * _TOLERATED) + 1.0)
-    free = tl.minimum(tl.maximum(tl.maximum(above, below), whole * _LEAST), whole)
+    above = reach * (bracket - _SLOPE * _TOLERATED * _CALM)
+    below = reach * bracket / (reach * (_SLOPE * _TOLERATED) + 1.0)
+    free = tl.minimum(tl.maximum(tl.maximum(above, below), reach * _LEAST), reach)
     opening = opening / tl.maximum(-tl.log(confidence) / _LOG_TEN, 1.0)
     q = tl.minimum(bound, tl.maximum(opening, free))
     tl.store(numbers_ptr + _Q, q)

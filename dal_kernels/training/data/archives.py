@@ -89,18 +89,18 @@ def _hugging_face(path: Path) -> Archive:
     kept = [*images, *labels[:1]]
     # Undecoded, so that an image that cannot be read is told from the others.
     try:
-        whole = library.concatenate_datasets([part.select_columns(kept) for part in parts.values()])
+        dataset = library.concatenate_datasets([part.select_columns(kept) for part in parts.values()])
     except Exception as error:
         raise UsageError(
             f"{path}: the splits {', '.join(parts)} must have columns of the same types: {error}"
         ) from error
-    whole = whole.cast_column(images[0], library.Image(decode=False))
-    words = [""] * len(whole)
+    dataset = dataset.cast_column(images[0], library.Image(decode=False))
+    words = [""] * len(dataset)
     if labels:
         named = features[labels[0]] if labels[0] in classes else None
-        words = [_word(value, named) for value in whole[labels[0]]]
+        words = [_word(value, named) for value in dataset[labels[0]]]
     return Archive(
-        partial(_hugging_face_record, whole, images[0]),
+        partial(_hugging_face_record, dataset, images[0]),
         [f"{name}/{row}" for name, part in parts.items() for row in range(len(part))],
         words,
         [name for name, part in parts.items() for _ in range(len(part))],
@@ -114,8 +114,8 @@ def _word(value: Any, named: Any) -> str:
     return str(value if named is None else named.int2str(value))
 
 
-def _hugging_face_record(whole: Any, column: str, index: int) -> Path | bytes:
-    record = whole[index][column]
+def _hugging_face_record(dataset: Any, column: str, index: int) -> Path | bytes:
+    record = dataset[index][column]
     return Path(record["path"]) if record["bytes"] is None else record["bytes"]
 
 

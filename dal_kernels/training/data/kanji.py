@@ -145,10 +145,10 @@ def _images(fonts: list[Path], chosen: str, each: int, seed: int) -> tuple[Tenso
     matrices = _jitter(len(chosen) * each, Generator().manual_seed(seed)).view(len(chosen), each, 2, 3)
     images = torch.empty(len(chosen), each, SIDE, SIDE, dtype=torch.uint8)
     for font, glyph in enumerate(glyphs):
-        mine = (turn == place[font][:, None]) & present[font][:, None]
-        source = glyph.pixels[mine.nonzero()[:, 0], None].float()
-        grid = torch.nn.functional.affine_grid(matrices[mine], [len(source), 1, SIDE, SIDE], align_corners=False)
-        images[mine] = torch.nn.functional.grid_sample(source, grid, align_corners=False)[:, 0].round().byte()
+        drawn = (turn == place[font][:, None]) & present[font][:, None]
+        source = glyph.pixels[drawn.nonzero()[:, 0], None].float()
+        grid = torch.nn.functional.affine_grid(matrices[drawn], [len(source), 1, SIDE, SIDE], align_corners=False)
+        images[drawn] = torch.nn.functional.grid_sample(source, grid, align_corners=False)[:, 0].round().byte()
     return images.view(-1, 1, SIDE, SIDE), torch.arange(len(chosen)).repeat_interleave(each)
 
 

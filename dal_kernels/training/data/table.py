@@ -109,8 +109,8 @@ class Parts:
 def other_rows(split: Sequence[str]) -> tuple[list[int], list[int]]:
     """Rows to choose an epoch by and to test on, by names in ``SPLITS``."""
     parts = [SPLITS.get(part.strip().lower(), TRAIN) for part in split]
-    of = {kind: [row for row, part in enumerate(parts) if part == kind] for kind in (TEST, VALIDATION)}
-    return (of[VALIDATION], of[TEST]) if of[TEST] else ([], of[VALIDATION])
+    rows_of = {kind: [row for row, part in enumerate(parts) if part == kind] for kind in (TEST, VALIDATION)}
+    return (rows_of[VALIDATION], rows_of[TEST]) if rows_of[TEST] else ([], rows_of[VALIDATION])
 
 
 def split_parts(

@@ -104,9 +104,9 @@ def count_grams(texts: Sequence[str]) -> Tensor:
     grams = torch.zeros_like(codes)  # that start at each place, longer by a character each time
     for last in range(LONGEST_GRAM):
         grams = grams[: len(codes) - last] * MULTIPLIER + codes[last:]
-        whole = rows[: len(grams)] == rows[last:]  # not of two texts
-        bucket = (grams[whole] * MULTIPLIER >> (64 - BUCKET_BITS)) % buckets  # the shift fills up with the sign
-        counts.index_add_(0, rows[last:][whole] * buckets + bucket, torch.ones(len(bucket)))
+        within = rows[: len(grams)] == rows[last:]  # not of two texts
+        bucket = (grams[within] * MULTIPLIER >> (64 - BUCKET_BITS)) % buckets  # the shift fills up with the sign
+        counts.index_add_(0, rows[last:][within] * buckets + bucket, torch.ones(len(bucket)))
     return counts.view(len(texts), buckets)
 
 

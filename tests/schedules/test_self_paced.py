@@ -1,0 +1,111 @@
+"""The schedule that follows what the network has learnt."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from dal_kernels import (
+    DynamicsAwareLoss,
+    DynamicsAwareSchedule,
+    SelfPacedSchedule,
+    dynamics_aware_loss,
+)
+from support.paced import CALLS, averages, batch, expected_averages
+
+# Both ways, because each tells the schedule.
+pytestmark = pytest.mark.usefixtures("way")
+
+
+def expected_q(confidence: float, agreement: float, authors: float, opening: float = 0.0) -> float:
+    free = 0.0
+    for _ in range(100):  # to where q is what it gives
+        free = 1.5 * confidence * min(1.0, max(0.2, 0.2 + 6 * (1 - agreement / confidence - 0.06 * min(free, 0.5))))
+    low = opening * min(1.0, math.log(10) / -math.log(confidence))
+    return min(authors, max(low, free))
+
+
+@pytest.mark.parametrize(("position", "opening"), [(0, 0.6), (3, 0.6), (5, 0.36), (8, 0.0), (50, 0.0), (80, 0.0)])
+def test_q_is_what_the_formula_says(position: int, opening: float, backend: str) -> None:
+    criterion = DynamicsAwareLoss(total_steps=50, backend=backend)
+    criterion.step(position)
+    batches = [batch(seed) for seed in range(CALLS)]
+    for count, (logits, target) in enumerate(batches):
+        before = criterion.q.item(), criterion.bootstrap_weight.item()
+        loss = criterion(logits, target)
+        torch.testing.assert_close(loss, dynamics_aware_loss(logits, target, *before, backend=backend))
+        learnt = expected_averages(batches[: count + 1])
+        assert averages(criterion) == pytest.approx(learnt, rel=1e-5)
+        q = expected_q(*learnt, min(1.5, 0.6 + 0.9 * position / 50), opening)
+        assert criterion.q.item() == criterion.schedule.q == pytest.approx(q, rel=1e-5)
+        assert criterion.schedule.bootstrap_weight == pytest.approx(max(0.0, (q - 1) / 0.5), abs=1e-5)
+        assert criterion.schedule.noise_rate == pytest.approx(max(0.0, 1 - learnt[1] / learnt[0]), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"shape": "cosine", "warmup_steps": 2}, {"max_bootstrap_weight": 0.4}, {"max_bootstrap_weight": 2}]
+)
+def test_a_sure_network_with_wrong_labels_has_the_schedule_that_is_the_bound(settings: dict[str, Any]) -> None:
+    criterion = DynamicsAwareLoss(schedule=SelfPacedSchedule(0.6, 1.5, 10, **settings))
+    bound = DynamicsAwareSchedule(0.6, 1.5, 10, **settings)
+    target = torch.arange(10)
+    logits = (30.0 * F.one_hot(torch.where(target < 6, target, 0), 10)).requires_grad_()
+    for _ in range(400):
+        criterion(logits, target)
+    assert criterion.schedule.noise_rate == pytest.approx(0.4, abs=1e-3)
+    for t in range(11):
+        criterion.step(t)
+        assert (criterion.schedule.q, criterion.schedule.bootstrap_weight) == pytest.approx(bound.at(t), abs=1e-5)
+
+
+def test_right_labels_stay_close_to_cross_entropy() -> None:
+    criterion = DynamicsAwareLoss(total_steps=10)
+    for _ in range(200):
+        criterion((30.0 * torch.eye(10)).requires_grad_(), torch.arange(10))
+    criterion.step(10)
+    assert criterion.schedule.q == pytest.approx(0.3, abs=1e-3)
+    assert criterion.schedule.noise_rate == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("classes", [3, 10, 1000])
+def test_the_opening_pulls_as_with_ten_classes(classes: int) -> None:
+    """Many classes make p_y small: an exponent of 0.6 would leave 1.6 % of the gradient of 1000."""
+    criterion = DynamicsAwareLoss(total_steps=100)
+    for _ in range(200):  # to where the average is the chance of a class
+        criterion(torch.zeros(2, classes, requires_grad=True), torch.zeros(2, dtype=torch.long))
+    assert (1 / classes) ** criterion.schedule.q == pytest.approx(max(10**-0.6, classes**-0.6), rel=1e-3)
+
+
+def test_a_short_training_learns() -> None:
+    """Ten classes, two fifths of the labels wrong, few passes: the fixed schedule ends at chance."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(10, 16, generator=generator)
+    true = torch.arange(2000) % 10
+    inputs = centres[true] + 0.5 * torch.randn(2000, 16, generator=generator)
+    wrong = torch.rand(2000, generator=generator) < 0.4
+    labels = torch.where(wrong, torch.randint(10, (2000,), generator=generator), true)
+    hits = {}
+    for pace in ("auto", "fixed"):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        optimizer = torch.optim.SGD(network.parameters(), 0.1)
+        criterion = DynamicsAwareLoss(total_steps=6, pace=pace)  # type: ignore[arg-type]
+        for _ in range(6):
+            for rows in torch.randperm(2000, generator=torch.Generator().manual_seed(1)).split(32):
+                optimizer.zero_grad()
+                criterion(network(inputs[rows]), labels[rows]).backward()
+                optimizer.step()
+            criterion.step()
+        hits[pace] = (network(inputs).argmax(1) == true).double().mean().item()
+    assert hits["auto"] > 0.9
+    assert hits["fixed"] < hits["auto"] - 0.3
+
+
+def test_the_schedule_shows_itself() -> None:
+    schedule = SelfPacedSchedule(0.6, 1.5, 10)
+    assert repr(schedule).startswith("SelfPacedSchedule(q_start=0.6, q_end=1.5, total_steps=10, position=0, q=")

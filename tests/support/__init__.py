@@ -1,0 +1,1 @@
+"""What several folders of tests share: cases and their truth, processes, and the programs that tests start."""

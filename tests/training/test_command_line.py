@@ -1,0 +1,90 @@
+"""The command line: an error is one sentence, from any process, and says what to do."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from dal_kernels.training import UsageError, main
+from dal_kernels.training.data import DATA, DataSet
+from support.trainings import needs_training
+
+needs_training()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ("compare --epochs 0", "epochs"),
+        ("compare --noise 1.0", "noise"),
+        ("compare --noise nan", "noise"),
+        ("compare --noise 0.4 0.4", "noise"),
+        ("compare --noise 0.4 symmetric:0.4", "noise"),
+        ("compare --seeds -1", "seeds"),
+        ("compare --threads 0", "threads"),
+        ("compare --workers -1", "workers"),
+        ("compare --device nowhere", "nowhere"),
+        ("compare --device meta", "device must be cpu, cuda or cuda:N, got 'meta'"),
+        ("compare --data mnist", "mnist"),
+        ("compare --preset imagenet", "imagenet"),
+        ("compare --losses vocal", "vocal"),
+        ("compare --data-dir .", "digits"),
+        ("compare --data fashion-mnist --data-dir no-such-folder", "no-such-folder"),
+        (f"compare --epochs 1 --out {__file__}", "cannot be made"),
+        ("train --noise 0.4 0.4", "noise"),
+        ("train --model cnn --widths 4 --learning-rate fast", "learning-rate"),
+        ("train --model cnn --widths 0", "widths"),
+        ("", "train|compare|inspect|predict"),
+    ],
+)
+def test_command_line_errors_are_one_sentence(arguments: str, named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        status = main(arguments.split())
+    except SystemExit as exit:
+        status = exit.code
+    printed, error = capsys.readouterr()
+    assert status == 2
+    assert named in error
+    assert error.startswith("dal-train: ")
+    assert error.count("\n") == 1
+    assert printed == ""
+
+
+class Broken:
+    """Images of which one cannot be read."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def batch(self, indices: Sequence[int], train: bool) -> torch.Tensor:
+        if 5 in indices:
+            raise UsageError("the image 5.jpg cannot be read")
+        return torch.zeros(len(indices), 4)
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_an_error_of_the_data_is_one_sentence_from_any_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], workers: str
+) -> None:
+    labels = torch.zeros(8, dtype=torch.long)
+    monkeypatch.setitem(DATA, "broken", lambda folder: DataSet("broken", 2, Broken(), labels, labels, Broken(), labels))
+    assert main(["train", "--data", "broken", "--preset", "digits", "--workers", workers, "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "dal-train: the image 5.jpg cannot be read\n"
+
+
+@pytest.mark.parametrize(
+    ("module", "package"),
+    [("tqdm", "tqdm"), ("matplotlib", "matplotlib"), ("tabulate", "tabulate"), ("sklearn.datasets", "scikit-learn")],
+)
+def test_a_missing_package_names_the_extra(
+    module: str, package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    assert main(["compare", "--epochs", "1", "--seeds", "0"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"dal-train: {package} is missing")
+    assert "dal_kernels[training]" in error
