@@ -1,7 +1,8 @@
 """Cross-entropy behind a classifier layer, by this package and by others: memory, processor time and error of a step.
 
-Called by ``python -m benchmarks.layer --rivals``. Packages that are not there are said not to be; Liger's and Apple's
-kernels need a GPU. What each computes stands in :data:`RIVALS`.
+Called by ``python -m benchmarks.layer --rivals``. Packages that are not there are said not to be; Liger's, Apple's and
+quack's kernels need a GPU, but Liger's scaled form falls back to plain operations. What each computes stands in
+:data:`RIVALS`.
 """
 
 from __future__ import annotations
@@ -40,6 +41,21 @@ def _liger(x: Tensor, w: Tensor, y: Tensor) -> Tensor:
     return loss[0] if isinstance(loss, tuple) else loss
 
 
+def _liger_scaled(x: Tensor, w: Tensor, y: Tensor) -> Tensor:
+    from liger_kernel.ops.fused_linear_scaled_cross_entropy import LigerFusedLinearScaledCrossEntropyFunction
+
+    losses: Any = LigerFusedLinearScaledCrossEntropyFunction.apply(x, w, y)
+    mean: Tensor = (losses[0] if isinstance(losses, tuple) else losses).mean()
+    return mean
+
+
+def _quack(x: Tensor, w: Tensor, y: Tensor) -> Tensor:
+    from quack.linear_cross_entropy import chunked_linear_cross_entropy
+
+    loss: Tensor = chunked_linear_cross_entropy(x, w, y)
+    return loss
+
+
 def _apple(how: str) -> Step:
     def step(x: Tensor, w: Tensor, y: Tensor) -> Tensor:
         from cut_cross_entropy import linear_cross_entropy
@@ -70,6 +86,11 @@ RIVALS = {
         "logits in tiles on the chip; leaves out gradients below a threshold", _apple("cce")
     ),
     "liger_kernel": Rival("cross-entropy in chunks of rows; gradients in the forward", _liger),
+    "liger_kernel, scaled": Rival(
+        "ln p_y of logits over a temperature (and entropy, if asked) in chunks of rows; logits again in the backward",
+        _liger_scaled,
+    ),
+    "quack": Rival("cross-entropy in chunks of rows; gradients in the forward", _quack),
 }
 
 

@@ -227,5 +227,6 @@ struct PaceGiven {
   "int reduction, bool want_gradient"
 #define DAL_LOSS_AND_PACE_ARGUMENTS \
   DAL_LOSS_ARGUMENTS ", Tensor(a!) numbers, int every, float q_end, float max_weight"
-#define DAL_GRADIENT_ARGUMENTS \
-  "Tensor logits, Tensor target, Tensor fields, Tensor prediction, Tensor upstream, int ignore_index"
+#define DAL_GRADIENT_REST "Tensor target, Tensor fields, Tensor prediction, Tensor upstream, int ignore_index"
+#define DAL_GRADIENT_ARGUMENTS "Tensor logits, " DAL_GRADIENT_REST
+#define DAL_OVERWRITE_ARGUMENTS "Tensor(a!) logits, " DAL_GRADIENT_REST

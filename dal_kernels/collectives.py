@@ -19,14 +19,22 @@ _all_gather: Any = getattr(dist, "all_gather_single", None) or getattr(dist, "al
 _reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or getattr(dist, "reduce_scatter_tensor", None)
 
 
+# What gloo says of a rank that has ended or is silent, and NCCL.
+_LOST = re.compile(
+    r"connection (was )?(closed|reset|refused|aborted)|broken pipe|timed out|timeout"
+    r"|remote process exited|network error|communicator was aborted",
+    re.IGNORECASE,
+)
+
+
 @contextmanager
 def _all_must_answer(group: Group) -> Iterator[None]:
-    """An error of a collective says what it means: where it comes from is of no use to who waits for another rank."""
+    """An error for want of another rank says so: where it comes from is of no use to who waits. Others pass."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
+        if not _LOST.search(str(error)):
+            raise
         cause = re.sub(r"^\[[^]]*\] *", "", str(error).partition("\n")[0]).partition(". ")[0]
         raise RuntimeError(
             f"every rank of the group must answer in a collective of the loss, and rank {dist.get_rank(group)} of "
@@ -72,7 +80,7 @@ def told_everywhere(error: Exception) -> Exception:
 
 def raise_everywhere(problem: Exception | None, group: Group) -> None:
     """Raise on all ranks, which must all call this, the error of the first that has one; on none if none has."""
-    every = _objects(problem, group)
+    every = told_by_ranks(problem, group)
     found = [rank for rank, error in enumerate(every) if error is not None]
     if found:
         first = every[found[0]]
@@ -97,7 +105,7 @@ def rows_of_ranks(rows: int, same: Mapping[str, str], problem: Exception | None,
     if min(sums) < 0:
         raise_everywhere(problem, group)
     if len(set(sums)) > 1:
-        of_ranks = _objects(dict(same), group)
+        of_ranks = told_by_ranks(dict(same), group)
         for name in same:
             values = [of_rank.get(name) for of_rank in of_ranks]
             if len(set(values)) > 1:
@@ -105,7 +113,8 @@ def rows_of_ranks(rows: int, same: Mapping[str, str], problem: Exception | None,
     return list(counts)
 
 
-def _objects(own: Any, group: Group) -> list[Any]:
+def told_by_ranks(own: Any, group: Group) -> list[Any]:
+    """What each rank tells, in their order. All must call this."""
     every: list[Any] = [None] * dist.get_world_size(group)
     with _all_must_answer(group):
         dist.all_gather_object(every, own, group=group)

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dal_kernels.arguments import Call
-from dal_kernels.collectives import Group, gather_into, raise_everywhere
+from dal_kernels.collectives import Group, gather_into, raise_everywhere, told_by_ranks
 from dal_kernels.fields import loss_dtype
 from dal_kernels.slices import Statistics, merge
 
@@ -58,12 +58,29 @@ def slice_of(
     return Slice(sum(sizes[: dist.get_rank(group)]), size, classes, group)
 
 
-def _checksum(features: Tensor) -> Tensor:
-    """Of the bits of features (N, D) and the order of rows: int64, the same whatever the number of threads."""
-    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[features.itemsize]
-    of_rows = features.contiguous().view(integers).sum(1, dtype=torch.int64) % 2147483629
-    place = torch.arange(1, 1 + len(features), device=features.device)
-    return (of_rows * (2654435761 * place % 2147483629) % 2147483629).sum() % 2147483629
+# Modulus of checksums, a prime, and rows that are summed up at a time.
+_PRIME, _ROWS = 2147483629, 1 << 20
+
+
+def _places(begin: int, count: int, device: torch.device) -> Tensor:
+    """What rows in their order are multiplied by."""
+    return 2654435761 * torch.arange(1 + begin, 1 + begin + count, device=device)
+
+
+def _checksum(values: Tensor) -> Tensor:
+    """Of the bits of values (N, D) and the order of rows: int64, the same whatever the number of threads."""
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[values.itemsize]
+    total = torch.zeros((), dtype=torch.int64, device=values.device)
+    for begin, part in enumerate(values.contiguous().view(integers).split(_ROWS)):
+        of_rows = part.sum(1, dtype=torch.int64) % _PRIME
+        total = (total + (of_rows * (_places(begin * _ROWS, len(part), part.device) % _PRIME) % _PRIME).sum()) % _PRIME
+    return total
+
+
+def _checksum_of_labels(call: Call) -> Tensor:
+    """Of the labels and the class weights that all ranks must have the same."""
+    labels = ((call.target + 1) * _places(0, len(call.target), call.target.device)).sum() % _PRIME
+    return labels if call.weight is None else (labels + 1 + _checksum(call.weight.unsqueeze(1))) % _PRIME
 
 
 def exchange(
@@ -78,7 +95,7 @@ def exchange(
 
     m, S, z_y, then W where the objective or the statistics need it, then D and P of a wide objective, then the argmax
     (an integer's bits) where it is asked for. The first row is integers: offset, size and classes of the slice, and a
-    sum over the labels; the second, with features, a sum over their bits.
+    sum over the labels and class weights; the second, with features, a sum over their bits.
 
     Args:
         problem: what is wrong with the labels of this rank, to be raised on all where looking is free: it is told in
@@ -99,11 +116,9 @@ def exchange(
     integers = payload.view(integer)
     if call.want_prediction:
         integers[head:, -1] = (local.argmax + own.offset).to(integer)
-    place = torch.arange(1, 1 + count, device=call.target.device)
-    labels = ((call.target + 1) * (2654435761 * place)).sum() % 2147483629
     for column, value in enumerate((own.offset, own.size, own.classes)):
         integers[0, column] = value  # a fill each: a copy from the host would wait for the device
-    integers[0, 3] = labels.to(integer) if problem is None else -1
+    integers[0, 3] = _checksum_of_labels(call).to(integer) if problem is None else -1
     if features is not None:
         integers[1, 0] = _checksum(features).to(integer)
     world = dist.get_world_size(own.group)
@@ -113,7 +128,7 @@ def exchange(
     of_features = torch.zeros_like(header[:, 0, 0]) if features is None else header[:, 1, 0]
     if call.logits.is_cpu and bool((header[:, 0, 3] < 0).any()):
         raise_everywhere(problem, own.group)
-    agree = agreement(torch.cat([header[:, 0, :4], of_features.unsqueeze(1)], 1), call.logits.is_cpu)
+    agree = agreement(torch.cat([header[:, 0, :4], of_features.unsqueeze(1)], 1), call.logits.is_cpu, call, own.group)
     found = {name: of_slices[..., place].double() for place, name in enumerate(sent)}
     z = found.pop("target_logit")
     nothing = torch.zeros_like(z)
@@ -124,11 +139,12 @@ def exchange(
     return whole._replace(total=torch.where(agree, whole.total, torch.nan)), z.gather(0, owner.unsqueeze(0)).squeeze(0)
 
 
-def agreement(header: Tensor, look: bool) -> Tensor:
-    """Whether the slices follow each other, and labels and features are the same; where looking is free, raises if not.
+def agreement(header: Tensor, look: bool, call: Call, group: Group) -> Tensor:
+    """Whether the slices follow each other, and the rest is the same; with ``look``, where that is free, raises if not.
 
     Args:
-        header: (R, 5), of a slice its offset, its size, the number of all classes, and sums over labels and features.
+        header: (R, 5), of a slice its offset, its size, the number of all classes, and sums over labels and class
+            weights, and over features.
     """
     offset, size, classes, labels, features = header.t()
     follows = (offset == size.cumsum(0) - size).all() & (size.sum() == classes).all()
@@ -139,6 +155,9 @@ def agreement(header: Tensor, look: bool) -> Tensor:
             f"make up all classes, got offsets {offset.tolist()}, sizes {size.tolist()}, classes {classes.tolist()}"
         )
     if look and not bool(same):
+        weights = -1 if call.weight is None else int(_checksum(call.weight.unsqueeze(1)))
+        if len(set(told_by_ranks(weights, group))) > 1:
+            raise ValueError("weight must be the same on every rank of the group, got class weights that differ")
         raise ValueError("target must be the same on every rank of the group, got labels that differ")
     if look and not bool(alike):
         raise ValueError("input must be the same on every rank of the group, got features that differ")

@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from dal_kernels.arguments import Call
+from dal_kernels.fields import loss_dtype_of
 from dal_kernels.layer import FEW_ROWS, MANY_CLASSES, multiplies_halves
 from dal_kernels.linear_chunks import Changes, Gradients, LayerGradients, change
 from dal_kernels.slices import Statistics, fields_of, finish, gradient, joined, merge, statistics, within
+from dal_kernels.tensors import HALVES
 
 # Chunks of fewer rows take longer in float32 than to make the logits twice (measured on an AMD EPYC).
 _LEAST_ROWS = 96
@@ -56,12 +58,12 @@ def blocks_of(
     if not many or not (len(wanted) > 1 and wanted[1]) or dtype == torch.float16:
         return None
     logits = min(chunk, rows) * classes
+    itemsize = dtype.itemsize
     if dtype == torch.bfloat16:
-        if not multiplies_halves(dtype, features.device):
-            return None
+        itemsize = itemsize if multiplies_halves(dtype, features.device) else loss_dtype_of(dtype).itemsize
     elif chunk >= min(rows, _LEAST_ROWS) and (chunk >= FEW_ROWS or logits * dtype.itemsize <= 2 * _BLOCK_BYTES):
         return None
-    room = min(logits, _BLOCK_BYTES // dtype.itemsize)
+    room = min(logits, _BLOCK_BYTES // itemsize)
     of_rows = min(rows, max(1, room // _LEAST_BLOCK))
     return Blocks(of_rows, min(classes, max(1, room // of_rows)))
 
@@ -82,15 +84,20 @@ class LayerInBlocks(LayerGradients):
     ) -> None:
         super().__init__(features, classifier, bias, dtype, wanted, changes, classifier.dtype)
         self.classifier, self.target, self.blocks = classifier, target, blocks
-        self.inputs = self.scaled(features)
+        self.widened = dtype in HALVES and not multiplies_halves(dtype, features.device)
+        # In which products are made.
+        self.factors = self.sums if self.widened else dtype
+        self.inputs = self.scaled(features).to(self.factors)
+        # The logits of a block, then their gradient, and in float32 where that is not their own dtype.
         self.room = features.new_empty(blocks.rows * blocks.classes, dtype=dtype)
+        self.wide = features.new_empty(len(self.room) if self.widened else 0, dtype=self.sums)
         self.tanh = features.new_empty(len(self.room) if changes.keeps_logits else 0, dtype=dtype)
         # Of how many rows the logits wait for their gradient.
         self.waiting = 0
         self.fitting = min(blocks.rows, classifier.shape[1] * classifier.itemsize // dtype.itemsize)
-        # Of a block's gradient, where several products add up to it in a wider dtype than its own.
-        several = blocks.rows < len(features) and classifier.dtype != self.sums
-        self.total = features.new_empty((blocks.classes if several else 0, classifier.shape[1]), dtype=self.sums)
+        # Of a block's gradient, where products are made or added up in a wider dtype than its own.
+        apart = classifier.dtype != self.sums and (self.factors == self.sums or blocks.rows < len(features))
+        self.total = features.new_empty((blocks.classes if apart else 0, classifier.shape[1]), dtype=self.sums)
 
     def statistics(self, wide: bool) -> tuple[Statistics, Tensor]:
         """Of all rows, and the logits of their targets; leaves logits waiting where it can."""
@@ -152,16 +159,22 @@ class LayerInBlocks(LayerGradients):
             logits[:waiting].copy_(self._waiting_logits(classes))
         if waiting < count:
             rest = slice(rows.start + waiting, rows.stop)
-            made, part = logits[waiting:], self.classifier[classes].to(self.dtype).t()
+            made, part = logits[waiting:], self.classifier[classes].to(self.factors).t()
+            product = self._wide(made) if self.widened else made
             if self.bias is None:
-                torch.mm(self.inputs[rest], part, out=made)
+                torch.mm(self.inputs[rest], part, out=product)
             else:
-                torch.addmm(self.bias[classes], self.inputs[rest], part, out=made)
+                torch.addmm(self.bias[classes].to(self.factors), self.inputs[rest], part, out=product)
+            if self.widened:
+                made.copy_(product)
             change(made, self.target[rest] - classes.start, self.changes.of(rest), self._tanh(logits)[waiting:])
         return logits
 
     def _tanh(self, logits: Tensor) -> Tensor:
         return self.tanh[: logits.numel()].view(-1, logits.shape[1])
+
+    def _wide(self, logits: Tensor) -> Tensor:
+        return self.wide[: logits.numel()].view(-1, logits.shape[1])
 
     def _waiting_logits(self, classes: slice) -> Tensor:
         """(waiting, n) of n classes, in the memory of their gradient."""
@@ -174,25 +187,26 @@ class LayerInBlocks(LayerGradients):
         of_features, of_classifier, of_bias, *_ = self.gradients
         inputs = self.inputs[rows]
         first, last = rows.start == 0, rows.stop == len(self.features)
+        factors = self._wide(gradient).copy_(gradient) if self.widened else gradient
         if self.makes[0]:
-            part = self.classifier[classes].to(self.dtype)
-            if self.dtype == self.sums:
-                of_features[rows].addmm_(gradient, part, beta=min(1, classes.start))
+            part = self.classifier[classes].to(self.factors)
+            if self.factors == self.sums:
+                of_features[rows].addmm_(factors, part, beta=min(1, classes.start))
             else:
                 # A few rows at a time, because what is added in a wider dtype is widened in a copy.
                 pieces = max(1, _WIDENED_BYTES // (self.sums.itemsize * max(1, part.shape[1])))
-                for sums, some in zip(of_features[rows].split(pieces), gradient.split(pieces), strict=True):
+                for sums, some in zip(of_features[rows].split(pieces), factors.split(pieces), strict=True):
                     sums.add_(some @ part) if classes.start else sums.copy_(some @ part)
-        if of_classifier.dtype == self.sums == self.dtype:
-            of_classifier[classes].addmm_(gradient.t(), inputs, beta=min(1, rows.start))
-        elif first and last and of_classifier.dtype == self.dtype:
-            torch.mm(gradient.t(), inputs, out=of_classifier[classes])
+        total = self.total[: factors.shape[1]] if len(self.total) else of_classifier[classes]
+        if self.factors == self.sums:
+            total.addmm_(factors.t(), inputs, beta=min(1, rows.start))
+        elif first and last and total.dtype == self.factors:
+            torch.mm(factors.t(), inputs, out=total)
         else:
-            product = gradient.t() @ inputs
-            total = self.total[: len(product)] if len(self.total) else of_classifier[classes]
+            product = factors.t() @ inputs
             total.copy_(product) if first else total.add_(product)
-            if last and len(self.total):
-                of_classifier[classes].copy_(total)
+        if last and len(self.total):
+            of_classifier[classes].copy_(total)
         if self.makes[2]:
             column_sums = gradient.sum(0, dtype=self.sums)
             of_bias[classes].copy_(column_sums) if first else of_bias[classes].add_(column_sums)

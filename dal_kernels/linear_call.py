@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dal_kernels.arguments import Backend, Call, RowStats, check, looks_at_labels, raise_for_labels, sample_weight_of
+from dal_kernels.arguments import Backend, Call, RowStats, check, label_error, looks_at_labels, sample_weight_of
 from dal_kernels.backends.choose import choose
 from dal_kernels.fields import Reduction, loss_dtype
 from dal_kernels.knobs import KnobValue
@@ -97,33 +97,44 @@ def _linear_loss_of(
     else:
         call = check(logits, rows.target, of_table, knobs, *options, rows.sample_weight)
     other = None if rows.mix is None else other_of(call, logits, rows.target, rows.mix)
-    if shift or other is not None:
-        _check_labels(call, given, shift)
+    if other is not None and (problem := _label_error(call, given, shift)) is not None:
+        raise problem
     changes = _changes(call, softcap, scale, rows.target_shift)
     items = _items(num_items, call)
     name = choose(backend, input)
-    if mix is not None or label_smoothing != 0:
+    mixed = mix is not None or label_smoothing != 0
+    if mixed:
         if mix is not None and target_shift is not None:
             raise ValueError("target_shift must be None with mix, which has no one target class")
         check_smoothing(of_table, label_smoothing)
+    try:
+        if not mixed:
+            return call.shaped(*_run(layer, call, changes, items, name))
         quantities = partial(linear_quantities, layer, changes, backend=name)
         if items is None:
             return call.shaped(*mixed_loss(call, label_smoothing, other, quantities))
         loss, stats = mixed_loss(call._replace(reduction="sum"), label_smoothing, other, quantities)
         return call.shaped(loss / items, stats)
-    return call.shaped(*_run(layer, call, changes, items, name))
+    except ValueError:
+        # Whoever makes the loss looks at the labels, and knows no rows but those that are left by the shift.
+        if shift and (problem := _label_error(call, given, shift)) is not None:
+            raise problem from None
+        raise
 
 
-def _check_labels(call: Call, given: Rows, shift: int) -> None:
-    """Raise for labels that are none, by the rows and the names that the caller gave them: nobody later knows these."""
+def _label_error(call: Call, given: Rows, shift: int) -> ValueError | None:
+    """What is wrong with labels that are none, by the rows and the names that the caller gave them."""
     if not looks_at_labels(call):
-        return
+        return None
     for name, labels in (("target", given.target), ("mix[0]", given.mix[0] if given.mix is not None else None)):
         if labels is not None:
             held = labels.long().clone()
             if shift and held.dim():
                 held[..., :shift] = call.ignore_index
-            raise_for_labels(call._replace(target=held.reshape(-1)), name)
+            problem = label_error(call._replace(target=held.reshape(-1)), name)
+            if problem is not None:
+                return problem
+    return None
 
 
 def check_softcap(softcap: float | None) -> None:

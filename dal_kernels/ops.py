@@ -71,7 +71,7 @@ class Kernels(NamedTuple):
     Attributes:
         scale_gradient, rewrite_gradient: on a GPU, where looking at the upstream's value would wait; else None.
         writes_gradient: whether the forward can write the gradient of such logits by an objective of that id.
-        overwrite: ``gradient`` of contiguous logits that nobody needs afterwards, in their place where it can.
+        overwrite: ``gradient`` of contiguous logits (N, C) that nobody needs afterwards, in their place.
         quantities, gradient_of_slopes: on a CPU; elsewhere None.
     """
 
@@ -97,6 +97,8 @@ native_error: str | None = None
 cuda_error: str | None = None
 triton_error: str | None = None
 native_instruction_set = ""
+# Whether instructions for bfloat16 other than AMX multiply faster than those for float32, as far as somebody can tell.
+bfloat16_products_are_fast = True
 
 
 def kept_fields(objective: int, everything: bool) -> int:
@@ -232,14 +234,18 @@ def _register(
     backend: str,
     fakes: dict[str, Callable[..., Any]],
     writes_gradient: Callable[[Tensor, int], bool],
-    overwrite: Callable[..., Tensor] | None,
+    overwrite: Callable[..., Tensor] | None = None,
 ) -> None:
     """Puts the operators of a loaded backend into the table.
+
+    Args:
+        overwrite: where it is in Python; else the operator overwrite_<backend>.
 
     Raises:
         ImportError: it lacks one, as an extension does that was built before the source tree changed.
     """
-    lacking = [name for name in fakes if not hasattr(namespace.operators, f"{name}_{backend}")]
+    names = [*fakes, *(["overwrite"] if overwrite is None else [])]
+    lacking = [name for name in names if not hasattr(namespace.operators, f"{name}_{backend}")]
     if lacking:
         raise ImportError(
             f"it was built from other sources than these and lacks the operators {', '.join(lacking)}; build it again "
@@ -249,26 +255,31 @@ def _register(
         torch.library.register_fake(f"{namespace.OPERATORS}::{name}_{backend}", fake)
     operators = {name: getattr(namespace.operators, f"{name}_{backend}").default for name in fakes}
     KERNELS[backend] = Kernels(
-        **operators, writes_gradient=writes_gradient, overwrite=overwrite or operators["gradient"]
+        **operators, writes_gradient=writes_gradient, overwrite=overwrite or _overwrite_by(backend)
     )
 
 
-def _overwrite_cpu(logits: Tensor, *arguments: Any) -> Tensor:
-    namespace.operators.overwrite_cpu(logits, *arguments)
-    return logits
+def _overwrite_by(backend: str) -> Callable[..., Tensor]:
+    operator = getattr(namespace.operators, f"overwrite_{backend}").default
+
+    def overwrite(logits: Tensor, *arguments: Any) -> Tensor:
+        operator(logits, *arguments)
+        return logits
+
+    return overwrite
 
 
 try:
     native_module = extensions.load("_native")  # loading it defines the operators
-    _register("cpu", _CPU_FAKES, lambda logits, objective: True, _overwrite_cpu)
+    _register("cpu", _CPU_FAKES, lambda logits, objective: True)
     native_instruction_set = native_module.instruction_set
+    bfloat16_products_are_fast = bool(getattr(native_module, "bfloat16_products_are_fast", True))
 except ImportError as error:
     native_error = str(error)
 
 try:
     cuda_module = extensions.load("_cuda")
-    # Its kernel reads the special classes once the row is written: out of place.
-    _register("cuda", _GPU_FAKES, _cuda.writes_gradient, overwrite=None)
+    _register("cuda", _GPU_FAKES, _cuda.writes_gradient)
 except ImportError as error:
     cuda_error = str(error)
 

@@ -106,5 +106,7 @@ namespace x86_v4 { extern const RowKernels kernels; }
 namespace x86_v4_bf16 { extern const RowKernel<BFloat16> kernel; }
 const RowKernels& row_kernels();
 const char* row_kernels_name();
+// Whether instructions for bfloat16 multiply faster here than those for float32, but for AMX.
+bool bfloat16_products_are_fast();
 
 }  // namespace dal

@@ -214,8 +214,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(dal_kernels, m) {
   m.def("gradient_of_slopes_cpu(Tensor logits, Tensor targets, int ignore_index, Tensor argmax, Tensor sums, "
         "Tensor? by_log_prob, Tensor? by_entropy, Tensor? by_max_log_prob, Tensor? by_sum_log_prob, "
         "Tensor? by_square_sum) -> Tensor");
-  m.def("overwrite_cpu(Tensor(a!) logits, Tensor target, Tensor fields, Tensor prediction, Tensor upstream, "
-        "int ignore_index) -> ()");
+  m.def("overwrite_cpu(" DAL_OVERWRITE_ARGUMENTS ") -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(dal_kernels, CPU, m) {
@@ -229,13 +228,15 @@ STABLE_TORCH_LIBRARY_IMPL(dal_kernels, CPU, m) {
   m.impl("overwrite_cpu", TORCH_BOX(&dal::overwrite_cpu));
 }
 
-// Importing the module registers the operators; it also says which instruction set was taken.
+// Importing the module registers the operators; it also says which instruction set was taken, and of the
+// processor what torch does not tell.
 PyMODINIT_FUNC PyInit__native(void) {
   static PyModuleDef definition = {
       PyModuleDef_HEAD_INIT, "_native", "Fused CPU kernels of dal_kernels.", -1, nullptr, nullptr, nullptr, nullptr,
       nullptr};
   PyObject* module = PyModule_Create(&definition);
-  if (module && PyModule_AddStringConstant(module, "instruction_set", dal::row_kernels_name()) < 0) {
+  if (module && (PyModule_AddStringConstant(module, "instruction_set", dal::row_kernels_name()) < 0 ||
+                 PyModule_AddIntConstant(module, "bfloat16_products_are_fast", dal::bfloat16_products_are_fast()) < 0)) {
     Py_DECREF(module);
     return nullptr;
   }

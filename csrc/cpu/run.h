@@ -38,6 +38,13 @@ inline void require_class(
     std::int64_t target, std::int64_t row, std::int64_t classes, std::int64_t ignore_index) {
   if (target < 0 || target >= classes) refuse_class(target, row, classes, ignore_index);
 }
+// Of a row that its first target has not ignored.
+inline void require_further_class(std::int64_t target, std::int64_t which, std::int64_t row, std::int64_t classes) {
+  if (target < 0 || target >= classes)
+    throw std::invalid_argument("target " + std::to_string(which) + " at row " + std::to_string(row) + " is " +
+                                std::to_string(target) + ", accepted are 0 to " + std::to_string(classes - 1) +
+                                ", because only target 0 may be ignore_index");
+}
 
 // Whether all labels are classes or ignored; counts those that are not ignored. Without branches, because there is one
 // thread to look at the labels of all.
@@ -147,9 +154,11 @@ template <class S, class Threads>
 void quantities(const QuantitiesBatch<S>& batch, const RowKernel<S>& kernel, const Threads& threads) {
   const std::int64_t rows = batch.logits.rows, classes = batch.logits.classes;
   const Targets& targets = batch.targets;
-  for (std::int64_t t = 0; t < targets.count; ++t)
-    for (std::int64_t row = 0; row < rows; ++row)
-      if (!targets.ignored(row)) require_class(targets.at(row, t), row, classes, targets.ignore_index);
+  for (std::int64_t row = 0; row < rows; ++row) {
+    if (targets.ignored(row)) continue;
+    require_class(targets.at(row, 0), row, classes, targets.ignore_index);
+    for (std::int64_t t = 1; t < targets.count; ++t) require_further_class(targets.at(row, t), t, row, classes);
+  }
   threads.run(rows, std::max<std::int64_t>(1, kGrain / classes),
               [&](std::int64_t begin, std::int64_t end) { kernel.row_quantities(batch, begin, end); });
 }

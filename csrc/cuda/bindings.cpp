@@ -223,6 +223,14 @@ Tensor gradient_cuda(
   return out;
 }
 
+// The same over the logits themselves.
+void overwrite_cuda(
+    Tensor logits, Tensor target, Tensor fields, Tensor prediction, Tensor upstream, std::int64_t ignore_index,
+    Tensor correction) {
+  require(logits.dim() == 2 && logits.is_contiguous(), "logits must be a contiguous (N, C) with C >= 1");
+  write_gradient(logits, logits, target, fields, prediction, upstream, ignore_index, correction, false);
+}
+
 void rewrite_gradient_cuda(
     Tensor gradient, Tensor logits, Tensor target, Tensor fields, Tensor prediction, Tensor upstream,
     std::int64_t ignore_index, Tensor correction) {
@@ -274,6 +282,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(dal_kernels, m) {
   m.def("loss_and_pace_cuda(" DAL_LOSS_AND_PACE_ARGUMENTS ") -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("statistics_cuda(Tensor logits, bool want_argmax, bool wide) -> (Tensor, Tensor)");
   m.def("gradient_cuda(" DAL_GRADIENT_ARGUMENTS ", Tensor correction) -> Tensor");
+  m.def("overwrite_cuda(" DAL_OVERWRITE_ARGUMENTS ", Tensor correction) -> ()");
   m.def("rewrite_gradient_cuda(Tensor(a!) gradient, " DAL_GRADIENT_ARGUMENTS ", Tensor correction) -> ()");
   m.def("scale_gradient_cuda(Tensor(a!) gradient, Tensor upstream, Tensor correction) -> ()");
 }
@@ -285,6 +294,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(dal_kernels, m) {
   m.impl("loss_and_pace_cuda", TORCH_BOX(&dal::loss_and_pace_cuda));          \
   m.impl("statistics_cuda", TORCH_BOX(&dal::statistics_cuda));                \
   m.impl("gradient_cuda", TORCH_BOX(&dal::gradient_cuda));                    \
+  m.impl("overwrite_cuda", TORCH_BOX(&dal::overwrite_cuda));                  \
   m.impl("rewrite_gradient_cuda", TORCH_BOX(&dal::rewrite_gradient_cuda));    \
   m.impl("scale_gradient_cuda", TORCH_BOX(&dal::scale_gradient_cuda))
 

@@ -89,30 +89,27 @@ template <class Pair> DAL_D unsigned bits_of(Pair pair) {
 DAL_D unsigned narrow_word(const float* v, BFloat16) { return bits_of(__floats2bfloat162_rn(v[0], v[1])); }
 DAL_D unsigned narrow_word(const float* v, Float16) { return bits_of(__floats2half2_rn(v[0], v[1])); }
 
-// 16 bytes that nobody writes while the kernel runs.
-DAL_D void load_vector(const float* from, float* v) {
-  const float4 raw = __ldg(reinterpret_cast<const float4*>(from));
+// 16 bytes. OWN: which the kernel may write itself; else nobody does while it runs, and they come by the way of constant
+// memory, on which nothing is said of a load after a store.
+template <bool OWN, class Raw> DAL_D Raw load_raw(const void* from) {
+  const Raw* const at = static_cast<const Raw*>(from);
+  if constexpr (OWN) return *at;
+  return __ldg(at);
+}
+template <bool OWN = false> DAL_D void load_vector(const float* from, float* v) {
+  const float4 raw = load_raw<OWN, float4>(from);
   v[0] = raw.x, v[1] = raw.y, v[2] = raw.z, v[3] = raw.w;
 }
-DAL_D void load_vector(const double* from, double* v) {
-  const double2 raw = __ldg(reinterpret_cast<const double2*>(from));
+template <bool OWN = false> DAL_D void load_vector(const double* from, double* v) {
+  const double2 raw = load_raw<OWN, double2>(from);
   v[0] = raw.x, v[1] = raw.y;
 }
-template <class S> DAL_D void load_vector(const S* from, float* v) {
-  const uint4 raw = __ldg(reinterpret_cast<const uint4*>(from));
+template <bool OWN = false, class S> DAL_D void load_vector(const S* from, float* v) {
+  const uint4 raw = load_raw<OWN, uint4>(from);
   widen_word(raw.x, v, S{});
   widen_word(raw.y, v + 2, S{});
   widen_word(raw.z, v + 4, S{});
   widen_word(raw.w, v + 6, S{});
-}
-// 16 bytes that the kernel writes itself.
-DAL_D void load_own_vector(const float* from, float* v) {
-  const float4 raw = *reinterpret_cast<const float4*>(from);
-  v[0] = raw.x, v[1] = raw.y, v[2] = raw.z, v[3] = raw.w;
-}
-DAL_D void load_own_vector(const double* from, double* v) {
-  const double2 raw = *reinterpret_cast<const double2*>(from);
-  v[0] = raw.x, v[1] = raw.y;
 }
 DAL_D void store_vector(float* to, const float* v) { *reinterpret_cast<float4*>(to) = {v[0], v[1], v[2], v[3]}; }
 DAL_D void store_vector(double* to, const double* v) { *reinterpret_cast<double2*>(to) = {v[0], v[1]}; }
@@ -162,11 +159,11 @@ template <class S> struct Window {
   }
   DAL_D bool whole(int k) const { return static_cast<unsigned>(k - first) < static_cast<unsigned>(full); }
 
-  // Vector k of the run at `from`; `rest` where there is none.
-  DAL_D void load(const S* from, int k, Arithmetic<S>* v, Arithmetic<S> rest) const {
+  // Vector k of the run at `from`; `rest` where there is none. OWN as of load_vector.
+  template <bool OWN = false> DAL_D void load(const S* from, int k, Arithmetic<S>* v, Arithmetic<S> rest) const {
     constexpr int V = kWidth<S>;
     if (whole(k)) {
-      load_vector(from + at(k), v);
+      load_vector<OWN>(from + at(k), v);
       return;
     }
 #pragma unroll

@@ -22,7 +22,8 @@ template <bool WIDE, class S> DAL_D AffineGradient<Arithmetic<S>> read_affine(co
           WIDE ? factor * field(kConstant) : A(0)};
 }
 
-// blockIdx.x: rows, as many as there are groups of lanes in a block. blockIdx.y: parts of a row.
+// blockIdx.x: rows, as many as there are groups of lanes in a block. blockIdx.y: parts of a row. The gradient may take
+// the place of the logits: a thread writes what it alone has read, but for the target's logit.
 template <class S, bool WIDE> DAL_D void gradient_rows(const Backward<S>& args) {
   using A = Arithmetic<S>;
   constexpr int V = kWidth<S>;
@@ -40,14 +41,20 @@ template <class S, bool WIDE> DAL_D void gradient_rows(const Backward<S>& args) 
   windows.clip(first, first + args.lanes * kBackwardShare);
   const std::int64_t target = live ? batch.target.at(row) : batch.target.ignore_index;
   const bool counted = target != batch.target.ignore_index;
+  const int begin = windows.out.begin_element(), end = windows.out.end_element();
   AffineGradient<A> affine;
-  if (counted) affine = read_affine<WIDE>(args, row);
+  A target_logit = 0;
+  if (counted) {
+    affine = read_affine<WIDE>(args, row);
+    if (lane == 0 && target >= begin && target < end) target_logit = widen(z[target]);
+  }
+  if (batch.gradient == batch.logits.data) __syncthreads();  // before another lane writes there
 #pragma unroll
   for (int v = 0; v < kBackwardShare; ++v) {
     const int k = first + v * args.lanes + lane;
     A g[V] = {};
     if (counted) {
-      windows.in.load(z, k, g, A(0));
+      windows.in.template load<true>(z, k, g, A(0));
 #pragma unroll
       for (int i = 0; i < V; ++i) g[i] = affine_value<WIDE>(g[i], affine);
     }
@@ -55,10 +62,8 @@ template <class S, bool WIDE> DAL_D void gradient_rows(const Backward<S>& args) 
   }
   __syncthreads();
   if (lane == 0 && counted) {
-    const int begin = windows.out.begin_element(), end = windows.out.end_element();
     const int argmax = batch.prediction ? static_cast<int>(batch.prediction[row]) : -1;
-    const auto logit = [&](std::int64_t j) { return j >= begin && j < end ? widen(z[j]) : A(0); };
-    correct_terms<S, WIDE>(out, affine, target, logit(target), argmax, begin, end);
+    correct_terms<S, WIDE>(out, affine, target, target_logit, argmax, begin, end);
   }
 }
 
@@ -72,7 +77,7 @@ template <class A> DAL_D void scale_gradient(const Rescale<A>& args) {
   for (std::int64_t k = thread; k < vectors; k += threads) {
     A v[V];
     A* const at = args.gradient + k * V;
-    load_own_vector(at, v);
+    load_vector<true>(at, v);
 #pragma unroll
     for (int i = 0; i < V; ++i) v[i] *= factor;
     store_vector(at, v);

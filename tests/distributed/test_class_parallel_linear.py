@@ -185,6 +185,11 @@ def check_what_is_wrong_on_one_rank_ends_all(world: int) -> None:
         other = ClassParallelLinear(GeneralizedCrossEntropyLoss(0.3 if last else 0.9), D, C, gather=gather)
         with pytest.raises(ValueError, match=r"^the loss's knobs must be the same on every rank, got \[0\.89"):
             other(**call)
+        uneven = torch.ones(C)
+        uneven[0] += dist.get_rank()
+        other = ClassParallelLinear(CrossEntropyLoss(weight=uneven), D, C, gather=gather)
+        with pytest.raises(ValueError, match=r"^weight must be the same on every rank of the group"):
+            other(**call)
         assert form(**call).isfinite()
 
 

@@ -52,6 +52,10 @@ def check_errors(world: int) -> None:
     mine = target.clone()
     mine[3] = place.rank
     raises("target must be the same on every rank", lambda: call(mine))
+    differing = torch.linspace(0.5, 2.0, C)
+    differing[C - 1] += place.rank
+    for weight in (differing, torch.ones(C) if place.rank else None):
+        raises("weight must be the same on every rank", lambda weight=weight: call(target, weight=weight))
     raises("class_offset and num_classes must be those of slices that follow", lambda: call(num_classes=C + 1))
     raises("class_offset and num_classes must be given both", lambda: call(num_classes=None))
     raises("class_offset must be such that", lambda: call(num_classes=place.size - 1, class_offset=0))
@@ -77,7 +81,7 @@ def check_where_looking_would_cost_a_synchronisation(world: int) -> None:
     look = exchange.agreement
     with (
         mock.patch.object(sliced, "label_error", return_value=None),
-        mock.patch.object(exchange, "agreement", lambda header, _: look(header, False)),
+        mock.patch.object(exchange, "agreement", lambda header, _, *call: look(header, False, *call)),
     ):
 
         def outcome(labels: Tensor, **changes: Any) -> tuple[Tensor, Tensor]:
@@ -96,7 +100,8 @@ def check_where_looking_would_cost_a_synchronisation(world: int) -> None:
             assert torch.equal(lost_gradient, row.unsqueeze(1).expand(N, place.size))
         mine = target.clone()
         mine[3] = place.rank
-        for lost, lost_gradient in (outcome(mine), outcome(target, num_classes=C + 1)):
+        weight = torch.ones(C) + place.rank
+        for lost, lost_gradient in (outcome(mine), outcome(target, num_classes=C + 1), outcome(target, weight=weight)):
             counted = target != -100
             assert lost[counted].all()
             assert lost_gradient[counted].all()

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dal_kernels import ClassParallelLinear, CrossEntropyLoss
+from dal_kernels.collectives import sum_over_ranks
 from dal_kernels.distributed import class_parallel_loss
 from support.children import PATIENCE
 from support.ranks import start
@@ -102,3 +103,33 @@ def test_the_others_end_with_one_sentence(call: str, how: str, world: int, tmp_p
             "one that has ended, failed or hangs: "
         )
         assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "lost"),
+    [
+        ("[/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:47523", True),
+        ("[/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 2000ms for recv operation to complete", True),
+        ("NCCL error: remote process exited or there was a network error", True),
+        ("output tensor size must be equal to world_size times input tensor size", False),
+        ("Invalid scalar type", False),
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", False),
+    ],
+)
+def test_only_a_lost_rank_is_called_one(words: str, lost: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is wrong with a call is not for want of another rank."""
+    for name in ("get_rank", "get_world_size"):
+        monkeypatch.setattr(dist, name, lambda group: 3)
+    error = RuntimeError(words)
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(dist, "all_reduce", fails)
+    with pytest.raises(RuntimeError) as raised:
+        sum_over_ranks(torch.ones(2), None)
+    if lost:
+        assert str(raised.value).startswith("every rank of the group must answer in a collective of the loss")
+        assert raised.value.__cause__ is error
+    else:
+        assert raised.value is error

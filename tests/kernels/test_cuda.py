@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -55,6 +56,17 @@ def test_without_a_gpu_it_says_so() -> None:
     assert available_backends()["cuda"].startswith("not available: the CUDA C++ kernels are built")
     with pytest.raises(RuntimeError, match="'cuda' is not available"):
         dynamics_aware_loss(torch.randn(3, 4), torch.arange(3), 0.7, backend="cuda")
+
+
+@needs_emulator
+def test_a_gradient_is_not_read_by_the_way_of_constant_memory() -> None:
+    """It may take the place of its logits; such a load of memory that the kernel writes is undefined."""
+    texts = [file.read_text() for file in Path(os.environ["DAL_TEST_PTX"]).glob("*.ptx")]
+    kernels = {kernel.partition("(")[0]: kernel for text in texts for kernel in text.split(".entry ")[1:]}
+    loads = {name: "ld.global.nc" in kernel for name, kernel in kernels.items()}
+    assert loads["dal_block128w_f32"]  # of logits that stay
+    over_logits = {f"dal_gradient{kind}_{dtype}" for kind in ("", "_wide") for dtype in ("f32", "f64", "f16", "bf16")}
+    assert {name for name in over_logits if loads[name]} == set()
 
 
 # ---- the shared tests

@@ -58,11 +58,12 @@ def test_two_labels_in_blocks(blocks: list[Blocks], loss: Any) -> None:
 @pytest.mark.parametrize("rows", [1, 40, 150])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("reduction", "factor"), [("mean", 1.0), ("mean", 0.7), ("none", 0.7)])
+@pytest.mark.parametrize("instructions", [True, False])
 def test_no_further_from_truth_than_the_plain_pair(
-    rows: int, dtype: torch.dtype, reduction: str, factor: float, monkeypatch: pytest.MonkeyPatch
+    rows: int, dtype: torch.dtype, reduction: str, factor: float, instructions: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fewer rows than D, whose logits wait, and more; in one product a block and in several."""
-    monkeypatch.setattr("dal_kernels.linear_blocks.multiplies_halves", lambda *_: True)
+    """Fewer rows than D, whose logits wait, and more; in one product a block and in several, of halves or widened."""
+    monkeypatch.setattr("dal_kernels.linear_blocks.multiplies_halves", lambda *_: instructions)
     monkeypatch.setattr(linear_blocks, "_LEAST_ROWS", 10_000)
     generator = torch.Generator().manual_seed(0)
     width, classes = 48, 5000
@@ -128,9 +129,13 @@ def test_which_calls_go_in_blocks() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc/self/clear_refs")
+@pytest.mark.parametrize("instructions", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_step_takes_little_more_than_its_gradients(dtype: torch.dtype) -> None:
-    """The logits would take 128 MiB in float32."""
+def test_a_step_takes_little_more_than_its_gradients(
+    dtype: torch.dtype, instructions: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The logits would take 128 MiB in float32, the widened classifier of bfloat16 32 MiB."""
+    monkeypatch.setattr("dal_kernels.linear_blocks.multiplies_halves", lambda *_: instructions)
     rows, width, classes = 512, 128, 65536
     features, weight = torch.randn(rows, width).to(dtype), torch.randn(classes, width).to(dtype)
     target = torch.randint(classes, (rows,))
@@ -142,14 +147,36 @@ def test_a_step_takes_little_more_than_its_gradients(dtype: torch.dtype) -> None
     before = peak_memory(reset=True)
     step(features.requires_grad_(), weight.requires_grad_(), target)
     taken = peak_memory() - before
-    halves = dtype == torch.bfloat16 and linear_blocks.multiplies_halves(dtype, features.device)
-    # A CPU without instructions for bfloat16 multiplies copies in float32.
-    gradient = weight.nbytes if dtype == torch.float32 or halves else 4 * weight.nbytes
-    assert taken <= gradient + (16 << 20)
+    assert taken <= weight.nbytes + (16 << 20)
+
+
+def test_without_fast_instructions_blocks_are_multiplied_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    multiplied: set[torch.dtype] = set()
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_):
+                multiplied.add(args[-1].dtype)
+            return func(*args, **(kwargs or {}))
+
+    features, weight = torch.randn(40, 16).bfloat16(), torch.randn(4096, 16).bfloat16()
+    target = torch.arange(40)
+    found = {}
+    for instructions in (True, False):
+        monkeypatch.setattr("dal_kernels.linear_blocks.multiplies_halves", lambda *_, there=instructions: there)
+        layer = LayerInBlocks(features, weight, None, torch.bfloat16, Blocks(40, 512), [True, True], target, Changes())
+        multiplied.clear()
+        with Products():
+            whole, _ = layer.statistics(False)
+            fields = torch.zeros(5, 40)
+            layer.differentiate(fields, whole.argmax[:0], torch.ones(()), target < 0)
+        found[instructions] = set(multiplied)
+    assert found == {True: {torch.bfloat16}, False: {torch.float32}}
 
 
 def test_products_that_are_widened_are_made_a_few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of all rows would take as much as the gradient of the features, and twice that in float32."""
+    monkeypatch.setattr("dal_kernels.linear_blocks.multiplies_halves", lambda *_: True)
     monkeypatch.setattr(linear_blocks, "_WIDENED_BYTES", 4 * 8 * 16)
     features, weight, gradient = (torch.randn(shape).bfloat16() for shape in ((50, 16), (30, 16), (50, 30)))
     blocks = (torch.bfloat16, Blocks(50, 30), [True, True], torch.zeros(50, dtype=torch.long), Changes())

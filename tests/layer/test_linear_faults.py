@@ -14,9 +14,12 @@ from dal_kernels import (
     CrossEntropyLoss,
     GeneralizedCrossEntropyLoss,
     LinearLoss,
+    arguments,
+    linear_call,
     linear_loss,
     linear_row_statistics,
 )
+from dal_kernels.arguments import label_error
 from dal_kernels.knobs import knob_tensor
 from dal_kernels.linear_chunks import Changes, LayerInChunks
 from dal_kernels.objectives import generalized_cross_entropy
@@ -105,13 +108,30 @@ def test_a_bad_label_is_named_by_its_row_in_what_was_given() -> None:
     target, other = torch.zeros(2, 5, dtype=torch.long), torch.zeros(2, 5, dtype=torch.long)
     target[:, 0] = -1  # of no row, once they are shifted
     target[1, 3] = 7
-    with pytest.raises(ValueError, match=r"^target at row 8 is 7, accepted are 0 to 6 and ignore_index -100$"):
-        linear_loss(CrossEntropyLoss(), features, weight, target, shift=1)
+    for loss in (CrossEntropyLoss(), CrossEntropyLoss(backend="eager"), BrierLoss(label_smoothing=0.1)):
+        with pytest.raises(ValueError, match=r"^target at row 8 is 7, accepted are 0 to 6 and ignore_index -100$"):
+            linear_loss(loss, features, weight, target, shift=1)
     other[1, 2] = 9
     with pytest.raises(ValueError, match=r"^mix\[0\] at row 7 is 9, accepted"):
         linear_loss(CrossEntropyLoss(), features, weight, other * 0, mix=(other, 0.5), shift=2)
     with pytest.raises(ValueError, match=r"^mix\[0\] at row 7 is 9, accepted"):
         linear_loss(CrossEntropyLoss(), features, weight, other * 0, mix=(other, 0.5))
+
+
+def test_labels_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+
+    def counted(call: Any, name: str = "target") -> Any:
+        looks.append(name)
+        return label_error(call, name)
+
+    for module in (arguments, linear_call):
+        monkeypatch.setattr(module, "label_error", counted)
+    features, weight = torch.randn(2, 5, 3, requires_grad=True), torch.randn(7, 3)
+    for shift in (0, 1):
+        looks.clear()
+        linear_loss(CrossEntropyLoss(), features, weight, torch.zeros(2, 5, dtype=torch.long), shift=shift).backward()
+        assert looks == ["target"]
 
 
 def test_a_shift_of_each_label_stands_where_its_label_does() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dal_kernels import linear_chunks
+from dal_kernels import linear_chunks, ops
 from dal_kernels.layer import chunk_row_bytes
 from dal_kernels.linear_ops import _linear_gradient, _linear_loss, linear_gradient, linear_loss
 from support.axes import halves
@@ -25,6 +25,8 @@ def set_instructions(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
     """As on a CPU that has those for half types, or as on one without; several parts of the classifier a chunk."""
     for name in ("_is_mkldnn_bf16_supported", "_is_mkldnn_fp16_supported"):
         monkeypatch.setattr(torch.ops.mkldnn, name, lambda: there, raising=False)
+    monkeypatch.setattr(ops, "bfloat16_products_are_fast", there)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
     monkeypatch.setattr(linear_chunks, "_WIDENED_BYTES", 4 * D * 16)
 
 
@@ -111,3 +113,15 @@ def test_a_torch_without_onednn_has_no_instructions(dtype: torch.dtype, monkeypa
     monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
     assert not linear_chunks.multiplies_halves(dtype, cpu)
     assert linear_chunks.multiplies_halves(dtype, torch.device("cuda"))
+
+
+@pytest.mark.parametrize(("ours", "amx", "fast"), [(False, False, False), (False, True, True), (True, False, True)])
+def test_bfloat16_needs_instructions_that_are_faster_than_those_of_float32(
+    ours: bool, amx: bool, fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """oneDNN takes it on any processor with AVX-512, four times as slowly as float32."""
+    set_instructions(monkeypatch, True)
+    monkeypatch.setattr(ops, "bfloat16_products_are_fast", ours)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    assert linear_chunks.multiplies_halves(torch.bfloat16, torch.device("cpu")) == fast
+    assert linear_chunks.multiplies_halves(torch.float16, torch.device("cpu"))

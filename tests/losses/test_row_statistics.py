@@ -112,6 +112,18 @@ def test_a_label_that_is_no_class_is_named() -> None:
         row_statistics(logits, target)
 
 
+def test_only_a_first_target_is_ignored() -> None:
+    if "cpu" not in KERNELS:
+        pytest.skip("the CPU kernels are not built")
+    logits = torch.randn(3, 5)
+    targets = torch.tensor([[0, -100, 2], [1, -100, -100]])
+    for first, message in ((0, "^target 1 at row 2 is -100, accepted are 0 to 4, because only target 0 may be"),
+                           (7, "^target at row 0 is 7, accepted are 0 to 4 and ignore_index -100")):  # fmt: skip
+        targets[0, 0] = first
+        with pytest.raises(ValueError, match=message):
+            KERNELS["cpu"].quantities(logits, targets, -100)
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (3, 300_000), (5, 4097), (300, 1000), (4000, 14)], ids=str)
 @dtypes
 def test_bits_do_not_depend_on_the_number_of_threads(threads: None, shape: tuple[int, int], dtype: torch.dtype) -> None:

@@ -15,7 +15,7 @@ from support.mutants import LAYOUTS, NUMERICS, PACE, Mutant, assert_caught, copy
 
 pytestmark = needs_emulator
 
-FAMILY = "tests/kernels/test_cuda_family.py"
+FAMILY, LINEAR = "tests/kernels/test_cuda_family.py", "tests/layer/test_linear.py"
 
 # What is changed, and the tests of test_numerics.py that must catch it.
 CUDA_MUTANTS = {
@@ -189,7 +189,29 @@ LAYOUT_MUTANTS = {
     ),
 }
 
-MUTANTS = {NUMERICS: CUDA_MUTANTS, FAMILY: FAMILY_MUTANTS, PACE: PACE_MUTANTS, LAYOUTS: LAYOUT_MUTANTS}
+# And those of test_linear.py, with the last warps first.
+LINEAR_MUTANTS = {
+    "barrier before logits are written over removed": (
+        "gradient.cuh",
+        "  if (batch.gradient == batch.logits.data) __syncthreads();",
+        "",
+        "in_the_place and cuda and float32 and 4099",
+    ),
+    "target's logit read when the row is written": (
+        "gradient.cuh",
+        "    correct_terms<S, WIDE>(out, affine, target, target_logit,",
+        "    correct_terms<S, WIDE>(out, affine, target, target >= begin && target < end ? widen(z[target]) : A(0),",
+        "in_the_place and cuda and float32 and 17",
+    ),
+}
+
+MUTANTS = {
+    NUMERICS: CUDA_MUTANTS,
+    FAMILY: FAMILY_MUTANTS,
+    PACE: PACE_MUTANTS,
+    LAYOUTS: LAYOUT_MUTANTS,
+    LINEAR: LINEAR_MUTANTS,
+}
 
 
 def run_tests(mutants: list[Mutant], tests: str, selection: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -201,7 +223,7 @@ def run_tests(mutants: list[Mutant], tests: str, selection: str, folder: Path) -
     paths = [str(ROOT), str(ROOT.parent / "shared")]
     variables = {"DAL_TEST_PTX": str(folder), "PYTHONPATH": os.pathsep.join(paths)}
     if tests not in (FAMILY, LAYOUTS):  # which choose the executor themselves
-        variables["DAL_TEST_CUDA"] = "asc"
+        variables["DAL_TEST_CUDA"] = "desc" if tests == LINEAR else "asc"
     return run_pytest("-q", "-x", "-k", selection, tests, cwd=folder, **variables)
 
 
