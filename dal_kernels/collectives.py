@@ -27,15 +27,22 @@ _LOST = re.compile(
 )
 
 
+def lost_rank_cause(error: RuntimeError) -> str | None:
+    """What the error of a collective says of a rank that has ended or is silent; None if it is about another thing."""
+    if not _LOST.search(str(error)):
+        return None
+    return re.sub(r"^\[[^]]*\] *", "", str(error).partition("\n")[0]).partition(". ")[0]
+
+
 @contextmanager
 def _all_must_answer(group: Group) -> Iterator[None]:
     """An error for want of another rank says so: where it comes from is of no use to who waits. Others pass."""
     try:
         yield
     except RuntimeError as error:
-        if not _LOST.search(str(error)):
+        cause = lost_rank_cause(error)
+        if cause is None:
             raise
-        cause = re.sub(r"^\[[^]]*\] *", "", str(error).partition("\n")[0]).partition(". ")[0]
         raise RuntimeError(
             f"every rank of the group must answer in a collective of the loss, and rank {dist.get_rank(group)} of "
             f"{dist.get_world_size(group)} waited for one that has ended, failed or hangs: {cause}"

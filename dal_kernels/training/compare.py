@@ -53,8 +53,8 @@ def run_training(config: TrainingConfig, data: DataSet | None = None) -> Results
         data: the data set ``config.data``, if it has been loaded already.
 
     Raises:
-        UsageError: the data or a package is missing, the folder cannot be written, a checkpoint does not fit, or a
-            setting does not suit the data.
+        UsageError: the data or a package is missing, the folder cannot be written, a checkpoint does not fit, a setting
+            does not suit the data, or another process has ended.
     """
     start = time.perf_counter()
     bar_of = need("tqdm").tqdm
@@ -67,7 +67,7 @@ def run_training(config: TrainingConfig, data: DataSet | None = None) -> Results
         recipe = replace(recipe, val_fraction=HELD_OUT)
     runs: list[Run] = []
     world = join_world(config.device)
-    with _own_state(config.threads, world.device):
+    with _own_state(config.threads, world.device), world.all_needed():
         folder = None if config.out is None else world.from_main(partial(make_folder, config.out / data.name))
         made_by = provenance(config, world)
         trained = len(data.train) - round(recipe.val_fraction * len(data.train))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import atexit
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.rendezvous import rendezvous
 
+from dal_kernels.collectives import lost_rank_cause
 from dal_kernels.training.errors import UsageError
 
 __all__ = ["World", "first_to_say", "join_world"]
@@ -78,6 +80,24 @@ class World:
                 raise UsageError("sync_batch_norm needs GPUs, got device cpu; give --no-sync-batch-norm")
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         return nn.parallel.DistributedDataParallel(network)
+
+    @contextmanager
+    def all_needed(self) -> Iterator[None]:
+        """An error for want of another process says so, and how to go on; others pass.
+
+        Raises:
+            UsageError: a process has ended or cannot be reached.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            cause = lost_rank_cause(error) if self.size > 1 else None
+            if cause is None:
+                raise
+            raise UsageError(
+                f"one of the {self.size} processes has ended or cannot be reached ({cause}); once all are started "
+                "again, --resume goes on"
+            ) from error
 
     def share_buffers(self, network: nn.Module) -> None:
         """Give all processes the buffers of the first: running statistics that are not synchronised drift apart."""

@@ -24,6 +24,7 @@ __all__ = [
     "printed_by",
     "run_pytest",
     "run_python",
+    "start_python",
     "torchrun",
 ]
 
@@ -51,15 +52,26 @@ def run_python(
 
     It finds the package and the modules of this folder, wherever it runs.
     """
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=cwd,
-        env=environment() | {"PYTHONPATH": path.rstrip(os.pathsep)} | variables,
+        env=_environment(variables),
         capture_output=True,
         text=True,
         timeout=timeout,
     )
+
+
+def start_python(*arguments: str | Path, **variables: str) -> subprocess.Popen[str]:
+    """As ``run_python``, not waited for."""
+    pipe = subprocess.PIPE
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, env=_environment(variables), stdout=pipe, stderr=pipe, text=True)
+
+
+def _environment(variables: dict[str, str]) -> dict[str, str]:
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    return environment() | {"PYTHONPATH": path.rstrip(os.pathsep)} | variables
 
 
 def printed_by(*arguments: str | Path, **variables: str) -> str:

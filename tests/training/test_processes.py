@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import socket
+import time
 import weakref
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import torch
 
 from dal_kernels.training import UsageError, main, parallel
 from dal_kernels.training.parallel import World
-from support.children import SUPPORT, torchrun
+from support.children import PATIENCE, SUPPORT, start_python, torchrun
 from support.trainings import assert_same, needs_training, saved
 
 needs_training()
@@ -43,6 +45,28 @@ def test_processes_go_on_from_what_the_first_one_finds(tmp_path: Path) -> None:
     first, second = (path.read_text(encoding="utf-8") for path in sorted(tmp_path.glob("*.error")))
     assert first == second
     assert str(tmp_path / "0" / "spoilt") in first
+
+
+def test_a_lost_process_ends_the_other_with_one_sentence(tmp_path: Path) -> None:
+    """As on two machines, each with a torchrun of its own: nobody is there to end the process that is left."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    variables = {"TORCHELASTIC_RUN_ID": "one", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    variables |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0", "OMP_NUM_THREADS": "1"}
+    command = shlex.split("-m dal_kernels.training train --noise 0.4 --widths 8 --epochs 100000 --output")
+    first, second = (start_python(*command, tmp_path / str(rank), RANK=str(rank), **variables) for rank in range(2))
+    while not list((tmp_path / "0").rglob("checkpoint.pt")):
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.1)
+    second.kill()
+    second.communicate()
+    _, said = first.communicate(timeout=PATIENCE)
+    assert first.returncode == 2, said
+    assert "Traceback" not in said
+    (line,) = [line for line in said.splitlines() if line.startswith("dal-train")]
+    assert line.startswith("dal-train: one of the 2 processes has ended or cannot be reached (")
+    assert line.endswith("; once all are started again, --resume goes on")
 
 
 def test_networks_go_before_their_group(monkeypatch: pytest.MonkeyPatch) -> None:
