@@ -83,7 +83,7 @@ MUTANTS: Mutants = {
         "gradient.py",
         "        tl.debug_barrier()  # no warp",
         "        pass  # no warp",
-        "in_the_place and 4099 and soft and float32",
+        "in_the_place and 4099 and dynamics_aware and float32",
     ),
     "upstream gradient ignored": (
         "gradient.py",
