@@ -48,12 +48,10 @@ DAL_HD void follow(Pace& pace, const Learnt& call) {
 
 // q and the bootstrap weight from the averages and the bound.
 DAL_HD void keep_pace(Pace& pace, const PaceLimits& limits) {
-  constexpr double kLeast = 0.2, kSlope = 6, kTolerated = 0.06, kCalm = 0.5, kLogTen = 2.302585092994046;
+  constexpr double kLeast = 0.2, kSlope = 15, kTolerated = 0.12, kLogTen = 2.302585092994046;
   const double reach = limits.q_end * pace.confidence;
   const double bracket = kLeast + kSlope * (1 - static_cast<double>(pace.agreement) / pace.confidence);
-  const double above = reach * (bracket - kSlope * kTolerated * kCalm);
-  const double below = reach * bracket / (1 + kSlope * kTolerated * reach);
-  const double free = fmin(fmax(fmax(above, below), kLeast * reach), reach);
+  const double free = fmin(fmax(reach * bracket / (1 + kSlope * kTolerated * reach), kLeast * reach), reach);
   const double opening = pace.opening / fmax(-log(static_cast<double>(pace.confidence)) / kLogTen, 1.0);
   const double q = fmin(static_cast<double>(pace.bound), fmax(opening, free));
   pace.q = static_cast<float>(q);

@@ -11,13 +11,13 @@ Where labels are wrong and it does not follow them, it is confident and they dis
 
 estimates the share of wrong labels. The exponent is that of the authors' schedule at the time, q_t, but at most
 
-    q = q_end c (1/5 + 6 (1 - a / c - 0.06 min(q, 1/2))), the bracket from 1/5 to 1,
+    q = q_end c (1/5 + 15 (1 - a / c - 0.12 q)), the bracket from 1/5 to 1,
 
 which is small while the network is unsure of most rows, so that rows not learnt yet still pull: their gradient is p_y^q
-times cross-entropy's. It is a fifth of q_end while hardly a label seems wrong, and no bound where a sixth of them does
-and the network is sure. A few per cent are let pass, because a robust loss makes a network surer than it is right, of
-clean labels too, and a surer network would have a larger q. The bootstrap weight is that of the authors at the same q,
-(q - 1) / (q_end - 1), from 0 to 1, times the largest that is asked for.
+times cross-entropy's. It is a fifth of q_end while hardly a label seems wrong, and no bound where a fifth of them does
+and the network is sure. A share of 0.12 q is let pass, because a robust loss makes a network surer than it is right, of
+clean labels too and the more so the larger q is, and a surer network would have a larger q. The bootstrap weight is
+that of the authors at the same q, (q - 1) / (q_end - 1), from 0 to 1, times the largest that is asked for.
 
 A long training opens with q_start, as the authors have it, and leaves it between the tenth and the fifth of its steps,
 because what is memorised there with a small q stays memorised. With more than ten classes it opens with less, so that a
@@ -37,8 +37,8 @@ from dal_kernels.arguments import RowStats
 # What an average keeps of itself from call to call: it forgets a call in about twenty others.
 DECAY = 0.95
 # The bracket of the rule is LEAST while no label seems wrong, and grows by SLOPE with the share that does, of which
-# TOLERATED times q is let pass, for q up to CALM.
-LEAST, SLOPE, TOLERATED, CALM = 0.2, 6.0, 0.06, 0.5
+# TOLERATED times q is let pass.
+LEAST, SLOPE, TOLERATED = 0.2, 15.0, 0.12
 # Where both averages start: not at 0, because 0 / 0 is no ratio, but so low that q starts near 0, with cross-entropy.
 NOTHING_LEARNT = 1e-6
 LOG_TEN = math.log(10.0)
@@ -118,12 +118,9 @@ def see(pace: PaceNumbers, stats: RowStats, target: Tensor, q_end: float, max_we
 def keep_pace(pace: PaceNumbers, q_end: float, max_weight: float) -> None:
     """q and the bootstrap weight from what has been learnt and from the bound, in place, by plain operations."""
     reach = q_end * pace.confidence
-    # Below CALM q stands on both sides of the rule, because what is let pass depends on it. So the rule is solved for q
-    # on either side of CALM, from the bracket without what is let pass: the larger solution is the one that holds.
+    # q stands on both sides of the rule, because what is let pass depends on it, so the rule is solved for q.
     bracket = LEAST + SLOPE * (1.0 - pace.agreement / pace.confidence)
-    above = reach * (bracket - SLOPE * TOLERATED * CALM)
-    below = reach * bracket / (1.0 + SLOPE * TOLERATED * reach)
-    free = torch.maximum(above, below).clamp(LEAST * reach, reach)
+    free = (reach * bracket / (1.0 + SLOPE * TOLERATED * reach)).clamp(LEAST * reach, reach)
     opening = pace.opening / (-pace.confidence.log() / LOG_TEN).clamp(min=1.0)
     torch.minimum(pace.bound, torch.maximum(opening, free), out=pace.q)
     if q_end > 1.0:

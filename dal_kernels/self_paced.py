@@ -31,7 +31,7 @@ class SelfPacedSchedule(DynamicsAwareSchedule):
     r"""q and bootstrap_weight as fast as the network learns, and at most those of :class:`DynamicsAwareSchedule`.
 
     .. math::
-        q &= \min\big(q_t,\; q_e \, c \, \mathrm{clamp}(0.2 + 6 (1 - a / c - 0.06 \min(q, 0.5)),\, 0.2,\, 1)\big) \\
+        q &= \min\big(q_t,\; q_e \, c \, \mathrm{clamp}(0.2 + 15 (1 - a / c - 0.12\, q),\, 0.2,\, 1)\big) \\
         \lambda &= \lambda_{max} \, \mathrm{clamp}\Big(\frac{q - 1}{q_e - 1},\, 0,\, 1\Big)
 
     with :math:`q_t` the exponent of :class:`DynamicsAwareSchedule` at the time, c the mean of the largest probability

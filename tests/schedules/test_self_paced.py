@@ -23,9 +23,11 @@ pytestmark = pytest.mark.usefixtures("way")
 
 
 def expected_q(confidence: float, agreement: float, authors: float, opening: float = 0.0) -> float:
-    free = 0.0
-    for _ in range(100):  # to where q is what it gives
-        free = 1.5 * confidence * min(1.0, max(0.2, 0.2 + 6 * (1 - agreement / confidence - 0.06 * min(free, 0.5))))
+    free, too_large = 0.0, 1.5
+    for _ in range(100):  # halves, to where q is what it gives
+        q = (free + too_large) / 2
+        gives = 1.5 * confidence * min(1.0, max(0.2, 0.2 + 15 * (1 - agreement / confidence - 0.12 * q)))
+        free, too_large = (q, too_large) if gives > q else (free, q)
     low = opening * min(1.0, math.log(10) / -math.log(confidence))
     return min(authors, max(low, free))
 

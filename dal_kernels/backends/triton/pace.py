@@ -8,8 +8,8 @@ import triton.language as tl
 from dal_kernels import pace
 
 _DECAY = tl.constexpr(pace.DECAY)
-_LEAST, _SLOPE = tl.constexpr(pace.LEAST), tl.constexpr(pace.SLOPE)
-_TOLERATED, _CALM, _LOG_TEN = tl.constexpr(pace.TOLERATED), tl.constexpr(pace.CALM), tl.constexpr(pace.LOG_TEN)
+_LEAST, _SLOPE, _TOLERATED = tl.constexpr(pace.LEAST), tl.constexpr(pace.SLOPE), tl.constexpr(pace.TOLERATED)
+_LOG_TEN = tl.constexpr(pace.LOG_TEN)
 # Places of the numbers.
 _Q, _WEIGHT, _CONFIDENCE, _AGREEMENT, _BOUND, _OPENING = (tl.constexpr(place) for place in range(6))
 
@@ -19,9 +19,8 @@ def store_pace(numbers_ptr, confidence, agreement, bound, opening, q_end, max_we
     """q and the bootstrap weight, as :func:`dal_kernels.pace.keep_pace`."""
     reach = q_end * confidence
     bracket = (1.0 - agreement / confidence) * _SLOPE + _LEAST
-    above = reach * (bracket - _SLOPE * _TOLERATED * _CALM)
-    below = reach * bracket / (reach * (_SLOPE * _TOLERATED) + 1.0)
-    free = tl.minimum(tl.maximum(tl.maximum(above, below), reach * _LEAST), reach)
+    free = reach * bracket / (reach * (_SLOPE * _TOLERATED) + 1.0)
+    free = tl.minimum(tl.maximum(free, reach * _LEAST), reach)
     opening = opening / tl.maximum(-tl.log(confidence) / _LOG_TEN, 1.0)
     q = tl.minimum(bound, tl.maximum(opening, free))
     tl.store(numbers_ptr + _Q, q)
