@@ -19,7 +19,7 @@ and the network is sure. A share of 0.12 q is let pass, because a robust loss ma
 clean labels too and the more so the larger q is, and a surer network would have a larger q. The bootstrap weight is
 that of the authors at the same q, (q - 1) / (q_end - 1), from 0 to 1, times the largest that is asked for.
 
-A long training opens with q_start, as the authors have it, and leaves it between the tenth and the fifth of its steps,
+A long training opens with q_start, as the authors have it, and leaves it between 15 and 30 % of its steps,
 because what is memorised there with a small q stays memorised. With more than ten classes it opens with less, so that a
 row of the mean confidence pulls as it would with ten: c^q = 10^(-q_start).
 """

@@ -24,7 +24,7 @@ __all__ = ["SelfPacedSchedule"]
 Pace = Literal["auto", "fixed"]
 _CPU = torch.device("cpu")
 # A training stays at q_start for this share of its steps, and takes as many to leave it.
-OPENING = 0.1
+OPENING = 0.15
 
 
 class SelfPacedSchedule(DynamicsAwareSchedule):
@@ -36,8 +36,8 @@ class SelfPacedSchedule(DynamicsAwareSchedule):
 
     with :math:`q_t` the exponent of :class:`DynamicsAwareSchedule` at the time, c the mean of the largest probability
     and a the share of the rows whose prediction is their label, both averaged over some twenty training calls; see
-    :mod:`dal_kernels.pace`. For the first tenth of ``total_steps``, if that is more than two steps, q is at least
-    q_start, or what comes to the same with more than ten classes, and falls to the formula's in the second. Where the
+    :mod:`dal_kernels.pace`. For the first 15 % of ``total_steps``, if that is more than three steps, q is at least
+    q_start, or what comes to the same with more than ten classes, and falls to the formula's in the next. Where the
     network learns within a small part of ``total_steps``, and some labels are wrong, this comes to the authors'
     schedule; where they seem right, q stays small: close to cross-entropy.
 
@@ -65,9 +65,9 @@ class SelfPacedSchedule(DynamicsAwareSchedule):
         return LivePace()
 
     def _tell(self) -> None:
-        # Where two more steps end, because a training of few steps must not spend a whole one on opening. A clock of
+        # Where three more steps end, because a training of few steps must not spend a whole one on opening. A clock of
         # total_steps = 2 or less is not counted in whole steps.
-        ahead = (self.position + (2.0 if self.total_steps > 2 else 0.0)) / self.total_steps
+        ahead = (self.position + (3.0 if self.total_steps > 2 else 0.0)) / self.total_steps
         opening = self.q_start * min(1.0, max(0.0, 2.0 - ahead / OPENING))
         self.live.set(self.q_end, self.at(self.position)[0], opening, self.max_bootstrap_weight)
 

@@ -32,7 +32,7 @@ def expected_q(confidence: float, agreement: float, authors: float, opening: flo
     return min(authors, max(low, free))
 
 
-@pytest.mark.parametrize(("position", "opening"), [(0, 0.6), (3, 0.6), (5, 0.36), (8, 0.0), (50, 0.0), (80, 0.0)])
+@pytest.mark.parametrize(("position", "opening"), [(0, 0.6), (4, 0.6), (5, 0.56), (8, 0.32), (12, 0), (50, 0), (80, 0)])
 def test_q_is_what_the_formula_says(position: int, opening: float, backend: str) -> None:
     criterion = DynamicsAwareLoss(total_steps=50, backend=backend)
     criterion.step(position)
