@@ -42,6 +42,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     torch.manual_seed(0)
 
 
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """What a test compiled is forgotten, because torch takes the code of one module for another of its class that has
+    other hooks, and compiles a function a few times and no more: a test would depend on those before it.
+    """
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_call(item: pytest.Item) -> None:
     """Again, because a fixture that a test shares with others may have been made for an earlier one."""
