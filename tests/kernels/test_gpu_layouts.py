@@ -39,7 +39,7 @@ def gpu(request: pytest.FixtureRequest) -> Iterator[tuple[str, Any]]:
 @pytest.mark.parametrize("backend", AVAILABLE)
 def test_the_compiled_code_passes_the_tests_of_layouts(backend: str) -> None:
     variables = {"triton": {"DAL_TEST_TRITON": "executor desc"}, "cuda": {"DAL_TEST_CUDA": "desc"}}[backend]
-    variables["DAL_TEST_SAMPLE"] = os.environ.get("DAL_TEST_SAMPLE", "150")
+    variables["DAL_TEST_SAMPLE"] = os.environ.get("DAL_TEST_SAMPLE", "225")
     result = run_pytest("-q", "--show-capture=no", "tests/kernels/test_layouts.py", **variables)
     assert result.returncode == 0, result.stdout[-5000:]
     assert re.search(r"\d\d passed", result.stdout)

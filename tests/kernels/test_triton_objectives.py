@@ -93,6 +93,7 @@ def test_an_ignored_row_is_0_whatever_its_logits(name: str) -> None:
     hold(objective, knobs_of(objective), logits, target, "triton", reduction="sum")
 
 
+@pytest.mark.sampled(3)
 @dtypes
 @pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize(("rows", "classes"), [(9, 10), (300, 17), (6, 1000), (6, 20_011), (260, 17_000)])

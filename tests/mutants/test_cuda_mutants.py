@@ -241,6 +241,7 @@ def test_the_suite_catches(file: str, name: str, tmp_path: Path) -> None:
     assert_caught(run_tests([mutant], file, mutant.selection, tmp_path))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("file", MUTANTS)
 def test_the_unchanged_source_passes_what_catches_mutants(file: str, tmp_path: Path) -> None:
     selection = " or ".join(f"({Mutant(*mutant).selection})" for mutant in MUTANTS[file].values())
