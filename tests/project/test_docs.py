@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib.util
+import pkgutil
 import re
 import shlex
 from collections.abc import Callable
@@ -142,6 +143,17 @@ def test_the_reference_has_every_public_name() -> None:
     ]
     missing = [name for name in public if not re.search(rf"auto\w+:: {re.escape(name)}$", text, re.MULTILINE)]
     assert not missing, missing
+
+
+def test_what_the_reference_names_is_there() -> None:
+    """By the sources alone, because integrations need what they are for."""
+    text = "".join(map(text_of, (ROOT / "docs" / "reference").glob("*.md")))
+    modules = re.findall(r"automodule:: (\S+)", text)
+    assert all(importlib.util.find_spec(module) is not None for module in modules)
+    names = re.findall(r"auto(?:class|function|data|exception|attribute):: (\S+)", text)
+    assert len(names) > 50
+    for name in names:
+        pkgutil.resolve_name(name)
 
 
 def test_the_readme_is_short() -> None:
