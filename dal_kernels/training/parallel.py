@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +21,8 @@ from dal_kernels.training.errors import UsageError
 __all__ = ["World", "first_to_say", "join_world"]
 
 T = TypeVar("T")
+# How long a store is asked for that is there already, or nowhere.
+STORE_PATIENCE = timedelta(seconds=10)
 
 
 @dataclass(frozen=True)
@@ -148,5 +151,8 @@ def first_to_say(message: str) -> bool:
     """Whether no other process of this torchrun has asked about the same; true for all if they have no common store."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return True
-    store, _, _ = next(rendezvous("env://"))
-    return bool(store.add(message, 1) == 1)
+    try:
+        store, _, _ = next(rendezvous("env://", timeout=STORE_PATIENCE))
+        return bool(store.add(message, 1) == 1)
+    except RuntimeError:  # the machine that has the store is gone: this may be what there is to say
+        return True

@@ -6,6 +6,7 @@ import shlex
 import socket
 import time
 import weakref
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,14 @@ from support.children import PATIENCE, SUPPORT, start_python, torchrun
 from support.trainings import assert_same, needs_training, saved
 
 needs_training()
+
+
+def closed_port() -> int:
+    """One that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
@@ -47,26 +56,38 @@ def test_processes_go_on_from_what_the_first_one_finds(tmp_path: Path) -> None:
     assert str(tmp_path / "0" / "spoilt") in first
 
 
-def test_a_lost_process_ends_the_other_with_one_sentence(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_process_ends_the_other_with_one_sentence(lost: int, tmp_path: Path) -> None:
     """As on two machines, each with a torchrun of its own: nobody is there to end the process that is left."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    variables = {"TORCHELASTIC_RUN_ID": "one", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    variables = {"TORCHELASTIC_RUN_ID": "one", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(closed_port())}
     variables |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0", "OMP_NUM_THREADS": "1"}
     command = shlex.split("-m dal_kernels.training train --noise 0.4 --widths 8 --epochs 100000 --output")
-    first, second = (start_python(*command, tmp_path / str(rank), RANK=str(rank), **variables) for rank in range(2))
-    while not list((tmp_path / "0").rglob("checkpoint.pt")):
-        assert first.poll() is None, first.communicate()
-        time.sleep(0.1)
-    second.kill()
-    second.communicate()
-    _, said = first.communicate(timeout=PATIENCE)
-    assert first.returncode == 2, said
+    processes = [start_python(*command, tmp_path / str(rank), RANK=str(rank), **variables) for rank in range(2)]
+    left = processes[1 - lost]
+    try:
+        while not list((tmp_path / "0").rglob("checkpoint.pt")):
+            assert left.poll() is None, left.communicate()
+            time.sleep(0.1)
+        processes[lost].kill()
+        _, said = left.communicate(timeout=PATIENCE)
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert left.returncode == 2, said
     assert "Traceback" not in said
     (line,) = [line for line in said.splitlines() if line.startswith("dal-train")]
     assert line.startswith("dal-train: one of the 2 processes has ended or cannot be reached (")
     assert line.endswith("; once all are started again, --resume goes on")
+
+
+def test_an_error_is_said_where_the_machine_with_the_store_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a second machine once the first has ended, which it would wait for half an hour."""
+    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(closed_port()), "RANK": "1", "WORLD_SIZE": "2"}
+    for name, value in {**variables, "TORCHELASTIC_USE_AGENT_STORE": "True"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(parallel, "STORE_PATIENCE", timedelta(seconds=1))
+    assert parallel.first_to_say("lost")
 
 
 def test_networks_go_before_their_group(monkeypatch: pytest.MonkeyPatch) -> None:
