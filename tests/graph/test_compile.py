@@ -17,11 +17,6 @@ from support.axes import dtypes
 from support.truth import make_case
 
 
-@pytest.fixture(autouse=True)
-def fresh_dynamo() -> None:
-    torch._dynamo.reset()
-
-
 def step(loss_of: Any, logits: Tensor, target: Tensor, q: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     leaf = logits.detach().clone().requires_grad_()
     loss = loss_of(leaf, target, q, weight)

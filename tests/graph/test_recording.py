@@ -271,7 +271,6 @@ def test_fake_tensors_run_as_those_of_cross_entropy(backend: str, reduction: str
 def test_compiled_autograd(backend: str, reduction: str, how: str) -> None:
     net = model(backend, reduction)
     expected = weight_gradient(net, plainly)
-    torch._dynamo.reset()
     features, target = batch()
     net.zero_grad()
     if how == "around backward":

@@ -92,7 +92,6 @@ def test_function_transforms_go_to_plain_operations(fused: str) -> None:
 @reductions
 @pytest.mark.parametrize("return_stats", [False, True])
 def test_compiles_to_one_graph(backend: str, reduction: str, return_stats: bool) -> None:
-    torch._dynamo.reset()
     given = layer()
     counter = CompileCounterWithBackend("aot_eager")
     q = torch.tensor(0.6)

@@ -181,7 +181,6 @@ REFUSED: dict[str, Callable[[Any], None]] = {
 @pytest.mark.parametrize("got", REFUSED)
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_classifier_of_another_kind_is_refused(got: str, compiled: bool) -> None:
-    torch._dynamo.reset()
     criterion = criterion_of(REFUSED[got])
     if compiled and got == "OptimizedModule":
         torch.testing.assert_close(torch.compile(criterion, backend="eager")(*data()), called(criterion, *data()))

@@ -22,7 +22,6 @@ from support.unfused import gradients, layer, unfused
     "options", [{}, {"softcap": 3.0, "scale": 2.0}, {"num_items": 7}, {"reduction": "none"}], ids=str
 )
 def test_compiles_to_one_graph(fused: str, options: dict[str, Any]) -> None:
-    torch._dynamo.reset()
     given = layer((4, 6), torch.float32) | {"shift": 1} | options
     given["sample_weight"] = torch.rand(4, 6, requires_grad=True)
     loss = GeneralizedCrossEntropyLoss(0.7, target_shift=0.5, backend=fused)

@@ -173,7 +173,6 @@ def test_q_zero_is_cross_entropy(shape: tuple[int, ...], reduction: str, options
 
 
 def test_compiled_module_follows_step_without_compiling_again() -> None:
-    torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     module = criterion()
     compiled = torch.compile(module, fullgraph=True, backend=counter)
@@ -247,7 +246,6 @@ CHANGED = {"q_start": 0.2, "q_end": 1.25, "total_steps": 40}
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("move", MOVES)
 def test_the_loss_hears_whatever_moves_the_schedule(move: str, compiled: bool) -> None:
-    torch._dynamo.reset()
     module, (logits, target) = criterion(), batch(6, CLASSES)
     loss_of = torch.compile(module, fullgraph=True, backend="aot_eager") if compiled else module
     before = loss_of(logits, target)
@@ -277,7 +275,6 @@ def test_a_first_visit_in_inference_mode_leaves_a_loss_that_can_train(first: str
 
 
 def test_step_within_compiled_code_compiles_nothing_anew() -> None:
-    torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     module = criterion()
 

@@ -218,7 +218,6 @@ def test_activation_checkpoints_are_no_evaluations_and_compute_again(reentrant: 
 
 
 def test_a_compiled_loss_is_not_watched_and_not_compiled_again(said: list[str]) -> None:
-    torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     criterion = fixed()
     compiled = torch.compile(criterion, fullgraph=True, backend=counter)
