@@ -71,9 +71,9 @@ def _checksum(values: Tensor) -> Tensor:
     """Of the bits of values (N, D) and the order of rows: int64, the same whatever the number of threads."""
     integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[values.itemsize]
     total = torch.zeros((), dtype=torch.int64, device=values.device)
-    for begin, part in enumerate(values.contiguous().view(integers).split(_ROWS)):
+    for chunk, part in enumerate(values.contiguous().view(integers).split(_ROWS)):
         of_rows = part.sum(1, dtype=torch.int64) % _PRIME
-        total = (total + (of_rows * (_places(begin * _ROWS, len(part), part.device) % _PRIME) % _PRIME).sum()) % _PRIME
+        total = (total + (of_rows * (_places(chunk * _ROWS, len(part), part.device) % _PRIME) % _PRIME).sum()) % _PRIME
     return total
 
 

@@ -96,9 +96,11 @@ def build_loss(name: str, recipe: Recipe, total_steps: int) -> Any:
             target_shift="fading" if name == "dal-shifted" else None,
             watch=False,
         )
+    if name in FAMILY:
+        return FamilyLoss(FAMILY[name])
     family_name, _, settings = name.partition(":")
-    if family_name in FAMILY and (settings or name == family_name):
-        return FamilyLoss(_with_settings(name, FAMILY[family_name], settings))
+    if family_name in FAMILY and settings:
+        return FamilyLoss(_with_settings(family_name, settings))
     found = _imported(name)
     if not callable(found):
         raise UsageError(f"loss {name} must be callable, got {type(found).__name__}")
@@ -137,21 +139,22 @@ def checked_loss(loss: Any, name: str, logits: Tensor, labels: Tensor, weights: 
     return value
 
 
-def _with_settings(name: str, function: Any, settings: str) -> Any:
-    """The function with settings "KNOB=VALUE,KNOB=VALUE", tried on a row, so that a wrong one is found before training.
+def _with_settings(family_name: str, settings: str) -> Any:
+    """A function with settings "KNOB=VALUE,KNOB=VALUE", tried on a row, so that a wrong one is found before training.
 
     Raises:
         UsageError: there is no such setting, or a value is not accepted.
     """
+    name, function = f"{family_name}:{settings}", FAMILY[family_name]
     own = [knob for knob in inspect.signature(function).parameters if knob not in NO_SETTINGS]
+    accepted = [*own, *SHARED_SETTINGS]
     values: dict[str, Any] = {}
-    for setting in settings.split(",") if settings else ():
+    for setting in settings.split(","):
         knob, equals, value = setting.partition("=")
         if not (knob and equals and value) or knob in values:
             raise UsageError(f"loss {name} must be NAME:KNOB=VALUE,KNOB=VALUE with each knob once, got {setting!r}")
-        if knob not in (*own, *SHARED_SETTINGS):
-            accepted = ", ".join([*own, *SHARED_SETTINGS])
-            raise UsageError(f"loss {name}: the settings of {name.partition(':')[0]} are {accepted}, got {knob!r}")
+        if knob not in accepted:
+            raise UsageError(f"loss {name}: the settings of {family_name} are {', '.join(accepted)}, got {knob!r}")
         values[knob] = _number_or_word(value)
     adjusted = partial(function, **values)
     try:
