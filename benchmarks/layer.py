@@ -57,25 +57,28 @@ def measure_here(name: str, rows: int, width: int, classes: int, dtype: str) -> 
     return peak_memory() - before, time.perf_counter() - start
 
 
-def measure(names: Sequence[str], size: Sequence[int], dtype: str, rounds: int) -> dict[str, tuple[float, float]]:
+def of_step(name: str, size: Sequence[int], dtype: str, threads: int, *options: str) -> list[float] | str:
+    """What one contender in a fresh process says of a step, or how it failed."""
+    command = [sys.executable, "-m", "benchmarks.layer", "--dtype", dtype, "--threads", str(threads), *options]
+    command += ["--sizes", "x".join(map(str, size)), "--json", name]
+    run = subprocess.run(command, cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, text=True)
+    found: list[float] | str = (
+        json.loads(run.stdout) if run.returncode == 0 else f"failed: exit status {run.returncode}"
+    )
+    return found
+
+
+def measure(
+    names: Sequence[str], size: Sequence[int], dtype: str, rounds: int, threads: int
+) -> dict[str, tuple[float, float]]:
     """Median (bytes, seconds) of each contender, in fresh processes by turns."""
-    found: dict[str, list[tuple[int, float]]] = {name: [] for name in names}
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.layer",
-        "--dtype",
-        dtype,
-        "--sizes",
-        "x".join(map(str, size)),
-        "--json",
-    ]
+    found: dict[str, list[list[float]]] = {name: [] for name in names}
     for _ in range(rounds):
         for name in names:
-            run = subprocess.run(
-                [*command, name], cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, text=True, check=True
-            )
-            found[name].append(tuple(json.loads(run.stdout)))
+            step = of_step(name, size, dtype, threads)
+            if isinstance(step, str):
+                raise SystemExit(f"benchmarks.layer: {name} {step}")
+            found[name].append(step)
     return {
         name: (statistics.median(b for b, _ in of), statistics.median(s for _, s in of)) for name, of in found.items()
     }
@@ -89,10 +92,7 @@ def compare_rivals(sizes: Sequence[Sequence[int]], dtype: str, threads: int) -> 
     )
     for size in sizes:
         for name, rival in RIVALS.items():
-            command = [sys.executable, "-m", "benchmarks.layer", "--dtype", dtype, "--threads", str(threads)]
-            command += ["--sizes", "x".join(map(str, size)), "--rivals", "--json", name]
-            run = subprocess.run(command, cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, text=True)
-            found = json.loads(run.stdout) if run.returncode == 0 else f"failed: exit status {run.returncode}"
+            found = of_step(name, size, dtype, threads, "--rivals")
             row = f"{found} | | " if isinstance(found, str) else "{:,.0f} | {:.1f} | {:.1e}".format(
                 found[0] / 2**20, *found[1:]
             )  # fmt: skip
@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "|:---|:---|---:|---:|---:|---:|"
     )
     for size in arguments.sizes:
-        found = measure(arguments.only, size, arguments.dtype, arguments.rounds)
+        found = measure(arguments.only, size, arguments.dtype, arguments.rounds, arguments.threads)
         ours = found.get("fused")
         for name, (peak, seconds) in found.items():
             ratios = f"{ours[0] / peak:.1%} | {ours[1] / seconds:.2f}" if ours else " | "
