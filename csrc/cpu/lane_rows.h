@@ -250,8 +250,11 @@ template <class S, bool WIDE>
 void recompute_lanes_of(const BackwardBatch<S>& batch, const Layouts& layouts, std::int64_t begin, std::int64_t end) {
   Tile tile(begin, end, batch.logits.classes, layouts.logits);
   BlockTargets targets;
+  // In the place of the logits, rows behind these are written by another thread meanwhile, and those of the next tile are
+  // not read yet.
+  const bool in_place = batch.gradient == batch.logits.data;
   for (; tile.size > 0; tile.advance()) {
-    tile.load(batch.logits.data, layouts.logits, batch.logits.rows);
+    tile.load(batch.logits.data, layouts.logits, in_place ? end : batch.logits.rows);
     for (std::int64_t lane = 0; lane < tile.size; lane += kRows) {
       const std::int64_t first = tile.first + lane, count = std::min<std::int64_t>(kRows, tile.size - lane);
       if (lane % kTogether == 0) targets.read(batch.target, tile, lane);
@@ -278,8 +281,6 @@ void recompute_lanes_of(const BackwardBatch<S>& batch, const Layouts& layouts, s
       }
       write_vector<WIDE>(gradient, tile, lane);
     }
-    // In the place of the logits, those of the next tile are not read yet.
-    const bool in_place = batch.gradient == batch.logits.data;
     tile.store(batch.gradient, layouts.gradient, in_place ? tile.first + tile.size : end);
   }
 }

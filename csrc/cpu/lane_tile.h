@@ -115,6 +115,7 @@ class Tile {
 
   static std::int64_t whole_vectors(std::int64_t rows) { return std::max<std::int64_t>(1, (rows + kRows - 1) / kRows) * kRows; }
 
+  // `rows`: of how many memory may be read, the tile's among them, of which the last lies last.
   template <class S> DAL_LANE void load(const S* data, const Layout& layout, std::int64_t rows) {
     if (layout.class_stride == 1) load_squares(data, layout, data + layout.at(rows - 1) + classes);
     else load_columns(data, layout);

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from subprocess import CompletedProcess
@@ -16,6 +17,7 @@ from hypothesis import Phase, find, settings
 from dal_kernels import available_backends
 from fuzz import __main__ as command
 from fuzz.calls import LAYOUTS, calls, run, tensor_of
+from fuzz.sanitized import SANITIZERS, Sanitizers
 from support.children import ROOT
 
 SOURCES = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "csrc" / "cpu").glob("*.cpp"))
@@ -74,9 +76,46 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int, bo
         return corpora
 
     monkeypatch.setattr(command, "BUILD", tmp_path)
-    monkeypatch.setattr(command, "build", lambda: tmp_path)
-    monkeypatch.setattr(command, "environment", lambda package: {})
+    monkeypatch.setattr(Sanitizers, "build", lambda sanitizers, folder: folder)
+    monkeypatch.setattr(Sanitizers, "environment", lambda sanitizers, package: {})
     return put
+
+
+def test_sanitizers_share_the_time(worker: Callable[[int, bool], list[str]], capsys: pytest.CaptureFixture) -> None:
+    worker(0, True)
+    assert command.main(["--minutes", "3", "--seed", "5"]) == 0
+    assert re.findall(r"(\w+): seed 5, (\d+) s", capsys.readouterr().out) == [("memory", "90"), ("threads", "90")]
+    assert command.main(["--minutes", "3", "--only", "threads"]) == 0
+    assert "threads: seed" in (said := capsys.readouterr().out)
+    assert "memory" not in said
+
+
+def test_sources_that_a_sanitizer_changes_are_as_they_were() -> None:
+    texts = SANITIZERS["threads"].texts()
+    assert "kGrain = 16;" in texts["cpu/run.h"]
+    assert "is_shunned(start)" not in texts["cpu/threads.h"]
+    with pytest.raises(ValueError, match=r"csrc/cpu/run\.h must have 'that is not there' once"):
+        replace(SANITIZERS["memory"], changes=(("cpu/run.h", "that is not there", ""),)).texts()
+
+
+# A share of rows that ends a row too late, and one that the caller and another thread both do.
+FAULTS = {
+    "memory": ("cpu/run.h", "kernel.rows(batch, begin, end);", "kernel.rows(batch, begin, end + 4);"),
+    "threads": (
+        "cpu/run.h",
+        "kernel.rows(batch, begin, end);",
+        "kernel.rows(batch, begin, std::min(end + 1, rows));",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(SANITIZERS))
+def test_a_fault_is_found(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    faulty = replace(SANITIZERS[name], changes=(*SANITIZERS[name].changes, FAULTS[name]))
+    monkeypatch.setattr(command, "BUILD", tmp_path)
+    monkeypatch.setitem(command.SANITIZERS, name, faulty)
+    assert command.main(["--minutes", "0.5", "--only", name, "--seed", "1"]) == 1
 
 
 def test_a_worker_that_makes_no_call_found_nothing(
@@ -85,7 +124,7 @@ def test_a_worker_that_makes_no_call_found_nothing(
     (tmp_path / "found.json").write_text("an earlier call")
     (tmp_path / "current.json").write_text("an earlier call")
     worker(-6, False)
-    assert command.main([]) == 2
+    assert command.main(["--only", "memory"]) == 2
     said = capsys.readouterr().out
     assert "the worker did not start: its exit status is -6" in said
     assert "an earlier call" not in said
@@ -116,5 +155,5 @@ def test_a_replay_leaves_its_file(
     for _ in range(2):
         called = worker(status, True)
         assert command.main(["--replay", str(file)]) == status
-        assert called == ["the call"]
+        assert called == ["the call"] * (1 if status else len(SANITIZERS))
         assert file.read_text() == "the call"
