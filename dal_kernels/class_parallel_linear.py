@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dal_kernels.arguments import Call, RowStats, check, label_error
-from dal_kernels.collectives import gathered_rows, rows_of_ranks, told_everywhere
+from dal_kernels.collectives import gathered_rows, rows_of_ranks, sendable
 from dal_kernels.fields import Reduction
 from dal_kernels.forms import check_fits, plain_form
 from dal_kernels.layer import CLASSES_LAST, Layer, check_budget, layer_of
@@ -107,8 +107,8 @@ class ClassParallelLinear(nn.Module):
             local = torch.empty((size, *shape[1:]), device=device, dtype=dtype)
             local.uniform_(-bound, bound, generator=generator)
             stride = (shape[1], 1) if len(shape) == 2 else (1,)
-            whole = DTensor.from_local(local, mesh, [Shard(0)], shape=torch.Size(shape), stride=stride)
-            return nn.Parameter(whole)
+            parameter = DTensor.from_local(local, mesh, [Shard(0)], shape=torch.Size(shape), stride=stride)
+            return nn.Parameter(parameter)
 
         self.weight = split(num_classes, in_features)
         self.register_parameter("bias", split(num_classes) if bias else None)
@@ -144,7 +144,7 @@ class ClassParallelLinear(nn.Module):
             learns = self.loss.learns(input, *self._local_parameters())
             rows = self._checked(input, target, sample_weight, reduction, return_stats or learns)
         except Exception as error:  # of which the ranks must hear that would wait for this one
-            problem = told_everywhere(error)
+            problem = sendable(error)
         counts = None
         if self.weight.device.type == "cpu":  # elsewhere what the others say would have to be waited for
             same = {} if rows is None else self._same(rows, learns)

@@ -76,23 +76,23 @@ def sum_over_ranks(values: Tensor, group: Group) -> None:
         dist.all_reduce(values, group=group)
 
 
-def told_everywhere(error: Exception) -> Exception:
-    """An error as other ranks can be told it: of a type that is there on all of them."""
+def sendable(error: Exception) -> Exception:
+    """An error as it can be sent to other ranks: of a type that is there on all of them."""
     if type(error) in (TypeError, ValueError):
         return error
-    told = RuntimeError(f"{type(error).__name__}: {error}")
-    told.__cause__ = error
-    return told
+    plain = RuntimeError(f"{type(error).__name__}: {error}")
+    plain.__cause__ = error
+    return plain
 
 
 def raise_everywhere(problem: Exception | None, group: Group) -> None:
     """Raise on all ranks, which must all call this, the error of the first that has one; on none if none has."""
-    every = told_by_ranks(problem, group)
-    found = [rank for rank, error in enumerate(every) if error is not None]
-    if found:
-        first = every[found[0]]
-        shared = len({str(error) for error in every}) == 1
-        raise type(first)(str(first) if shared else f"rank {found[0]} of the group: {first}") from problem
+    problems = gathered(problem, group)
+    ranks = [rank for rank, error in enumerate(problems) if error is not None]
+    if ranks:
+        first = problems[ranks[0]]
+        shared = len({str(error) for error in problems}) == 1
+        raise type(first)(str(first) if shared else f"rank {ranks[0]} of the group: {first}") from problem
 
 
 def rows_of_ranks(rows: int, same: Mapping[str, str], problem: Exception | None, group: Group) -> list[int]:
@@ -105,14 +105,14 @@ def rows_of_ranks(rows: int, same: Mapping[str, str], problem: Exception | None,
     Raises:
         TypeError, ValueError, RuntimeError: the problem of a rank, or what is not the same; on all ranks.
     """
-    told = -1 if problem is not None else zlib.crc32(repr(dict(same)).encode())
-    every = torch.empty((dist.get_world_size(group), 2), dtype=torch.int64, device="cpu")
-    gather_into(every.view(-1), torch.tensor([rows, told], device="cpu"), group)
-    counts, sums = every.t().tolist()
-    if min(sums) < 0:
+    checksum = -1 if problem is not None else zlib.crc32(repr(dict(same)).encode())
+    headers = torch.empty((dist.get_world_size(group), 2), dtype=torch.int64, device="cpu")
+    gather_into(headers.view(-1), torch.tensor([rows, checksum], device="cpu"), group)
+    counts, checksums = headers.t().tolist()
+    if min(checksums) < 0:
         raise_everywhere(problem, group)
-    if len(set(sums)) > 1:
-        of_ranks = told_by_ranks(dict(same), group)
+    if len(set(checksums)) > 1:
+        of_ranks = gathered(dict(same), group)
         for name in same:
             values = [of_rank.get(name) for of_rank in of_ranks]
             if len(set(values)) > 1:
@@ -120,9 +120,9 @@ def rows_of_ranks(rows: int, same: Mapping[str, str], problem: Exception | None,
     return list(counts)
 
 
-def told_by_ranks(own: Any, group: Group) -> list[Any]:
-    """What each rank tells, in their order. All must call this."""
-    every: list[Any] = [None] * dist.get_world_size(group)
+def gathered(own: Any, group: Group) -> list[Any]:
+    """What each rank gives, in their order. All must call this."""
+    of_ranks: list[Any] = [None] * dist.get_world_size(group)
     with _all_must_answer(group):
-        dist.all_gather_object(every, own, group=group)
-    return every
+        dist.all_gather_object(of_ranks, own, group=group)
+    return of_ranks

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dal_kernels.arguments import Call
-from dal_kernels.collectives import Group, gather_into, raise_everywhere, told_by_ranks
+from dal_kernels.collectives import Group, gather_into, gathered, raise_everywhere
 from dal_kernels.fields import loss_dtype
 from dal_kernels.slices import Statistics, merge
 
@@ -26,7 +26,7 @@ class Slice(NamedTuple):
 def slice_of(
     size: int, target: Tensor, device: torch.device, class_offset: int | None, num_classes: int | None, group: Group
 ) -> Slice:
-    """This rank's slice: as it was told, or found by a small all-gather. Raises as the public functions say."""
+    """This rank's slice: as the arguments say, or found by a small all-gather. Raises as the public functions say."""
     if not dist.is_available() or not dist.is_initialized():
         raise ValueError("group must be of an initialised torch.distributed, got none: call init_process_group first")
     if dist.get_rank(group) < 0:
@@ -47,9 +47,9 @@ def slice_of(
         return Slice(class_offset, size, num_classes, group)
     rows = target.numel() if isinstance(target, Tensor) else -1
     header = torch.tensor([size, rows], dtype=torch.int64, device=device)
-    every = header.new_empty((dist.get_world_size(group), 2))
-    gather_into(every.view(-1), header, group)
-    sizes, counts = every.t().tolist()
+    headers = header.new_empty((dist.get_world_size(group), 2))
+    gather_into(headers.view(-1), header, group)
+    sizes, counts = headers.t().tolist()
     if len(set(counts)) > 1:
         raise ValueError(f"target must have as many labels on every rank, got {counts} in the order of the ranks")
     classes = sum(sizes)
@@ -135,8 +135,9 @@ def exchange(
     argmax = gathered.view(integer)[:, head:, -1].long() if call.want_prediction else nothing.long()
     slices = Statistics(**{"weighted": nothing} | found, argmax=argmax, classes=header[:, 0, 1:2].double())
     owner = (call.target.unsqueeze(0) >= header[:, 0, :1] + header[:, 0, 1:2]).sum(0).clamp_max(world - 1)
-    whole = merge(slices)
-    return whole._replace(total=torch.where(agree, whole.total, torch.nan)), z.gather(0, owner.unsqueeze(0)).squeeze(0)
+    row_statistics = merge(slices)
+    total = torch.where(agree, row_statistics.total, torch.nan)
+    return row_statistics._replace(total=total), z.gather(0, owner.unsqueeze(0)).squeeze(0)
 
 
 def agreement(header: Tensor, look: bool, call: Call, group: Group) -> Tensor:
@@ -156,7 +157,7 @@ def agreement(header: Tensor, look: bool, call: Call, group: Group) -> Tensor:
         )
     if look and not bool(same):
         weights = -1 if call.weight is None else int(_checksum(call.weight.unsqueeze(1)))
-        if len(set(told_by_ranks(weights, group))) > 1:
+        if len(set(gathered(weights, group))) > 1:
             raise ValueError("weight must be the same on every rank of the group, got class weights that differ")
         raise ValueError("target must be the same on every rank of the group, got labels that differ")
     if look and not bool(alike):

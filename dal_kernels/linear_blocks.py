@@ -225,7 +225,7 @@ def _merged(before: Statistics | None, block: Statistics) -> Statistics:
     return merged._replace(classes=before.classes + block.classes)
 
 
-def finished_rows(call: Call, whole: Statistics, target_logit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def finished_rows(call: Call, row_statistics: Statistics, target_logit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(losses, fields, predictions) of the rows of a call, from sums over all classes.
 
     Fields are all those of :data:`dal_kernels.fields.FIELDS`.
@@ -233,10 +233,10 @@ def finished_rows(call: Call, whole: Statistics, target_logit: Tensor) -> tuple[
     rows = call._replace(reduction="none", want_stats=True)
     # An operator runs below autograd, which finish() asks for slopes of the loss; a thread of its own does not.
     with ThreadPoolExecutor(1) as thread:
-        done = thread.submit(finish, rows, whole, target_logit, want_gradient=True).result()
+        done = thread.submit(finish, rows, row_statistics, target_logit, want_gradient=True).result()
     made, stats = done.coefficients, done.stats
     assert made is not None
     assert stats is not None
-    of_gradient = fields_of(whole.peak, made, done.loss.dtype, wide=True)
+    of_gradient = fields_of(row_statistics.peak, made, done.loss.dtype, wide=True)
     of_gradient[5:8] = torch.stack([stats.target_prob, stats.entropy, stats.max_prob])
-    return done.loss, of_gradient, whole.argmax
+    return done.loss, of_gradient, row_statistics.argmax

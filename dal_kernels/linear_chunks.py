@@ -74,9 +74,8 @@ def empty_gradients(
     """
     shapes = (tuple(features.shape), tuple(classifier.shape), (classifier.shape[0],), (), (features.shape[0],))
     dtypes = (dtype, of_classifier or dtype, dtype, dtype, dtype)
-    every = [*wanted, *[False] * (len(shapes) - len(wanted))]
-    made = zip(shapes, dtypes, every, strict=True)
-    return Gradients(*(features.new_empty(s if want else (0,), dtype=of) for s, of, want in made))
+    of_each = zip(shapes, dtypes, [*wanted, *[False] * (len(shapes) - len(wanted))], strict=True)
+    return Gradients(*(features.new_empty(shape if want else (0,), dtype=of) for shape, of, want in of_each))
 
 
 def change(logits: Tensor, target: Tensor, changes: Changes, tanh: Tensor) -> None:
@@ -175,10 +174,10 @@ class LayerGradients:
             made.features.mul_(scale)
             made.bias.mul_(scale)
         if factor is not None:
-            for inner in made:
-                inner.mul_(factor)
-        every = zip(made, self.wanted, strict=True)
-        return Gradients(*(inner if want else inner.new_empty(0) for inner, want in every))
+            for gradient in made:
+                gradient.mul_(factor)
+        of_each = zip(made, self.wanted, strict=True)
+        return Gradients(*(gradient if want else gradient.new_empty(0) for gradient, want in of_each))
 
 
 class LayerInChunks(LayerGradients):

@@ -99,9 +99,9 @@ def _of_chunks(
     layer: Layer, changes: Changes, target: Tensor, make: Callable[[Tensor, slice], _Made]
 ) -> Iterator[_Made]:
     """What ``make`` makes of the logits of some rows, of all chunks in their order."""
-    given = layer.features.dtype
+    dtype = layer.features.dtype
     # What the chunks add to the gradients of these is added up in float32.
-    sums = loss_dtype_of(given)
+    sums = loss_dtype_of(dtype)
     classifier, bias = layer.classifier.to(sums), None if layer.bias is None else layer.bias.to(sums)
     softcap, shift, scale = changes
 
@@ -113,7 +113,7 @@ def _of_chunks(
         shift: Tensor | None,
         rows: slice,
     ) -> _Made:
-        parts = features, classifier.to(given), None if bias is None else bias.to(given)
+        parts = features, classifier.to(dtype), None if bias is None else bias.to(dtype)
         return make(changed_logits(layer, target[rows], Changes(softcap, shift, scale), parts), rows)
 
     for begin in range(0, len(layer.features), layer.chunk):

@@ -110,21 +110,21 @@ class _LinearQuantities(torch.autograd.Function):
         anchors: list[Tensor],
         local: Tensor,
         target_logits: Tensor,
-        whole: Statistics,
+        row_statistics: Statistics,
     ) -> tuple[Tensor, ...]:
         # A clone, because what the user gets may be edited.
-        ctx.save_for_backward(features, classifier, bias, scale, target_shift, local, whole.argmax.clone())
-        ctx.plan = (layer.chunk, layer.dtype, softcap, backend, wanted, anchors, whole)
+        ctx.save_for_backward(features, classifier, bias, scale, target_shift, local, row_statistics.argmax.clone())
+        ctx.plan = (layer.chunk, layer.dtype, softcap, backend, wanted, anchors, row_statistics)
         ctx.set_materialize_grads(False)
-        return values_of(whole, target_logits, classifier.shape[0], loss_dtype_of(layer.dtype))
+        return values_of(row_statistics, target_logits, classifier.shape[0], loss_dtype_of(layer.dtype))
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         *tensors, local, prediction = ctx.saved_tensors
         features, classifier, bias, scale, target_shift = tensors
-        chunk, dtype, softcap, backend, wanted, anchors, whole = ctx.plan
+        chunk, dtype, softcap, backend, wanted, anchors, row_statistics = ctx.plan
         sums = loss_dtype_of(dtype)
-        fields = slope_fields(whole, len(classifier), upstream, sums)
+        fields = slope_fields(row_statistics, len(classifier), upstream, sums)
         at_argmax = prediction if upstream[2] is not None else prediction[:0]
         one = torch.ones((), dtype=sums, device=features.device)
         others: tuple[Tensor, ...] = ()
