@@ -3,9 +3,10 @@
 CPU kernels: a C++17 compiler (GCC or Clang), from CXX or the path.
 The autograd node, which makes calls cheaper: the same compiler, with C++20; for the torch and the Python that are here.
 CUDA kernels: nvcc from CUDA 12 on, from CUDA_HOME or the path, and a host compiler. A wheel is for every GPU that nvcc
-knows, an editable installation for the GPUs of this machine. TORCH_CUDA_ARCH_LIST chooses the architectures;
-DAL_KERNELS_CUDA=1 makes it an error if the CUDA kernels cannot be built, 0 skips them. Object files are kept in
-build/cuda, and made again only if something that goes into them changed. MAX_JOBS files are compiled at once.
+knows, an editable installation for the GPUs of this machine; beside a torch for CPUs they are left out, unless asked
+for. TORCH_CUDA_ARCH_LIST chooses the architectures, and asks for them; DAL_KERNELS_CUDA=1 makes it an error if the CUDA
+kernels cannot be built, 0 skips them. Object files are kept in build/cuda, and made again only if something that goes
+into them changed. MAX_JOBS files are compiled at once.
 
 On Windows nothing is compiled. On a Mac nobody has tried yet (Apple's clang takes the flags of Clang). See
 csrc/build_support/platforms.py.
@@ -42,7 +43,7 @@ if int(setuptools.__version__.split(".")[0]) < 77:  # nobody looks at what pypro
 from setuptools.command.bdist_wheel import bdist_wheel
 
 from build_support import MACROS, CannotBuildError, archive, cuda, jobs, platforms, run, say
-from build_support.find_torch import torch_folder
+from build_support.find_torch import is_for_gpus, torch_folder
 
 CPU_SOURCES = sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp"))
 CUDA_SOURCES = sorted(str(path) for path in Path("csrc/cuda").glob("*.c*") if path.suffix in (".cpp", ".cu"))
@@ -134,6 +135,7 @@ class BuildOrGoWithout(build_ext):
         if ext.name == CUDA:
             ext.include_dirs = [sysconfig.get_path("include")]
             nvcc = cuda.find_nvcc()
+            cuda.need_torch_for_gpus(is_for_gpus(torch))
             ext.extra_compile_args = [nvcc, *cuda.architecture_flags(nvcc, self.for_this_machine)]
         else:
             compiler = working_compiler()

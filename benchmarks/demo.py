@@ -57,14 +57,20 @@ def demonstrate(config: training.TrainingConfig) -> None:
     print(f"\nForward + backward, medians (20 to 80 %); {machine()}\n", flush=True)
     timings = micro.measure(SIZES, ["fp32"], ["-k", "warm and step and not compile"], memory=False)
     print(micro.ratios(timings, "warm", "step"))
+    if warning := micro.busy(timings):
+        print(f"\n{warning}")
 
     print("\nTraining with wrong labels\n", flush=True)
     files, text = training.write_report(training.run_training(config, data))
     print(f"\n{text}")
     ratios = [timings.ratio(cell, micro.CROSS_ENTROPY).median for cell in timings.samples]
+    speed = (
+        "The timings say nothing, because the machine was busy"
+        if micro.busy(timings)
+        else f"F.cross_entropy took {min(ratios):.1f} to {max(ratios):.1f} times as long as our loss, by the size"
+    )
     print(
-        f"Done in {time.perf_counter() - start:.0f} s. F.cross_entropy took {min(ratios):.1f} to {max(ratios):.1f} "
-        "times as long as our loss, depending on the size; what the losses did to training stands above.\n"
+        f"Done in {time.perf_counter() - start:.0f} s. {speed}; what the losses did to training stands above.\n"
         f"Files: {', '.join(map(str, files))}"
     )
 

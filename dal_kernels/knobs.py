@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -128,6 +129,12 @@ def _in_float32(value: float) -> float:
         return value
     shifted = value * (2**29 + 1)
     return shifted - (shifted - value)
+
+
+def refuse_class_weight(name: str, value: Any) -> None:
+    """Raise TypeError where class weights stand in the place of a knob: torch.nn.CrossEntropyLoss takes them first."""
+    if isinstance(value, Iterable) and not (isinstance(value, Tensor) and value.dim() == 0):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}; class weights are given as weight=...")
 
 
 def check_numbers(objective: Objective, values: tuple[Any, ...]) -> tuple[float, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -12,6 +12,7 @@ from dal_kernels import pace
 from dal_kernels.arguments import RowStats
 from dal_kernels.backends.choose import cuda_runs_on
 from dal_kernels.functional import Hearer
+from dal_kernels.knobs import refuse_class_weight
 from dal_kernels.ops import KERNELS
 from dal_kernels.pace import PaceNumbers, pace_numbers, rows_apart
 from dal_kernels.schedule import DynamicsAwareSchedule
@@ -232,6 +233,7 @@ def schedule_of(
     Raises:
         TypeError, ValueError: there is neither, there are both, or one of them is none.
     """
+    refuse_class_weight("q_start", q_start)
     settings = {"q_start": q_start, "q_end": q_end, "total_steps": total_steps, "pace": pace}
     if schedule is not None:
         if not isinstance(schedule, DynamicsAwareSchedule):
@@ -244,10 +246,6 @@ def schedule_of(
         return schedule
     if total_steps is None:
         raise TypeError("total_steps, or a schedule, must be given, got neither")
-    if isinstance(q_start, Iterable):  # nn.CrossEntropyLoss takes class weights there
-        raise TypeError(
-            f"q_start must be a number, got {type(q_start).__name__}; class weights are given as weight=..."
-        )
     pace = "auto" if pace is None else pace
     check_choice("pace", pace, get_args(Pace))
     kind = SelfPacedSchedule if pace == "auto" else DynamicsAwareSchedule

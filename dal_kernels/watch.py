@@ -20,8 +20,8 @@ __all__ = ["ScheduleWarning", "Watch"]
 
 # Steps of a training that may be counted in epochs; more are counted in iterations.
 MOST_EPOCHS = 1000
-# Calls of a training that cannot be all of one epoch.
-MOST_CALLS_OF_AN_EPOCH = 100_000
+# Calls of a training that are hardly ever all of one epoch.
+MOST_CALLS_OF_AN_EPOCH = 10_000
 
 
 class ScheduleWarning(UserWarning):
@@ -35,8 +35,9 @@ class Watch:
     while it is stepped once an iteration, and of a training that has stalled as q passes 1, see
     :mod:`dal_kernels.stall`. A constant schedule need not be stepped. A self-paced one cannot stall.
 
-    A validation in the middle of an epoch looks like the end of one, so "never" is half of ``total_steps`` of them,
-    from 5 to 10: with more than that in the first epoch the warning is a false alarm.
+    "Never" is after 10,000 training calls, or ``total_steps`` where those are more than 1000, or after half of
+    ``total_steps`` evaluations by the loss itself, from 5 to 10: with more than that in the first epoch the warning is
+    a false alarm.
 
     Attributes:
         calls: training calls: in training mode, with a gradient.
@@ -128,7 +129,8 @@ class Watch:
         self._say(
             "never stepped",
             f"step() was never called on the loss in {self.calls} training calls, so its schedule stays at its first "
-            f"values; call it once an epoch, or once an iteration, in the unit of total_steps={total:g}",
+            f"values; call it once an epoch, or once an iteration, in the unit of total_steps={total:g} (if the first "
+            "epoch is longer than that, all is well)",
         )
 
     def _past_the_end(self, schedule: Any) -> None:

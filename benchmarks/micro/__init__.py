@@ -6,7 +6,7 @@ from benchmarks.micro.cases import SIZES, Size
 from benchmarks.micro.contenders import AUTHORS, COMPILED, COPY, CROSS_ENTROPY, OURS
 from benchmarks.micro.results import BenchmarkError, Results
 from benchmarks.micro.run import measure
-from benchmarks.micro.tables import ratios
+from benchmarks.micro.tables import busy, ratios
 
 __all__ = [
     "AUTHORS",
@@ -18,6 +18,7 @@ __all__ = [
     "BenchmarkError",
     "Results",
     "Size",
+    "busy",
     "measure",
     "ratios",
 ]

@@ -39,6 +39,20 @@ def visible_gpus() -> list[str]:
     return sorted(set(re.findall(r"^\d+\.\d$", printed, re.MULTILINE)), key=float)
 
 
+def need_torch_for_gpus(is_for_gpus: bool) -> None:
+    """A wheel is for all GPUs, which takes many minutes to build: not beside a torch that takes no CUDA tensors.
+
+    Raises:
+        CannotBuildError: torch is such a build, and nobody asked for the CUDA kernels.
+    """
+    asked = os.environ.get("DAL_KERNELS_CUDA") == "1" or os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
+    if not is_for_gpus and not asked:
+        raise CannotBuildError(
+            "torch is its build for CPUs, which takes no CUDA tensors. DAL_KERNELS_CUDA=1 or TORCH_CUDA_ARCH_LIST "
+            "builds them all the same"
+        )
+
+
 def wanted(known: set[str], this_machine_only: bool) -> list[str]:
     """The targets as TORCH_CUDA_ARCH_LIST writes them ("9.0", "12.0+PTX"): what it asks for, or all.
 

@@ -87,6 +87,12 @@ def ask(python: str, front: FrontEnd) -> Path | None:
     return Path(answer).parent if answer else None
 
 
+def is_for_gpus(folder: Path) -> bool:
+    """Whether the torch in that folder is a build that takes CUDA tensors."""
+    said = runpy.run_path(str(folder / "version.py"))
+    return bool(said.get("cuda") or said.get("hip"))
+
+
 def torch_folder() -> tuple[Path, str]:
     """The folder of an installed torch that is new enough, and its version.
 

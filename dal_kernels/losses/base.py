@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dal_kernels.arguments import BACKENDS, Backend, RowStats, check_class_weight, check_options
 from dal_kernels.fields import Reduction
-from dal_kernels.knobs import check_numbers
+from dal_kernels.knobs import check_numbers, refuse_class_weight
 from dal_kernels.listening import ListeningLoss
 from dal_kernels.live import LiveNumbers, packed, unpacked
 from dal_kernels.losses.ramp import Schedule
@@ -65,6 +65,8 @@ class RobustLoss(ListeningLoss):
         check_choice("backend", backend, BACKENDS)
         if weight is not None:
             check_class_weight(weight, None)
+        for name, value in knobs.items():
+            refuse_class_weight(name, value)
         self.register_buffer("weight", weight)
         keep_variations(self, target_shift=target_shift, scale=scale)
         self.reduction: Reduction = reduction

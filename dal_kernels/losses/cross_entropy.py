@@ -22,7 +22,7 @@ from dal_kernels.variations import check_smoothing, checked_scale, is_soft, shif
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from dal_kernels.losses.options import CrossEntropyOptions, LossAndStats, LossOptions, ModuleOptions, ShiftOptions
+    from dal_kernels.losses.options import CrossEntropyOptions, LossAndStats, LossOptions, ModuleOptions
     from dal_kernels.losses.ramp import Schedule
 
 
@@ -135,17 +135,30 @@ def _weighted_smoothed_cross_entropy(
 
 
 class CrossEntropyLoss(RobustLoss):
-    """:func:`cross_entropy_loss` as a module.
+    """:func:`cross_entropy_loss` as a module, in the place of ``torch.nn.CrossEntropyLoss``.
 
     Args:
+        weight: (C,) class weights.
         label_smoothing: from 0 to 1.
-        options: see :class:`dal_kernels.losses.options.ModuleOptions`.
+        ignore_index, reduction, target_shift, scale, backend: see :class:`dal_kernels.losses.options.ModuleOptions`.
     """
 
-    def __init__(self, label_smoothing: float = 0.0, **options: Unpack[ShiftOptions]) -> None:
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        *,
+        ignore_index: int = -100,
+        reduction: Reduction = "mean",
+        label_smoothing: float = 0.0,
+        target_shift: float | Tensor | None = None,
+        scale: float | Tensor | None = None,
+        backend: Backend = "auto",
+    ) -> None:
         check_smoothing(objectives.smoothed_cross_entropy, label_smoothing)
-        super().__init__({}, **options)
-        self.label_smoothing = label_smoothing
+        super().__init__(
+            {}, weight=weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing,
+            target_shift=target_shift, scale=scale, backend=backend,
+        )  # fmt: skip
 
     def bind(self) -> Bound:
         return objectives.symmetric_cross_entropy, (1.0, 0.0)

@@ -85,7 +85,8 @@ def dynamics_aware_loss(
 
     Args:
         input: logits of shape (C,), (N, C) or (N, C, d1, ..., dk); float16, bfloat16, float32 or float64. (N, C) logits
-            with unit class stride are read in place; any other layout, (N, C, d1, ...) among them, is copied once.
+            with unit class stride are read where they lie, on a CPU, and on a GPU up to 384 classes, also
+            (N, C, d1, ...), contiguous or ``channels_last``; any other layout is copied once.
             Half precision, "none" and ``sample_weight`` read them again in the backward: to edit logits in place
             before it is an error of autograd's there (edit a clone), as with every operation that saves its input.
             A DTensor may be split by classes, by rows (dimension 0) or be replicated; the loss is a plain tensor, that

@@ -15,6 +15,7 @@ import dal_kernels
 from dal_kernels import (
     CrossEntropyLoss,
     DynamicsAwareLoss,
+    GeneralizedCrossEntropyLoss,
     LabelDistributionAwareMarginLoss,
     LinearLoss,
     SymmetricCrossEntropyLoss,
@@ -32,6 +33,15 @@ def test_cross_entropy_is_torchs(backend: str) -> None:
     """In a process of its own, because torch's samples freeze torch's flags where they are imported."""
     pytest.importorskip("expecttest", reason="torch's samples need it")
     assert int(printed_by(SUPPORT / "torch_samples.py", backend)) > 20
+
+
+def test_class_weights_come_first_as_torch_takes_them_or_are_asked_for_by_name() -> None:
+    logits, target = rows_of(8, 6)
+    weight = torch.linspace(0.5, 2.0, 6)
+    expected = torch.nn.CrossEntropyLoss(weight.double())(logits, target)
+    assert CrossEntropyLoss(weight)(logits, target).item() == pytest.approx(expected.item(), rel=1e-6)
+    with pytest.raises(TypeError, match="q must be a number, got Tensor; class weights are given as weight="):
+        GeneralizedCrossEntropyLoss(weight)
 
 
 @pytest.mark.parametrize(

@@ -195,6 +195,11 @@ def test_compiled_module_follows_step_without_compiling_again() -> None:
         # nn.CrossEntropyLoss(weight)
         ({"q_start": CLASS_WEIGHT}, TypeError, "q_start must be .*got Tensor; class weights are given as weight="),
         ({"q_start": [1.0, 2.0]}, TypeError, "q_start must be .*got list; class weights are given as weight="),
+        (
+            {"q_start": CLASS_WEIGHT, "total_steps": None},
+            TypeError,
+            "q_start must be .*class weights are given as weight=",
+        ),
         ({"reduction": "avg"}, ValueError, "reduction must be .*got 'avg'"),
         ({"bootstrap": "medium"}, ValueError, "bootstrap must be .*got 'medium'"),
         ({"weight": [1.0, 2.0]}, TypeError, r"weight must be a tensor of shape \(C,\) or None, got list"),

@@ -36,9 +36,6 @@ pages = pytest.mark.parametrize("page", PAGES, ids=name_of)
 # What examples of a page take for given.
 GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     "README": lambda: {
-        "epochs": 2,
-        "loader": [(torch.randn(5, 3), torch.randint(4, (5,)))],
-        "model": torch.nn.Linear(3, 4),
         "logits": torch.randn(5, 4, requires_grad=True),
         "target": torch.randint(4, (5,)),
     },
@@ -58,7 +55,7 @@ GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
 # And what they have shown once they ran.
 SHOWN: dict[str, Callable[[dict[str, Any]], Any]] = {
     "README": lambda names: (
-        names["criterion"].schedule.position == 2
+        names["criterion"].schedule.position == names["epochs"]
         and names["model"].weight.grad.any()
         and names["logits"].grad.any()
         and names["doubtful"].shape == names["y"].shape

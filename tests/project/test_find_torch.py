@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,23 @@ def test_in_place_without_a_gpu_there_are_none(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(cuda, "visible_gpus", list)
     with pytest.raises(CannotBuildError, match="no NVIDIA GPU"):
         cuda.wanted(KNOWN, this_machine_only=True)
+
+
+@pytest.mark.parametrize(
+    ("cuda_of_torch", "hip", "is_for_gpus"), [("'13.0'", None, True), (None, "'7'", True), (None, None, False)]
+)
+def test_beside_a_torch_for_cpus_they_must_be_asked_for(
+    cuda_of_torch: str | None, hip: str | None, is_for_gpus: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "version.py").write_text(f"__version__ = '2.13.0'\ncuda = {cuda_of_torch}\nhip = {hip}\n")
+    assert find_torch.is_for_gpus(tmp_path) == is_for_gpus
+    for asked in ("DAL_KERNELS_CUDA", "TORCH_CUDA_ARCH_LIST"):
+        for name in ("TORCH_CUDA_ARCH_LIST", "DAL_KERNELS_CUDA"):
+            monkeypatch.delenv(name, raising=False)
+        with nullcontext() if is_for_gpus else pytest.raises(CannotBuildError, match="torch is its build for CPUs"):
+            cuda.need_torch_for_gpus(is_for_gpus)
+        monkeypatch.setenv(asked, "1" if asked == "DAL_KERNELS_CUDA" else "9.0")
+        cuda.need_torch_for_gpus(is_for_gpus)
 
 
 def test_the_gpus_of_a_machine_are_read_from_its_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,6 +79,14 @@ def test_more_calls_than_an_epoch_can_have_tell_it_too(
     assert len(said) == 1
 
 
+def test_a_loss_of_ten_epochs_is_told_in_its_first_training(said: list[str]) -> None:
+    """Ten thousand calls are a tenth of an epoch of a data set that hardly anybody has."""
+    criterion = fixed(10)
+    criterion._watch.calls = 10_000
+    train(criterion, 1)
+    assert "(if the first epoch is longer than that, all is well)" in said[0]
+
+
 MOVES: dict[str, Callable[[Any], Any]] = {
     "step": lambda criterion: criterion.step(),
     "step to 0": lambda criterion: criterion.step(0),
