@@ -19,22 +19,19 @@ from build_support.find_torch import torch_folder
 
 __all__ = ["CannotBuildError", "build_with", "ready"]
 
-DEVICE = ("kernels_bf16", "kernels_f16", "kernels_f32", "kernels_f64")
-
 
 def _objects() -> list[str]:
-    """What the last build left of the kernels.
+    """What the last build linked of the kernels: by its list, because the newest files may be of other sources.
 
     Raises:
         CannotBuildError: it left nothing, because the package was installed from elsewhere.
     """
-    found = []
-    for name in DEVICE:
-        there = sorted((ROOT / "build" / "cuda").glob(f"{name}-*.o"), key=lambda path: path.stat().st_mtime)
-        if not there:
-            raise CannotBuildError(f"build/cuda has no object file of {name}: install by `pip install -e .` here")
-        found.append(str(there[-1]))
-    return found
+    linked = ROOT / cuda.CACHE / cuda.LINKED
+    lines = linked.read_text(encoding="utf-8").splitlines() if linked.exists() else []
+    found = [ROOT / line for line in lines if Path(line).name.startswith("kernels_")]
+    if not found or not all(file.exists() for file in found):
+        raise CannotBuildError("build/cuda has no object files of the kernels: install by `pip install -e .` here")
+    return list(map(str, found))
 
 
 def ready() -> None:

@@ -8,17 +8,19 @@ import select
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("tabulate")
 
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import choices, stages, tested
+from benchmarks.gpu import choices, plan_header, stages, tested
 from benchmarks.gpu.device_time import Case
 from benchmarks.gpu.outcome import Outcome
 from benchmarks.gpu.process import ROOT, Ended, run
 from benchmarks.gpu.stages import Stage
+from build_support import cuda
 from dal_kernels.backends import choose
 from dal_kernels.backends.triton import plan
 
@@ -249,3 +251,25 @@ def test_constants_without_times_are_named(tmp_path: Path, monkeypatch: pytest.M
     assert (outcome.status, outcome.unknown) == ("done", tuple(knob.name for knob in others))
     assert stages._auto(tmp_path, 9.0).unknown == (choices.AUTO.name,)
     assert [stage.name for stage in stages.STAGES if stage.judges] == ["auto", "sweep of plan.py", "sweep of plan.h"]
+
+
+def test_a_trial_links_the_kernels_of_the_last_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the newest object files, which are of other sources where a change of a kernel was taken back."""
+
+    def compiler(command: list[str]) -> str:
+        if "-c" in command:
+            Path(command[-1]).write_bytes(Path(command[command.index("-c") + 1]).read_bytes())
+        return "version 1"
+
+    monkeypatch.setattr(cuda, "run", compiler)
+    monkeypatch.setattr(plan_header, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(plan_header.CannotBuildError, match=r"install by `pip install -e \.` here"):
+        plan_header._objects()
+    ext = SimpleNamespace(extra_compile_args=["nvcc"], include_dirs=[], library_dirs=[])
+    ext.sources = [*(f"kernels_{dtype}.cu" for dtype in ("bf16", "f16", "f32", "f64")), "launch.cpp"]
+    for text in ("the kernel", "a change of it", "the kernel"):
+        for name in ext.sources:
+            Path(name).write_text(text)
+        cuda.build(ext, tmp_path / "_cuda.so", [])
+        assert [Path(file).read_text() for file in plan_header._objects()] == 4 * [text]
