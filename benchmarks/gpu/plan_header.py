@@ -1,5 +1,7 @@
 """The CUDA extension with another plan.h, in a folder of its own: what the host reads of it is compiled again, the
 kernels are those that the installation left in build/cuda.
+
+    python -m benchmarks.gpu.plan_header kRowThreads 128 FOLDER
 """
 
 from __future__ import annotations
@@ -7,10 +9,11 @@ from __future__ import annotations
 import shutil
 import sys
 import sysconfig
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks.gpu.choices import HEADER, Knob
+from benchmarks.gpu.choices import CUDA, HEADER, Knob
 from benchmarks.gpu.process import ROOT
 
 sys.path.insert(0, str(ROOT / "csrc"))
@@ -45,8 +48,9 @@ def ready() -> None:
     _objects()
 
 
-def build_with(knob: Knob, value: int, folder: Path) -> Path:
-    """A copy of the package below ``folder`` whose CUDA extension has that value; to be put first on Python's path.
+def build_with(knob: Knob, value: int, folder: Path) -> None:
+    """Puts a copy of the package below ``folder`` whose CUDA extension has that value, and a link to the benchmarks: a
+    program that is started there with -m imports both from there.
 
     Raises:
         CannotBuildError: it cannot be compiled.
@@ -69,4 +73,20 @@ def build_with(knob: Knob, value: int, folder: Path) -> Path:
     with ThreadPoolExecutor() as pool:
         host = list(pool.map(compile_one, sorted((sources / "cuda").glob("*.cpp"))))
     cuda.link(nvcc, [*host, *_objects()], built, [str(torch / "lib")])
-    return folder
+    if not (folder / "benchmarks").exists():
+        (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
+
+
+def main(argv: Sequence[str]) -> int:
+    name, value, folder = argv
+    (knob,) = (knob for knob in CUDA if knob.name == name)
+    try:
+        build_with(knob, int(value), Path(folder))
+    except CannotBuildError as error:
+        print(error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
