@@ -125,6 +125,29 @@ def test_tests_are_counted_also_where_they_were_cut_off() -> None:
     assert tested.summary(Ended(-2, False, 3.0, lines[1])).status == "failed"
 
 
+FAILING = """
+import pytest
+@pytest.mark.gpu
+@pytest.mark.parametrize("of", ["whose name is as long as a line of a terminal, in which its reason has no place"])
+def test_that_fails(of):
+    assert 1 == 2, "the reason"
+"""
+
+
+def test_why_a_test_failed_is_told_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "tests" / "test_it.py"
+    file.parent.mkdir()
+    file.write_text(FAILING)
+    whole = run([*tested.PYTEST, "--rootdir", str(tmp_path), str(file)], 300.0, tmp_path / "log").output
+    cut = whole[: whole.index("== FAILURES ==")]
+    assert "in test_that_fails" in cut
+    for ended in (Ended(1, False, 3.0, whole), Ended(-signal.SIGKILL, True, 3.0, cut)):
+        outcome = tested.summary(ended)
+        assert outcome.status == "failed"
+        assert "Failures: 1 AssertionError." in outcome.text
+        assert outcome.text.count(": AssertionError: the reason") == 1
+
+
 def test_what_the_sanitizers_watch_is_there() -> None:
     """A file or a test that is renamed would leave them nothing to watch, which takes a GPU to see."""
     text = "".join((ROOT / file).read_text(encoding="utf-8") for file in tested.SAMPLED_FILES)
