@@ -220,3 +220,14 @@ def test_only_what_was_cut_off_finds_what_it_left(
         assert command.main(options) == 1
     assert found == [False, goes_on, False]
     assert "All that was printed lies in [a-stage](a-stage)." in Path("gpu-output/report.md").read_text()
+
+
+def test_figures_of_a_benchmark_are_found_from_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(command: list[str], *given: object) -> Ended:
+        Path(command[-1], "report.md").write_text("# Speed\n\n![time against N·C](time.png)\n")
+        return Ended(0, False, 1.0, "")
+
+    monkeypatch.setattr(stages, "run", measure)
+    (stage,) = (stage for stage in stages.STAGES if stage.name == "benchmark 64x14")
+    (folder := tmp_path / stage.folder).mkdir()
+    assert stage.work(folder, 9.0).text == "### Speed\n\n![time against N·C](benchmark-64x14/time.png)\n"
