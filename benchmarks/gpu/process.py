@@ -38,8 +38,9 @@ class Ended:
 
 
 def run(command: Sequence[str], limit: float, log: Path, cwd: Path = ROOT) -> Ended:
-    """Run a command for at most ``limit`` seconds: it is interrupted before, as by a keyboard, and at last killed.
+    """Run a command for at most ``limit`` seconds: it is interrupted before, and at last killed.
 
+    It alone is interrupted, because it would take the end of a compiler that it runs for a fault of what that compiles.
     What it started and left behind is killed too, because a process on the GPU would spoil the times of later stages.
 
     Args:
@@ -60,7 +61,7 @@ def run(command: Sequence[str], limit: float, log: Path, cwd: Path = ROOT) -> En
             process.wait(limit - grace)
         except subprocess.TimeoutExpired:
             cut = True
-            os.killpg(process.pid, signal.SIGINT)
+            process.send_signal(signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(grace)
         finally:

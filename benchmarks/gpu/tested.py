@@ -41,7 +41,9 @@ def summary(ended: Ended) -> Outcome:
         ", ".join(f"{number} {result.lower()}" for result, number in counted.most_common()) or code_block(ended.tail)
     ]
     bad = [name for name, result in results.items() if result in ("FAILED", "ERROR")]
-    kinds = Counter(re.split(r"[:\s]", why[name], maxsplit=1)[0] if name in why else "untold" for name in bad)
+    kind_of = {name: re.split(r"[:\s]", why.get(name, "untold"), maxsplit=1)[0] for name in bad}
+    kinds = Counter(kind_of.values())
+    bad.sort(key=lambda name: kinds[kind_of[name]])  # what is rare would not be among the first of hundreds
     if bad:
         lines.append("Failures: " + ", ".join(f"{number} {kind}" for kind, number in kinds.most_common()) + ".")
         lines.append("\n".join(f"- `{name}`: {why.get(name, 'untold')[:160]}" for name in bad[:30]))

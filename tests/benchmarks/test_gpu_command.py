@@ -83,10 +83,11 @@ def test_what_time_does_not_allow_is_not_begun(ran: list[str]) -> None:
 
 def test_a_command_that_is_cut_off_sums_up(tmp_path: Path) -> None:
     # A shell, because on a busy machine Python may not have begun by then.
-    ended = run(["sh", "-c", "trap 'echo summed up; exit' INT; while :; do sleep 0.1; done"], 2.0, tmp_path / "log")
+    child = """sh -c 'trap "echo the child too; exit" INT; sleep 2.5'"""
+    ended = run(["sh", "-c", f"trap 'echo summed up' INT; {child}"], 4.0, tmp_path / "log")
     assert ended.cut
     assert ended.seconds < 10
-    assert ended.tail == "summed up"
+    assert ended.output == "summed up\n"
 
 
 def test_one_that_is_deaf_ends_within_its_limit(tmp_path: Path) -> None:
@@ -146,6 +147,14 @@ def test_why_a_test_failed_is_told_at_once(tmp_path: Path) -> None:
         assert outcome.status == "failed"
         assert "Failures: 1 AssertionError." in outcome.text
         assert outcome.text.count(": AssertionError: the reason") == 1
+
+
+def test_a_rare_failure_is_among_those_that_are_listed() -> None:
+    lines = [f"FAILED tests/test_a.py::test_a[{i}] - AssertionError: assert 1 == 2" for i in range(40)]
+    lines.append("FAILED tests/test_a.py::test_b - TypeError: no")
+    text = tested.summary(Ended(1, False, 3.0, "\n".join(lines))).text
+    assert "Failures: 40 AssertionError, 1 TypeError." in text
+    assert text.splitlines()[4] == "- `tests/test_a.py::test_b`: TypeError: no"
 
 
 def test_what_the_sanitizers_watch_is_there() -> None:
