@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -55,9 +56,15 @@ def key() -> str:
     return content.hexdigest()
 
 
-def work(stage: Stage, folder: Path, limit: float) -> tuple[Outcome, float]:
-    """A stage's outcome and its seconds. What breaks one stage stops no other."""
+def work(stage: Stage, folder: Path, limit: float, goes_on: bool) -> tuple[Outcome, float]:
+    """A stage's outcome and its seconds. What breaks one stage stops no other.
+
+    Args:
+        goes_on: the stage was cut off, and goes on with what it left in its folder; else that is of no use.
+    """
     begin = time.monotonic()
+    if not goes_on:
+        shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         outcome = stage.work(folder, limit)
@@ -96,6 +103,8 @@ def report(results: dict[str, dict[str, Any]], patch: str) -> str:
     for stage in STAGES:
         if stage.name in results:
             lines += [f"## {stage.name}", "", str(results[stage.name]["text"]), ""]
+            if results[stage.name]["status"] in ("failed", "cut off"):
+                lines += [f"All that was printed lies in [{stage.folder}]({stage.folder}).", ""]
     return "\n".join(lines)
 
 
@@ -125,7 +134,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if left <= 0:
             break
         print(f"{stage.name}: at most {min(stage.limit, left):.0f} s", flush=True)
-        outcome, seconds = work(stage, out / stage.name.replace(" ", "-"), min(stage.limit, left))
+        goes_on = before is not None and before["status"] == "cut off" and stage.name not in given.again
+        outcome, seconds = work(stage, out / stage.folder, min(stage.limit, left), goes_on)
         results[stage.name] = {**asdict(outcome), "seconds": seconds}
         print(f"{stage.name}: {outcome.status} in {seconds:.0f} s", flush=True)
         file.write_text(json.dumps({"key": mine, "results": results}), encoding="utf-8")

@@ -1,5 +1,7 @@
 """The CUDA extension with another plan.h, in a folder of its own: what the host reads of it is compiled again, the
 kernels are those that the installation left in build/cuda.
+
+    python -m benchmarks.gpu.plan_header kRowThreads 128 FOLDER
 """
 
 from __future__ import annotations
@@ -7,10 +9,11 @@ from __future__ import annotations
 import shutil
 import sys
 import sysconfig
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks.gpu.choices import HEADER, Knob
+from benchmarks.gpu.choices import CUDA, HEADER, Knob
 from benchmarks.gpu.process import ROOT
 
 sys.path.insert(0, str(ROOT / "csrc"))
@@ -19,22 +22,19 @@ from build_support.find_torch import torch_folder
 
 __all__ = ["CannotBuildError", "build_with", "ready"]
 
-DEVICE = ("kernels_bf16", "kernels_f16", "kernels_f32", "kernels_f64")
-
 
 def _objects() -> list[str]:
-    """What the last build left of the kernels.
+    """What the last build linked of the kernels: by its list, because the newest files may be of other sources.
 
     Raises:
         CannotBuildError: it left nothing, because the package was installed from elsewhere.
     """
-    found = []
-    for name in DEVICE:
-        there = sorted((ROOT / "build" / "cuda").glob(f"{name}-*.o"), key=lambda path: path.stat().st_mtime)
-        if not there:
-            raise CannotBuildError(f"build/cuda has no object file of {name}: install by `pip install -e .` here")
-        found.append(str(there[-1]))
-    return found
+    linked = ROOT / cuda.CACHE / cuda.LINKED
+    lines = linked.read_text(encoding="utf-8").splitlines() if linked.exists() else []
+    found = [ROOT / line for line in lines if Path(line).name.startswith("kernels_")]
+    if not found or not all(file.exists() for file in found):
+        raise CannotBuildError("build/cuda has no object files of the kernels: install by `pip install -e .` here")
+    return list(map(str, found))
 
 
 def ready() -> None:
@@ -48,8 +48,9 @@ def ready() -> None:
     _objects()
 
 
-def build_with(knob: Knob, value: int, folder: Path) -> Path:
-    """A copy of the package below ``folder`` whose CUDA extension has that value; to be put first on Python's path.
+def build_with(knob: Knob, value: int, folder: Path) -> None:
+    """Puts a copy of the package below ``folder`` whose CUDA extension has that value, and a link to the benchmarks: a
+    program that is started there with -m imports both from there.
 
     Raises:
         CannotBuildError: it cannot be compiled.
@@ -72,4 +73,20 @@ def build_with(knob: Knob, value: int, folder: Path) -> Path:
     with ThreadPoolExecutor() as pool:
         host = list(pool.map(compile_one, sorted((sources / "cuda").glob("*.cpp"))))
     cuda.link(nvcc, [*host, *_objects()], built, [str(torch / "lib")])
-    return folder
+    if not (folder / "benchmarks").exists():
+        (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
+
+
+def main(argv: Sequence[str]) -> int:
+    name, value, folder = argv
+    (knob,) = (knob for knob in CUDA if knob.name == name)
+    try:
+        build_with(knob, int(value), Path(folder))
+    except CannotBuildError as error:
+        print(error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -37,21 +37,20 @@ class Ended:
         return "\n".join(self.output.strip().splitlines()[-15:])
 
 
-def run(command: Sequence[str], limit: float, log: Path, cwd: Path = ROOT, **variables: str) -> Ended:
-    """Run a command for at most ``limit`` seconds: it is interrupted before, as by a keyboard, and at last killed.
+def run(command: Sequence[str], limit: float, log: Path, cwd: Path = ROOT) -> Ended:
+    """Run a command for at most ``limit`` seconds: it is interrupted before, and at last killed.
 
+    It alone is interrupted, because it would take the end of a compiler that it runs for a fault of what that compiles.
     What it started and left behind is killed too, because a process on the GPU would spoil the times of later stages.
 
     Args:
         log: takes what it prints, so that one can look at it meanwhile.
-        variables: environment variables more.
     """
     begin = time.monotonic()
     with log.open("w", encoding="utf-8", errors="replace") as file:
         process = subprocess.Popen(
             command,
             cwd=cwd,
-            env={**os.environ, **variables},
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -62,7 +61,7 @@ def run(command: Sequence[str], limit: float, log: Path, cwd: Path = ROOT, **var
             process.wait(limit - grace)
         except subprocess.TimeoutExpired:
             cut = True
-            os.killpg(process.pid, signal.SIGINT)
+            process.send_signal(signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(grace)
         finally:

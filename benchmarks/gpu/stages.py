@@ -17,7 +17,7 @@ from benchmarks import counts
 from benchmarks.gpu import choices, plan_header, tested
 from benchmarks.gpu.device_time import Case
 from benchmarks.gpu.outcome import Outcome, code_block
-from benchmarks.gpu.process import ROOT, run
+from benchmarks.gpu.process import ROOT, Ended, run
 
 __all__ = ["STAGES", "Stage"]
 
@@ -39,6 +39,15 @@ class Stage:
     work: Callable[[Path, float], Outcome]
     judges: bool = False
 
+    @property
+    def folder(self) -> str:
+        """Of that name in the folder of all results."""
+        return self.name.replace(" ", "-")
+
+
+def _without_result(ended: Ended) -> Outcome:
+    return Outcome("cut off" if ended.cut else "failed", code_block(ended.tail))
+
 
 def _benchmark(size: str) -> Callable[[Path, float], Outcome]:
     def work(folder: Path, limit: float) -> Outcome:
@@ -47,8 +56,9 @@ def _benchmark(size: str) -> Callable[[Path, float], Outcome]:
         report.unlink(missing_ok=True)
         ended = run([*command, "--out", str(folder)], limit, folder / "output.txt")
         if ended.status != 0 or not report.exists():
-            return Outcome("failed", code_block(ended.tail))
+            return _without_result(ended)
         text = report.read_text(encoding="utf-8")
+        text = re.sub(r"(!\[.*?\]\()", rf"\1{folder.name}/", text)  # its figures lie beside it
         return Outcome("done", re.sub(r"^#", "###", text, flags=re.MULTILINE))
 
     return work
@@ -57,24 +67,29 @@ def _benchmark(size: str) -> Callable[[Path, float], Outcome]:
 def _host(folder: Path, limit: float) -> Outcome:
     command = [sys.executable, "-m", "benchmarks.host_time", "--devices", "cuda", "--rounds", "31"]
     ended = run(command, limit, folder / "output.txt")
-    return Outcome(
-        "done" if ended.status == 0 else "failed", ended.output if ended.status == 0 else code_block(ended.tail)
-    )
+    return Outcome("done", ended.output) if ended.status == 0 else _without_result(ended)
 
 
-def _time(cases: Sequence[str], folder: Path, limit: float, *options: str, **variables: str) -> Times:
-    """Seconds by case; of a program that was cut off, those that it had."""
+def _time(cases: Sequence[str], folder: Path, limit: float, *options: str, at: Path = ROOT) -> Times:
+    """Seconds, or what went wrong, by case; a program that was cut off has no more of them than it came to."""
     if limit <= 0:
         return {}
     name = "-".join(["times", *options]).replace("=", "-")
     file = folder / f"{name}.json"
     file.unlink(missing_ok=True)  # because those of an earlier call are none of a program that dies
     command = [sys.executable, "-m", "benchmarks.gpu.device_time", "--out", str(file), *options, *cases]
-    ended = run(command, limit, folder / f"{name}.txt", **variables)
-    if not file.exists():
-        return dict.fromkeys(cases, (ended.tail.splitlines() or ["it said nothing"])[-1])
-    found: Times = json.loads(file.read_text(encoding="utf-8"))
-    return found
+    ended = run(command, limit, folder / f"{name}.txt", at)
+    found: Times = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if ended.cut:
+        return found
+    return dict.fromkeys(cases, (ended.tail.splitlines() or ["it said nothing"])[-1]) | found
+
+
+def _status(times: Times, cases: Sequence[str]) -> str:
+    """Of a stage that was to time these: what was cut off is begun again by a later call."""
+    if any(case not in times for case in cases):
+        return "cut off"
+    return "done" if any(isinstance(of, float) for of in times.values()) else "failed"
 
 
 def _microseconds(seconds: float | str | None) -> str:
@@ -102,7 +117,8 @@ def _counts(folder: Path, limit: float) -> Outcome:
     """What was counted without a device, beside what the device takes for it."""
     steps = list(_counted())
     copies = {case: Case("copy", case.shape, case.dtype) for _, case in steps}
-    times = _time([str(case) for case in dict.fromkeys([*(c for _, c in steps), *copies.values()])], folder, limit)
+    cases = [str(case) for case in dict.fromkeys([*(c for _, c in steps), *copies.values()])]
+    times = _time(cases, folder, limit)
     rows = []
     for count, case in steps:
         took, copy = times.get(str(case)), times.get(str(copies[case]))
@@ -118,9 +134,8 @@ def _counts(folder: Path, limit: float) -> Outcome:
         )
     headers = ["backend", "logits", "dtype", "instructions an element", "reads + writes, N·C", "µs", "× a copy"]
     headers += ["share of the copy's bandwidth", "10¹² thread-instructions a second"]
-    done = any(isinstance(of, float) for of in times.values())
     text = "Counts are of benchmarks/counts.json, for an element; times are of replays of a graph, at 2²⁴ elements.\n\n"
-    return Outcome("done" if done else "failed", text + tabulate(rows, headers, "pipe", disable_numparse=True))
+    return Outcome(_status(times, cases), text + tabulate(rows, headers, "pipe", disable_numparse=True))
 
 
 def _auto(folder: Path, limit: float) -> Outcome:
@@ -138,7 +153,7 @@ def _auto(folder: Path, limit: float) -> Outcome:
     table = tabulate(rows, ["logits", "dtype", "cuda, µs", "triton, µs", "triton ÷ cuda", "auto takes"], "pipe")
     judged = {choices.AUTO: (best, gains)}
     return Outcome(
-        "done" if any(isinstance(of, float) for of in times.values()) else "failed",
+        _status(times, cases),
         f"{table}\n\n{_verdict(judged)}",
         choices.patch({choices.AUTO: best}),
         _unknown(judged),
@@ -164,23 +179,32 @@ def _verdict(judged: Judged) -> str:
 def _sweep(
     knobs: Sequence[choices.Knob], trial: Callable[[choices.Knob, int, Path, float], Times]
 ) -> Callable[[Path, float], Outcome]:
+    """What a call has timed of all values of a knob stays in the folder, for a call that goes on."""
+
     def work(folder: Path, limit: float) -> Outcome:
-        end = time.monotonic() + limit
-        today = _time([case for knob in knobs for case in knob.cases], folder, limit / 3)
+        end, kept = time.monotonic() + limit, folder / "timed.json"
+        # By knob and by value, which is a text because JSON has no other keys.
+        whole: dict[str, dict[str, Times]] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+        parts: dict[str, dict[str, Times]] = {}
+        left = [knob for knob in knobs if knob.name not in whole]
+        now = _time([case for knob in left for case in knob.cases], folder, limit / 3) if left else {}
+        for knob in left:
+            of_value = {str(value): trial(knob, value, folder, end - time.monotonic()) for value in knob.values}
+            of_value[str(knob.today)] = {case: now[case] for case in knob.cases if case in now}
+            timed = all(case in times for times in of_value.values() for case in knob.cases)
+            (whole if timed else parts)[knob.name] = of_value
+            kept.write_text(json.dumps(whole), encoding="utf-8")
         judged, errors = {}, []
         for knob in knobs:
-            trials: dict[int, Times] = {}
-            for value in knob.values:
-                try:
-                    trials[value] = trial(knob, value, folder, end - time.monotonic())
-                except plan_header.CannotBuildError as error:
-                    trials[value] = {}
-                    errors.append(f"{knob.name} = {value}: {error}")
-            judged[knob] = choices.judge(knob, trials, today)
-        done = any(isinstance(of, float) for of in today.values())
-        text = "\n\n".join([_verdict(judged), *errors, *(str(of) for of in today.values() if isinstance(of, str))])
+            of_value = (whole | parts)[knob.name]
+            trials = {value: of_value[str(value)] for value in knob.values}
+            judged[knob] = choices.judge(knob, trials, of_value[str(knob.today)])
+            said = ((value, of) for value, times in of_value.items() for of in times.values() if isinstance(of, str))
+            errors += [f"{knob.name} = {value}: {of}" for value, of in dict.fromkeys(said)]
+        status = "cut off" if parts else "failed" if len(_unknown(judged)) == len(knobs) else "done"
         chosen = {knob: best for knob, (best, _) in judged.items()}
-        return Outcome("done" if done else "failed", text, choices.patch(chosen), _unknown(judged))
+        text = "\n\n".join([_verdict(judged), *errors])
+        return Outcome(status, text, choices.patch(chosen), _unknown(judged))
 
     return work
 
@@ -189,17 +213,19 @@ def _triton_trial(knob: choices.Knob, value: int, folder: Path, left: float) -> 
     return _time(knob.cases, folder, left, f"--set={knob.name}={value}")
 
 
-OF_A_BUILD = 30  # seconds
-
-
 def _cuda_trial(knob: choices.Knob, value: int, folder: Path, left: float) -> Times:
-    if left <= OF_A_BUILD:
+    """In the folder of another build of the package, which is found there before any other."""
+    if left <= 0:
         return {}
-    place = plan_header.build_with(knob, value, folder / f"{knob.name}-{value}")
-    link = place / "benchmarks"
-    if not link.exists():
-        link.symlink_to(ROOT / "benchmarks")
-    return _time(knob.cases, place, left, PYTHONPATH=str(place), PYTHONSAFEPATH="1")
+    end, place = time.monotonic() + left, folder / f"{knob.name}-{value}"
+    place.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "benchmarks.gpu.plan_header", knob.name, str(value), str(place)]
+    built = run(command, left, place / "build.txt")
+    if built.cut:
+        return {}
+    if built.status != 0:
+        return dict.fromkeys(knob.cases, built.tail.splitlines()[-1])
+    return _time(knob.cases, place, end - time.monotonic(), at=place)
 
 
 def _cuda_sweep(folder: Path, limit: float) -> Outcome:

@@ -12,17 +12,18 @@ from pathlib import Path
 from benchmarks.gpu.outcome import Outcome, code_block
 from benchmarks.gpu.process import ROOT, Ended, run
 
-__all__ = ["sanitizer", "summary", "tests", "verdict"]
+__all__ = ["PYTEST", "sanitizer", "summary", "tests", "verdict"]
+
+
+PYTEST = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "--tb=short", "-p", "no:cacheprovider"]
+PYTEST += ["-p", "benchmarks.gpu.told", "-n", "auto", "--maxprocesses", "8"]
 
 
 def tests(selection: str) -> Callable[[Path, float], Outcome]:
     def work(folder: Path, limit: float) -> Outcome:
         # Only where there are such tests, because collecting all takes as long as many of them.
         files = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if MARK in path.read_text("utf-8")]
-        command = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "--tb=short", "-p", "no:cacheprovider"]
-        workers = ["-n", "auto", "--maxprocesses", "8"]
-        ended = run([*command, *workers, "-k", selection, *files], limit, folder / "output.txt")
-        return summary(ended)
+        return summary(run([*PYTEST, "-k", selection, *files], limit, folder / "output.txt"))
 
     return work
 
@@ -33,14 +34,16 @@ MARK = "mark.gpu"
 def summary(ended: Ended) -> Outcome:
     """Of a verbose pytest, which may have been cut off: then the lines of single tests say how far it came."""
     said = re.findall(r"(PASSED|FAILED|ERROR|SKIPPED) (tests/\S.*?)(?: - (.*))?$", ended.output, re.MULTILINE)
-    why = {name: reason for _, name, reason in said if reason}
+    why = {name: reason for _, name, reason in reversed(said) if reason}  # the first is whole: see told.py
     results = {name.strip(): result for result, name, _ in said}
     counted = Counter(results.values())
     lines = [
         ", ".join(f"{number} {result.lower()}" for result, number in counted.most_common()) or code_block(ended.tail)
     ]
     bad = [name for name, result in results.items() if result in ("FAILED", "ERROR")]
-    kinds = Counter(re.split(r"[:\s]", why[name], maxsplit=1)[0] if name in why else "untold" for name in bad)
+    kind_of = {name: re.split(r"[:\s]", why.get(name, "untold"), maxsplit=1)[0] for name in bad}
+    kinds = Counter(kind_of.values())
+    bad.sort(key=lambda name: kinds[kind_of[name]])  # what is rare would not be among the first of hundreds
     if bad:
         lines.append("Failures: " + ", ".join(f"{number} {kind}" for kind, number in kinds.most_common()) + ".")
         lines.append("\n".join(f"- `{name}`: {why.get(name, 'untold')[:160]}" for name in bad[:30]))

@@ -15,6 +15,9 @@ from build_support import MACROS, CannotBuildError, jobs, run
 
 # Compiled for these, as far as nvcc knows them, and left as PTX for what comes after the last.
 ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+# Where object files are kept, and the list of those that the last build linked: beside them lie those of other sources
+# and other flags, which may be newer.
+CACHE, LINKED = Path("build/cuda"), "linked.txt"
 COMPILE = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 
 
@@ -118,14 +121,13 @@ def build(ext: Any, target: Path, headers: list[str]) -> str:
     common = compile_command(nvcc)
     version = run([nvcc, "--version"])
     header_bytes = b"".join(Path(header).read_bytes() for header in headers)
-    cache = Path("build/cuda")
-    cache.mkdir(parents=True, exist_ok=True)
+    CACHE.mkdir(parents=True, exist_ok=True)
 
     def compile_one(source: str) -> str:
         device = source.endswith(".cu")  # knows nothing of torch
         flags = architectures if device else [f"-I{folder}" for folder in ext.include_dirs]
         content = repr((common, flags, version)).encode() + header_bytes + Path(source).read_bytes()
-        file = cache / f"{Path(source).stem}-{hashlib.sha256(content).hexdigest()[:16]}.o"
+        file = CACHE / f"{Path(source).stem}-{hashlib.sha256(content).hexdigest()[:16]}.o"
         if not file.exists():
             started = file.with_suffix(f".{os.getpid()}.o")
             run([*common, *flags, "-c", source, "-o", str(started)])
@@ -138,4 +140,5 @@ def build(ext: Any, target: Path, headers: list[str]) -> str:
         objects = list(pool.map(compile_one, sources))
     target.parent.mkdir(parents=True, exist_ok=True)
     link(nvcc, objects, target, ext.library_dirs)
+    (CACHE / LINKED).write_text("\n".join(objects), encoding="utf-8")
     return f"with {nvcc} for {' '.join(architectures[1::2])}"

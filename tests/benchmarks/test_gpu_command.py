@@ -6,7 +6,6 @@ import os
 import re
 import select
 import signal
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,15 +13,10 @@ import pytest
 pytest.importorskip("tabulate")
 
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import choices, stages, tested
-from benchmarks.gpu.device_time import Case
+from benchmarks.gpu import stages, tested
 from benchmarks.gpu.outcome import Outcome
 from benchmarks.gpu.process import ROOT, Ended, run
 from benchmarks.gpu.stages import Stage
-from dal_kernels.backends import choose
-from dal_kernels.backends.triton import plan
-
-KNOBS = [*choices.TRITON, *choices.CUDA, choices.AUTO]
 
 
 def test_without_a_gpu_it_says_so(
@@ -88,11 +82,12 @@ def test_what_time_does_not_allow_is_not_begun(ran: list[str]) -> None:
 
 
 def test_a_command_that_is_cut_off_sums_up(tmp_path: Path) -> None:
-    program = "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('summed up')"
-    ended = run([sys.executable, "-c", program], 2.0, tmp_path / "log")
+    # A shell, because on a busy machine Python may not have begun by then.
+    child = """sh -c 'trap "echo the child too; exit" INT; sleep 2.5'"""
+    ended = run(["sh", "-c", f"trap 'echo summed up' INT; {child}"], 4.0, tmp_path / "log")
     assert ended.cut
     assert ended.seconds < 10
-    assert ended.tail == "summed up"
+    assert ended.output == "summed up\n"
 
 
 def test_one_that_is_deaf_ends_within_its_limit(tmp_path: Path) -> None:
@@ -114,53 +109,6 @@ def test_nothing_that_it_started_outlives_a_command(tmp_path: Path, leader: str)
     os.close(reader)
 
 
-@pytest.mark.parametrize("knob", KNOBS, ids=lambda knob: knob.name)
-def test_constants_are_found_where_they_are(knob: choices.Knob) -> None:
-    if knob.file != choices.HEADER:
-        assert knob.today == getattr(plan if knob.file == choices.PLAN else choose, knob.name)
-    assert knob.today not in knob.values
-    text = knob.file.read_text()
-    changed = [
-        pair for pair in zip(text.splitlines(), knob.put(7, text).splitlines(), strict=True) if pair[0] != pair[1]
-    ]
-    assert len(changed) == 1
-    assert knob.name in changed[0][0]
-    for case in knob.cases:
-        assert str(Case.parse(case)) == case
-
-
-def test_what_is_faster_is_proposed() -> None:
-    filled, joined, *_ = choices.TRITON
-    today = dict.fromkeys((*filled.cases, *joined.cases), 1.0)
-    trials = {128: dict.fromkeys(filled.cases, 1.1), 512: dict.fromkeys(filled.cases, 0.8)}
-    best, gains = choices.judge(filled, trials, today)
-    assert (best, gains[512]) == (512, pytest.approx(0.8))
-    assert (
-        choices.judge(joined, {256: dict.fromkeys(joined.cases, 0.99)}, today)[0] == joined.today
-    )  # runs differ by more
-    untimed = {256: {joined.cases[0]: "OutOfMemoryError"}}
-    assert choices.judge(joined, untimed, today) == (joined.today, {256: None})
-    lines = choices.patch({filled: 512, joined: joined.today}).splitlines()
-    assert [line for line in lines if line[0] in "+-"] == [
-        "--- a/dal_kernels/backends/triton/plan.py",
-        "+++ b/dal_kernels/backends/triton/plan.py",
-        "-FILLED = 256",
-        "+FILLED = 512",
-    ]
-    assert choices.patch({knob: knob.today for knob in KNOBS}) == ""
-
-
-def test_the_limit_of_auto_is_where_triton_becomes_faster() -> None:
-    times: dict[str, float | str] = {}
-    for rows, classes, dtype in choices.AUTO_CASES:
-        times[f"cuda:{rows}x{classes}:{dtype}"] = 1.0 if classes <= 1000 else 3.0
-        times[f"triton:{rows}x{classes}:{dtype}"] = 2.0
-    best, gains = choices.best_limit(times, (0, 2048, 32768), 32768)
-    assert best == 2048
-    assert gains[32768] == 1.0
-    assert choices.best_limit({}, (0, 2048), 32768) == (32768, {0: None, 2048: None})
-
-
 def test_tests_are_counted_also_where_they_were_cut_off() -> None:
     lines = [
         "[gw0] [  1%] FAILED tests/kernels/test_gpu.py::test_a[float32-(2, 3)-triton] ",
@@ -176,6 +124,37 @@ def test_tests_are_counted_also_where_they_were_cut_off() -> None:
     assert "cut off after 3 s" in cut.text
     assert tested.summary(Ended(-2, True, 3.0, lines[1])).status == "cut off"
     assert tested.summary(Ended(-2, False, 3.0, lines[1])).status == "failed"
+
+
+FAILING = """
+import pytest
+@pytest.mark.gpu
+@pytest.mark.parametrize("of", ["whose name is as long as a line of a terminal, in which its reason has no place"])
+def test_that_fails(of):
+    assert 1 == 2, "the reason"
+"""
+
+
+def test_why_a_test_failed_is_told_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "tests" / "test_it.py"
+    file.parent.mkdir()
+    file.write_text(FAILING)
+    whole = run([*tested.PYTEST, "--rootdir", str(tmp_path), str(file)], 300.0, tmp_path / "log").output
+    cut = whole[: whole.index("== FAILURES ==")]
+    assert "in test_that_fails" in cut
+    for ended in (Ended(1, False, 3.0, whole), Ended(-signal.SIGKILL, True, 3.0, cut)):
+        outcome = tested.summary(ended)
+        assert outcome.status == "failed"
+        assert "Failures: 1 AssertionError." in outcome.text
+        assert outcome.text.count(": AssertionError: the reason") == 1
+
+
+def test_a_rare_failure_is_among_those_that_are_listed() -> None:
+    lines = [f"FAILED tests/test_a.py::test_a[{i}] - AssertionError: assert 1 == 2" for i in range(40)]
+    lines.append("FAILED tests/test_a.py::test_b - TypeError: no")
+    text = tested.summary(Ended(1, False, 3.0, "\n".join(lines))).text
+    assert "Failures: 40 AssertionError, 1 TypeError." in text
+    assert text.splitlines()[4] == "- `tests/test_a.py::test_b`: TypeError: no"
 
 
 def test_what_the_sanitizers_watch_is_there() -> None:
@@ -216,14 +195,6 @@ def test_a_sanitizer_is_done_only_if_all_of_it_was_clean(code: int, cut: bool, l
     assert lines[-1] in outcome.text
 
 
-def test_results_of_an_earlier_call_are_not_taken_as_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("times.json", "report.md"):
-        (tmp_path / name).write_text('{"cuda:64x10:fp32": 1.0}')
-    monkeypatch.setattr(stages, "run", lambda *given, **more: Ended(0, False, 1.0, "it died"))
-    assert stages._time(["cuda:64x10:fp32"], tmp_path, 9.0) == {"cuda:64x10:fp32": "it died"}
-    assert stages._benchmark("64x14")(tmp_path, 9.0).status == "failed"
-
-
 def test_what_was_not_timed_is_not_said_to_stay(ran: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def judge(name: str, outcome: Outcome) -> Stage:
         return Stage(name, 10, lambda folder, limit: outcome, judges=True)
@@ -242,10 +213,30 @@ def test_what_was_not_timed_is_not_said_to_stay(ran: list[str], monkeypatch: pyt
     assert said in Path("gpu-output/report.md").read_text()
 
 
-def test_constants_without_times_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, *others = choices.TRITON
-    monkeypatch.setattr(stages, "_time", lambda cases, *given: dict.fromkeys(first.cases, 1.0))
-    outcome = stages._sweep(choices.TRITON, lambda knob, *given: dict.fromkeys(first.cases, 1.0))(tmp_path, 9.0)
-    assert (outcome.status, outcome.unknown) == ("done", tuple(knob.name for knob in others))
-    assert stages._auto(tmp_path, 9.0).unknown == (choices.AUTO.name,)
-    assert [stage.name for stage in stages.STAGES if stage.judges] == ["auto", "sweep of plan.py", "sweep of plan.h"]
+@pytest.mark.parametrize(("status", "goes_on"), [("cut off", True), ("failed", False)])
+def test_only_what_was_cut_off_finds_what_it_left(
+    status: str, goes_on: bool, ran: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[bool] = []
+
+    def work(folder: Path, limit: float) -> Outcome:
+        found.append((folder / "left").exists())
+        (folder / "left").touch()
+        return Outcome(status, "")
+
+    monkeypatch.setattr(command, "STAGES", (Stage("a stage", 10, work),))
+    for options in ([], [], ["--again", "a stage"]):
+        assert command.main(options) == 1
+    assert found == [False, goes_on, False]
+    assert "All that was printed lies in [a-stage](a-stage)." in Path("gpu-output/report.md").read_text()
+
+
+def test_figures_of_a_benchmark_are_found_from_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(command: list[str], *given: object) -> Ended:
+        Path(command[-1], "report.md").write_text("# Speed\n\n![time against N·C](time.png)\n")
+        return Ended(0, False, 1.0, "")
+
+    monkeypatch.setattr(stages, "run", measure)
+    (stage,) = (stage for stage in stages.STAGES if stage.name == "benchmark 64x14")
+    (folder := tmp_path / stage.folder).mkdir()
+    assert stage.work(folder, 9.0).text == "### Speed\n\n![time against N·C](benchmark-64x14/time.png)\n"

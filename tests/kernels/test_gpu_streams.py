@@ -44,6 +44,7 @@ def test_a_captured_graph_sees_new_schedule_values(backend: str, classes: int, d
     target = torch.randint(classes, (64,), device="cuda")
     q, weight = torch.tensor(0.6, device="cuda"), torch.tensor(0.0, device="cuda")
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         step(logits, target, q, weight, backend)
     torch.cuda.current_stream().wait_stream(stream)
@@ -127,6 +128,7 @@ def test_a_captured_step_paces_itself(backend: str) -> None:
     logits = torch.randn(64, 10, device="cuda", requires_grad=True)
     target = torch.randint(10, (64,), device="cuda")
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         criterion(logits, target).backward()
     torch.cuda.current_stream().wait_stream(stream)

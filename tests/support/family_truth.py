@@ -49,7 +49,7 @@ def outcome(
     """(loss, gradient for a random upstream)."""
     leaf = logits.clone().requires_grad_()
     loss = loss_of(objective.id, knobs, leaf, target, **options)
-    loss.backward(upstream_of(loss).to(loss.dtype))
+    loss.backward(upstream_of(loss).to(loss))
     assert leaf.grad is not None
     return loss.detach(), leaf.grad
 

@@ -42,4 +42,4 @@ def two_steps(given: dict[str, Any], **options: Any) -> Any:
 def gradients(loss: Tensor, given: dict[str, Any]) -> list[Tensor]:
     leaves = [value for value in given.values() if isinstance(value, Tensor) and value.requires_grad]
     upstream = torch.randn(loss.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return list(torch.autograd.grad(loss, leaves, upstream.to(loss.dtype)))
+    return list(torch.autograd.grad(loss, leaves, upstream.to(loss)))
