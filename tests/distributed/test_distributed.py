@@ -33,7 +33,7 @@ from dal_kernels.distributed import (
     class_parallel_row_statistics,
 )
 from support.axes import BOOTSTRAPS, REDUCTIONS
-from support.children import torchrun
+from support.children import ROOT, torchrun
 from support.ranks import SLICES, C, Collectives, N, Place, case, close, finished_ranks, names_of, report, upstream_of
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without torch.distributed")
@@ -282,3 +282,16 @@ def test_the_example_learns() -> None:
     found = re.search(r"2 processes, 101 classes: training accuracy ([\d.]+)%", result.stdout)
     assert found, result.stderr[-3000:]
     assert float(found[1]) > 70
+
+
+def test_the_page_on_distributed_training_has_a_script_that_trains(tmp_path: Path) -> None:
+    (script,) = re.findall(r"```python\n(# torchrun .*?)```", (ROOT / "docs" / "distributed.md").read_text(), re.DOTALL)
+    shown = "print(f'loss {loss.item():.6f}')\ndist.destroy_process_group()"
+    script = script.replace("200_000", "300").replace("dist.destroy_process_group()", shown)
+    file = tmp_path / "train.py"
+    file.write_text(script)
+    result = torchrun(str(file))
+    losses = re.findall(r"loss ([\d.]+)", result.stdout)
+    assert len(losses) == 2, result.stderr[-3000:]
+    assert losses[0] == losses[1]
+    assert 0 < float(losses[0]) < 5.9  # ln 300 is 5.7, and what is noise for 300 classes is hardly learnt
