@@ -216,7 +216,8 @@ def parse(argv: Sequence[str] | None = None) -> TrainingConfig:
 def _write_inspection(results: Results, data: DataSet) -> tuple[list[Path], str]:
     (run,), out = results.runs, results.config.out
     assert out is not None  # it has a default here
-    return write_inspection(out, run.noise.known(data), run.inspections[0], results.command)
+    test_error = 1 - run.history[-1].test_accuracy
+    return write_inspection(out, run.noise.known(data), run.inspections[0], test_error, results.command)
 
 
 def _apply(argv: Sequence[str]) -> int:
