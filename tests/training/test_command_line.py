@@ -11,6 +11,7 @@ import torch
 
 from dal_kernels.training import UsageError, main
 from dal_kernels.training.data import DATA, DataSet
+from support.children import run_python
 from support.trainings import needs_training
 
 needs_training()
@@ -52,6 +53,23 @@ def test_command_line_errors_are_one_sentence(arguments: str, named: str, capsys
     assert error.startswith("dal-train: ")
     assert error.count("\n") == 1
     assert printed == ""
+
+
+@pytest.mark.parametrize(
+    "safe", [False, pytest.param(True, marks=pytest.mark.skipif(sys.version_info < (3, 11), reason="is newer"))]
+)
+def test_a_loss_in_the_working_folder_is_found_by_the_installed_command(tmp_path: Path, safe: bool) -> None:
+    """Which begins with the folder of the script on its path, not with the working folder as ``python -m`` does."""
+    script = tmp_path / "bin" / "dal-train"
+    script.parent.mkdir()
+    script.write_text("import sys\nfrom dal_kernels.training.__main__ import run\nsys.exit(run())\n", encoding="utf-8")
+    (tmp_path / "my_loss.py").write_text("from torch.nn import CrossEntropyLoss as MyLoss\n", encoding="utf-8")
+    (tmp_path / "argparse.py").write_text("raise RuntimeError('not the one of Python')\n", encoding="utf-8")
+    options = {"PYTHONSAFEPATH": "1"} if safe else {}
+    arguments = ["train", "--losses", "my_loss:MyLoss", "--epochs", "1", "--output", tmp_path / "out"]
+    result = run_python(script, *arguments, cwd=tmp_path, **options)
+    assert result.returncode == 2 * safe, result.stderr
+    assert ("No module named 'my_loss'" in result.stderr) == safe
 
 
 class Broken:
