@@ -17,9 +17,9 @@ from dal_kernels.training.records import write_rows
 __all__ = ["auroc", "precision_at", "write_inspection"]
 
 SHOWN = 15  # pairs of classes in the text
-# Among training labels a network doubts its own mistakes, about as many as on the test unless it knows them by heart, and
-# the wrong ones besides: so its test error is the lower share of the two. A tenth above is no chance: it is twice the
-# deviation of the error on a test of a hundred samples.
+# Among training labels a network doubts its own mistakes, about as many as on the test unless it knows them by heart,
+# and the wrong ones besides: so its test error is the lower share of the two. A tenth above is no chance: it is twice
+# the deviation of the error on a test of a hundred samples.
 BY_HEART = 0.1
 # So the test error, if the test is right, is the share of its own mistakes among the training labels: from this part of
 # those it doubts on, a label of its list is as likely right as wrong.

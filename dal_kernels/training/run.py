@@ -116,6 +116,8 @@ def train_run(session: Session, labels: NoisyLabels, run: Run) -> None:
             if world.main:  # whoever was killed after a checkpoint left them without its epoch
                 write_metrics(own / "metrics", [replace(run, history=trainer.history)])
             progress.skip(len(trainer.history) * len(trainer.batches))
+        elif config.resume:
+            say(f"  there is nothing to go on from in {own}: trained from the start")
     if not trainer.done and made_by not in run.made_by:
         run.made_by.append(made_by)
         if own is not None and world.main:

@@ -172,7 +172,7 @@ def test_a_network_that_is_a_bad_judge_is_told_by_its_test(
 @pytest.mark.parametrize(
     ("doubted", "test_error", "said"),
     [
-        (0.20, 0.31, "31.0% of the labels of the test, and prefers another class to 20.0% of those that it was trained"),
+        (0.20, 0.31, "31.0% of the labels of the test, and prefers another class to 20.0% of those that"),
         (0.20, 0.31, "by heart"),
         (0.20, 0.29, "its own mistakes"),
         (0.20, 0.11, "its own mistakes"),
