@@ -22,6 +22,7 @@ from dal_kernels.training.models import build_model
 from dal_kernels.training.parallel import join_world
 from dal_kernels.training.recipes import Recipe
 from dal_kernels.training.records import write_classes, write_rows
+from dal_kernels.training.skipped import skipped_in_words
 
 __all__ = ["PredictConfig", "Predicted", "Trained", "find_checkpoint", "load_trained", "predict", "predict_samples"]
 
@@ -136,7 +137,7 @@ class Predicted:
                 f"; the labels of {count} samples ({some}) are no classes of the network, which knows "
                 f"{', '.join(names[:SHOWN])}{', …' if len(names) > SHOWN else ''}: how well these are told is unknown"
             )
-        return text + (f"; {len(self.unreadable)} could not be read" if self.unreadable else "")
+        return "; ".join([text, *skipped_in_words([(self.samples.images, self.unreadable)])])
 
     def write_unreadable(self, path: Path) -> list[Path]:
         """A table of the samples that cannot be read; no file, if all can."""
