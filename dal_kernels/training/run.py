@@ -28,7 +28,7 @@ from dal_kernels.training.losses import loss_title
 from dal_kernels.training.noise import NoisyLabels
 from dal_kernels.training.parallel import World
 from dal_kernels.training.progress import Progress
-from dal_kernels.training.provenance import other_setting, read_makers, write_makers
+from dal_kernels.training.provenance import RUN, other_setting, read_makers, write_makers
 from dal_kernels.training.recipes import Recipe
 from dal_kernels.training.records import Run, write_classes, write_metrics, write_rows
 from dal_kernels.training.skipped import skipped_in_words
@@ -36,7 +36,7 @@ from dal_kernels.training.train import Trainer
 
 __all__ = ["CHECKPOINT", "Session", "make_folder", "train_run"]
 
-CHECKPOINT, BEST, RUN, SKIPPED = "checkpoint.pt", "best.pt", "run.json", "skipped.csv"
+CHECKPOINT, BEST, SKIPPED = "checkpoint.pt", "best.pt", "skipped.csv"
 CONFIG, METRICS = "config.yaml", ("metrics.csv", "metrics.jsonl")
 AFTERWARDS = ("classes.csv", "confusion.csv", "curves.png", "curves.svg")
 
