@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 
-from dal_kernels.training import UsageError, main
+import dal_kernels
+from dal_kernels.training import Recipe, UsageError, main
 from dal_kernels.training.data import DATA, DataSet
+from dal_kernels.training.recipes import preset_values
 from support.children import run_python
 from support.trainings import needs_training
 
@@ -70,6 +73,26 @@ def test_a_loss_in_the_working_folder_is_found_by_the_installed_command(tmp_path
     result = run_python(script, *arguments, cwd=tmp_path, **options)
     assert result.returncode == 2 * safe, result.stderr
     assert ("No module named 'my_loss'" in result.stderr) == safe
+
+
+def test_help_says_what_each_setting_is_in_each_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    # Words may be broken at a dash that is at the end of a line.
+    said = "".join(capsys.readouterr().out.split())
+    for setting in fields(Recipe):
+        assert f"({preset_values(setting.name)})".replace(" ", "") in said, setting.name
+    assert preset_values("momentum") == "digits: 0; others: 0.9"
+    assert preset_values("widths").startswith("digits: 256 128; fashion-mnist: 512 256; ")
+    assert preset_values("clip_norm") == "mini-webvision, webvision: 5; others: none"
+    assert preset_values("nesterov") == "mini-webvision, webvision: yes; others: no"
+    assert preset_values("gce_q") == "0.7"
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"dal_kernels {dal_kernels.__version__}\n"
 
 
 class Broken:
