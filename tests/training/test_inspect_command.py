@@ -247,7 +247,7 @@ def test_wrong_corrections_are_refused(tmp_path: Path, lines: list[str], message
     [
         ("--losses dal gce", "inspect trains one network"),
         ("--seeds 0 1", "inspect trains one network"),
-        ("--losses torch.nn.CrossEntropyLoss", "an inspector of labels need a loss of dal_kernels"),
+        ("--losses torch.nn.CrossEntropyLoss", "an inspection of labels needs a loss of dal_kernels, got torch.nn"),
     ],
 )
 def test_inspect_refuses(arguments: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
