@@ -15,14 +15,13 @@ from dal_kernels.training.config import check_common
 from dal_kernels.training.data.files import class_labels
 from dal_kernels.training.data.unlabelled import Samples, samples_of
 from dal_kernels.training.errors import UsageError
-from dal_kernels.training.loader import evaluation_loader, first_input
+from dal_kernels.training.loader import evaluation_loader, first_input, skipped_in_words
 from dal_kernels.training.metrics import predictions
 from dal_kernels.training.models import build_model
 from dal_kernels.training.parallel import join_world
 from dal_kernels.training.provenance import was_inspected
 from dal_kernels.training.recipes import Recipe
 from dal_kernels.training.records import write_classes, write_rows
-from dal_kernels.training.skipped import skipped_in_words
 
 __all__ = ["PredictConfig", "Predicted", "Trained", "find_checkpoint", "load_trained", "predict", "predict_samples"]
 

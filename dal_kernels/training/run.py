@@ -23,6 +23,7 @@ from dal_kernels.training.data import DataSet
 from dal_kernels.training.data.base import Images, Part
 from dal_kernels.training.errors import UsageError, reason
 from dal_kernels.training.inspector import LabelInspector
+from dal_kernels.training.loader import skipped_in_words
 from dal_kernels.training.loggers import TRACKED, Loggers
 from dal_kernels.training.losses import loss_title
 from dal_kernels.training.noise import NoisyLabels
@@ -31,7 +32,6 @@ from dal_kernels.training.progress import Progress
 from dal_kernels.training.provenance import RUN, other_setting, read_makers, write_makers
 from dal_kernels.training.recipes import Recipe
 from dal_kernels.training.records import Run, write_classes, write_metrics, write_rows
-from dal_kernels.training.skipped import skipped_in_words
 from dal_kernels.training.train import Trainer
 
 __all__ = ["CHECKPOINT", "Session", "make_folder", "train_run"]
