@@ -13,6 +13,10 @@ def run(argv: Sequence[str] | None = None) -> int:
 
     torch and the trainer are imported here, so that an interrupt while they load ends as quietly as one later.
     """
+    # Of the two ways to start it ``python -m`` alone looks for a user's loss in the working folder. Last, because no
+    # file there is to take the place of a module that is imported later; not at all where Python was told so.
+    if "" not in sys.path and not getattr(sys.flags, "safe_path", False):
+        sys.path.append("")
     try:
         from dal_kernels.training.cli import main
 

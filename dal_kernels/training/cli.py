@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from torch import distributed
 
-from dal_kernels import ScheduleWarning
+from dal_kernels import ScheduleWarning, __version__
 from dal_kernels.training.compare import Results, run_training
 from dal_kernels.training.config import TrainingConfig
 from dal_kernels.training.config_file import arguments_of
@@ -26,7 +26,7 @@ from dal_kernels.training.loggers import LOGGERS
 from dal_kernels.training.losses import FAMILY, FIXED, LOSSES
 from dal_kernels.training.parallel import first_to_say
 from dal_kernels.training.predict import PredictConfig, predict
-from dal_kernels.training.recipes import OFFICIAL, PRESETS, Recipe
+from dal_kernels.training.recipes import OFFICIAL, PRESETS, Recipe, preset_values
 from dal_kernels.training.report import check_packages, write_curves, write_report
 
 __all__ = ["main", "parse", "sentence"]
@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
         prog="dal-train",
         description="Train on wrong labels. Defaults are in parentheses. Under torchrun processes share each batch.",
     )
+    made.add_argument("--version", action="version", version=f"dal_kernels {__version__}")
     commands = made.add_subparsers(dest="to_do", required=True, metavar="train|compare|inspect|predict|evaluate")
     default = TrainingConfig()
 
@@ -114,14 +115,20 @@ LOSS = (
     f"{', '.join(dict.fromkeys([*LOSSES, *FIXED, *FAMILY]))}, or package.module:attribute; a loss of the family with "
     "settings of its own: symmetric-cross-entropy:alpha=6,beta=0.1"
 )
-PRESET = f"settings to start from (those of the data set); the authors' own are {', '.join(OFFICIAL)}"
+PRESET = (
+    "settings to start from (those of the data set; of KIND:PATH images, of npz:PATH features); the authors' own are "
+    f"{', '.join(OFFICIAL)}"
+)
 DATA_HELP = f"{', '.join(DATA)}; or {', '.join(f'{kind}:PATH' for kind in SOURCES)}"
 LABELS = (
     "a table with columns path, suggested (or label) and perhaps weight: labels instead of those after the noise, such "
     "as the suggested.csv of inspect"
 )
 CONFIG = "YAML, TOML or JSON of these options, without their dashes in front; those of the command line override it"
-CHECKPOINT = "of a run (that of the newest run below the output: best.pt if there is one, else checkpoint.pt)"
+CHECKPOINT = (
+    "of a run (that of the newest run below the output, of an inspection's only where there is no other: best.pt if "
+    "there is one, else checkpoint.pt)"
+)
 SEED = "fixes wrong labels, first weights and batches"
 
 
@@ -163,7 +170,7 @@ def _add_settings(command: argparse.ArgumentParser, default: TrainingConfig) -> 
         default=default.loggers,
         help="where the metrics of each epoch go (csv: metrics.csv, which is always written)",
     )
-    settings = command.add_argument_group("settings, each instead of the preset's")
+    settings = command.add_argument_group("settings, each instead of the preset's, which is in parentheses")
     digits = PRESETS["digits"]
     for setting in fields(Recipe):
         kind = type(getattr(digits, setting.name))
@@ -175,7 +182,8 @@ def _add_settings(command: argparse.ArgumentParser, default: TrainingConfig) -> 
         elif kind is tuple:
             options = {"type": int, "nargs": "*", "metavar": "N"}
         flag = f"--{setting.name.replace('_', '-')}"
-        settings.add_argument(flag, default=argparse.SUPPRESS, help=setting.metadata["help"], **options)
+        help = f"{setting.metadata['help']} ({preset_values(setting.name)})"
+        settings.add_argument(flag, default=argparse.SUPPRESS, help=help, **options)
 
 
 def parse(argv: Sequence[str] | None = None) -> TrainingConfig:
@@ -216,7 +224,8 @@ def parse(argv: Sequence[str] | None = None) -> TrainingConfig:
 def _write_inspection(results: Results, data: DataSet) -> tuple[list[Path], str]:
     (run,), out = results.runs, results.config.out
     assert out is not None  # it has a default here
-    return write_inspection(out, run.noise.known(data), run.inspections[0], results.command)
+    test_error = 1 - run.history[-1].test_accuracy
+    return write_inspection(out, run.noise.known(data), run.inspections[0], test_error, results.command)
 
 
 def _apply(argv: Sequence[str]) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 from dal_kernels.training.atomic import replacing
 from dal_kernels.training.config import TrainingConfig
-from dal_kernels.training.errors import UsageError, need
+from dal_kernels.training.errors import UsageError, need, reason
 from dal_kernels.training.recipes import Recipe
 from dal_kernels.training.records import Run
 
@@ -67,7 +67,7 @@ def _read(path: Path) -> dict[Any, Any]:
     except UsageError:
         raise
     except Exception as error:  # a damaged file can raise anything
-        raise UsageError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+        raise UsageError(f"{path} cannot be read: {' '.join(reason(error).split())}") from error
     if not isinstance(content, dict):
         raise UsageError(f"{path} must be a table of options, got {type(content).__name__}")
     return content

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
 
-__all__ = ["UsageError", "need", "usage_errors"]
+__all__ = ["UsageError", "need", "reason", "usage_errors"]
 
 
 class UsageError(ValueError):
@@ -23,6 +23,11 @@ def usage_errors() -> Iterator[None]:
         raise
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, for a sentence that names the file already, as the text of an ``OSError`` does."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
 
 
 def need(module: str, package: str | None = None, in_extra: bool = True) -> ModuleType:

@@ -75,9 +75,9 @@ class Learner:
         self.loss_name = loss
         self.loss = build_loss(loss, recipe, recipe.epochs * (batches if recipe.loss_step == "iteration" else 1))
         if not isinstance(self.loss, KernelLoss | FamilyLoss):
-            for what, used in (("weights of samples", weights), ("an inspector of labels", inspector)):
+            for need, used in (("weights of samples need", weights), ("an inspection of labels needs", inspector)):
                 if used is not None:
-                    raise UsageError(f"{what} need a loss of dal_kernels, got {loss}")
+                    raise UsageError(f"{need} a loss of dal_kernels, got {loss}")
 
     @property
     def evaluated(self) -> nn.Module:

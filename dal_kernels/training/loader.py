@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -11,11 +11,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, Sampler
 
-from dal_kernels.training.data.base import EncodedImages, Images, UnreadableError
+from dal_kernels.training.data.base import EncodedImages, FileImages, Images, UnreadableError
 from dal_kernels.training.errors import UsageError
 from dal_kernels.training.parallel import World
 
-__all__ = ["Batches", "evaluation_loader", "first_input", "held_out", "stream", "training_loader"]
+__all__ = [
+    "Batches",
+    "evaluation_loader",
+    "first_input",
+    "held_out",
+    "skipped_in_words",
+    "stream",
+    "training_loader",
+]
 
 # Inputs (B, ...) float32, which samples they are, (B,) int64, and which could not be read, with the reasons.
 Batch = tuple[Tensor, Tensor, dict[int, str]]
@@ -99,6 +107,22 @@ class Batches:
             self.unreadable |= broken
             if len(indices):
                 yield inputs, indices
+
+
+def skipped_in_words(parts: Iterable[tuple[Images, Collection[int]]]) -> list[str]:
+    """How many samples could not be read, files that are missing apart from those that are broken.
+
+    Args:
+        parts: images, and which of them could not be read.
+    """
+    missing, files, broken = [], 0, 0
+    for images, indices in parts:
+        lost = images.missing(indices) if isinstance(images, FileImages) else []
+        missing += lost
+        files += len(images) if isinstance(images, FileImages) else 0
+        broken += len(indices) - len(lost)
+    words = [f"{len(missing)} of {files} files are missing (the first is {missing[0]})"] if missing else []
+    return words + ([f"{broken} images could not be read"] if broken else [])
 
 
 def first_input(images: Images) -> Tensor:

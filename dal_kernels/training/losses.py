@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
+from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -28,6 +29,12 @@ FAMILY = {
     name.removesuffix("_loss").replace("_", "-"): getattr(losses, name)
     for name in losses.__all__
     if name.endswith("_loss") and name != "label_distribution_aware_margin_loss"
+}
+# Names that take no settings: what does. In LOSSES and FIXED, but for cross-entropy, which is of the family too.
+INSTEAD = {
+    "gce": "generalized-cross-entropy:{}, or --gce-q",
+    "mae": "mean-absolute-error:{}",
+    **dict.fromkeys(("dal", "dal-fixed", "dal-shifted"), "--q-start and --q-end"),
 }
 # What a command line may set of every loss of the family, beside its own knobs; and what it may not.
 SHARED_SETTINGS = ("label_smoothing", "target_shift", "scale")
@@ -173,11 +180,16 @@ def _number_or_word(value: str) -> Any:
 
 def _imported(name: str) -> Any:
     module, _, attribute = name.partition(":") if ":" in name else name.rpartition(".")
-    if not module or not attribute:
-        names = ", ".join(dict.fromkeys([*LOSSES, *FIXED, *FAMILY]))
+    if not module or not all(map(str.isidentifier, attribute.split("."))):
+        short, _, settings = name.partition(":")
+        if short in INSTEAD:
+            instead = INSTEAD[short].format(settings)
+            raise UsageError(f"loss {short} has no settings of its own, give {instead}; got {name!r}")
+        names = list(dict.fromkeys([*LOSSES, *FIXED, *FAMILY]))
+        near = get_close_matches(short, names, n=1)
         raise UsageError(
-            f"losses must be among {names}, a loss of the family with settings such as jensen-shannon:pi=0.3, or "
-            f"package.module:attribute, got {name!r}"
+            f"{f'do you mean {near[0]}? ' if near else ''}losses must be among {', '.join(names)}, a loss of the "
+            f"family with settings such as jensen-shannon:pi=0.3, or package.module:attribute, got {name!r}"
         )
     try:
         found: Any = import_module(module)

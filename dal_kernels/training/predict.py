@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -16,10 +15,11 @@ from dal_kernels.training.config import check_common
 from dal_kernels.training.data.files import class_labels
 from dal_kernels.training.data.unlabelled import Samples, samples_of
 from dal_kernels.training.errors import UsageError
-from dal_kernels.training.loader import evaluation_loader, first_input
+from dal_kernels.training.loader import evaluation_loader, first_input, skipped_in_words
 from dal_kernels.training.metrics import predictions
 from dal_kernels.training.models import build_model
 from dal_kernels.training.parallel import join_world
+from dal_kernels.training.provenance import was_inspected
 from dal_kernels.training.recipes import Recipe
 from dal_kernels.training.records import write_classes, write_rows
 
@@ -37,7 +37,7 @@ class PredictConfig:
     Attributes:
         data: as of ``TrainingConfig``; of a folder or a table that has a part to test on, that part, else all of it,
             with or without labels.
-        checkpoint: of a run; None: of the newest run below ``out``, that of its best epoch if there is one.
+        checkpoint: of a run; None: as ``find_checkpoint`` finds it below ``out``.
         out: folder for what is written.
     """
 
@@ -65,12 +65,15 @@ class Trained:
 
 
 def find_checkpoint(out: Path, to_do: str = "predict") -> Path:
-    """Of the newest run below ``out`` the checkpoint of the best epoch, else of the last.
+    """Of the newest run below ``out`` the checkpoint of the best epoch, else of the last; of an inspection's run, which
+    was to doubt labels and not to be kept, only where there is no other.
 
     Raises:
         UsageError: there is none.
     """
-    runs = sorted(out.glob("*/*/checkpoint.pt"), key=os.path.getmtime)
+    runs = sorted(
+        out.glob("*/*/checkpoint.pt"), key=lambda path: (not was_inspected(path.parent), path.stat().st_mtime)
+    )
     if not runs:
         raise UsageError(f"{to_do} needs a checkpoint: none was given, and there is no run below {out}")
     best = runs[-1].with_name("best.pt")
@@ -136,7 +139,7 @@ class Predicted:
                 f"; the labels of {count} samples ({some}) are no classes of the network, which knows "
                 f"{', '.join(names[:SHOWN])}{', …' if len(names) > SHOWN else ''}: how well these are told is unknown"
             )
-        return text + (f"; {len(self.unreadable)} could not be read" if self.unreadable else "")
+        return "; ".join([text, *skipped_in_words([(self.samples.images, self.unreadable)])])
 
     def write_unreadable(self, path: Path) -> list[Path]:
         """A table of the samples that cannot be read; no file, if all can."""

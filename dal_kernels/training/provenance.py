@@ -18,8 +18,9 @@ from dal_kernels.training.config import TrainingConfig
 from dal_kernels.training.machine import machine
 from dal_kernels.training.parallel import World
 
-__all__ = ["distinct", "other_setting", "provenance", "read_makers", "write_makers"]
+__all__ = ["RUN", "distinct", "other_setting", "provenance", "read_makers", "was_inspected", "write_makers"]
 
+RUN = "run.json"  # in the folder of each run
 RESUMED = "resumed by"
 
 
@@ -43,14 +44,23 @@ def write_makers(path: Path, settings: Mapping[str, Any], makers: Sequence[dict[
 
 def other_setting(path: Path, settings: Mapping[str, Any]) -> str | None:
     """Which of ``settings`` a run had otherwise, by what :func:`write_makers` wrote; if that is lost, the first one."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            content = {}
-    except (OSError, ValueError):
-        content = {}
+    content = _written(path)
     ours = json.loads(json.dumps(_finite(settings)))
     return next((name for name, value in ours.items() if name not in content or content[name] != value), None)
+
+
+def was_inspected(folder: Path) -> bool:
+    """Whether the run in a folder was an inspection of labels, by what :func:`write_makers` wrote."""
+    return _written(folder / RUN).get("inspected") is True
+
+
+def _written(path: Path) -> dict[str, Any]:
+    """What :func:`write_makers` wrote; nothing, if that is lost."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _finite(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from dal_kernels.training.errors import UsageError
 from dal_kernels.training.typed import check_types
 
-__all__ = ["OFFICIAL", "PRESETS", "Recipe", "recipe_for"]
+__all__ = ["OFFICIAL", "PRESETS", "Recipe", "preset_values", "recipe_for"]
 
 
 def _setting(help: str, accepted: str, ok: Callable[[Any], bool], names: tuple[str, ...] = (), **default: Any) -> Any:
@@ -224,3 +224,25 @@ def recipe_for(data: str, preset: str | None = None, **changes: Any) -> Recipe:
     if unknown:
         raise UsageError(f"settings must be among {', '.join(asdict(PRESETS[name]))}, got {', '.join(sorted(unknown))}")
     return replace(PRESETS[name], **changes)
+
+
+def preset_values(setting: str) -> str:
+    """What a setting is in each preset, the commonest value last: "0.7", or "digits: 32; images: 64; others: 128"."""
+    presets: dict[Any, list[str]] = {}
+    for name, recipe in PRESETS.items():
+        presets.setdefault(getattr(recipe, setting), []).append(name)
+    *rare, (common, _) = sorted(presets.items(), key=lambda found: len(found[1]))
+    if not rare:
+        return _shown(common)
+    return "; ".join([*(f"{', '.join(names)}: {_shown(value)}" for value, names in rare), f"others: {_shown(common)}"])
+
+
+def _shown(value: Any) -> str:
+    """As the command line takes it, as far as it can."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value == () or value == math.inf:
+        return "none"
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    return value if isinstance(value, str) else f"{value:g}"

@@ -54,13 +54,15 @@ def in_words(summaries: Sequence[Summary]) -> str:
 
 def _paragraph(group: Sequence[Summary]) -> str:
     ranked = sorted(group, key=lambda s: s.got.mean, reverse=True)
-    first, rest = ranked[0], ranked[1:]
+    first, rest = ranked[0], [s for s in ranked[1:] if not _level(ranked[0], s)]
+    level = [s.title for s in ranked[1:] if _level(first, s)]
     ends = "ends highest at" if rest else "ends at"
     if first.chosen is not None:
         ends = f"in the epoch chosen by validation is {'highest ' if rest else ''}at"
     if not first.tested:
         ends = f"is {'highest ' if rest else ''}in validation at"
     clauses = [f"Noise {first.noise.title}: {first.title} {ends} {first.got.percent()}%"]
+    clauses += [f"level with {' and '.join(level)}"] if level else []
     clauses += [f"{100 * (first.got.mean - s.got.mean):.1f} points ahead of {s.title}{_doubt(first, s)}" for s in rest]
     sentences = [", ".join(clauses)]
     for s in ranked:
@@ -81,6 +83,11 @@ def _paragraph(group: Sequence[Summary]) -> str:
     if first.chosen is None and best.best.mean > first.best.mean:  # a validation says when to stop
         sentences.append(f"Stopped at the best epoch, {best.title} would be ahead at {best.best.percent()}%")
     return ". ".join(sentences) + "."
+
+
+def _level(first: Summary, other: Summary) -> bool:
+    """Whether the accuracies differ by so little that it would be printed as 0.0 points."""
+    return f"{100 * (first.got.mean - other.got.mean):.1f}" == "0.0"
 
 
 def _doubt(a: Summary, b: Summary) -> str:

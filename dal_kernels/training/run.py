@@ -20,21 +20,23 @@ from dal_kernels.training.config import TrainingConfig
 from dal_kernels.training.config_file import write_config
 from dal_kernels.training.corrections import read_corrections
 from dal_kernels.training.data import DataSet
-from dal_kernels.training.errors import UsageError
+from dal_kernels.training.data.base import Images, Part
+from dal_kernels.training.errors import UsageError, reason
 from dal_kernels.training.inspector import LabelInspector
+from dal_kernels.training.loader import skipped_in_words
 from dal_kernels.training.loggers import TRACKED, Loggers
 from dal_kernels.training.losses import loss_title
 from dal_kernels.training.noise import NoisyLabels
 from dal_kernels.training.parallel import World
 from dal_kernels.training.progress import Progress
-from dal_kernels.training.provenance import other_setting, read_makers, write_makers
+from dal_kernels.training.provenance import RUN, other_setting, read_makers, write_makers
 from dal_kernels.training.recipes import Recipe
 from dal_kernels.training.records import Run, write_classes, write_metrics, write_rows
 from dal_kernels.training.train import Trainer
 
 __all__ = ["CHECKPOINT", "Session", "make_folder", "train_run"]
 
-CHECKPOINT, BEST, RUN, SKIPPED = "checkpoint.pt", "best.pt", "run.json", "skipped.csv"
+CHECKPOINT, BEST, SKIPPED = "checkpoint.pt", "best.pt", "skipped.csv"
 CONFIG, METRICS = "config.yaml", ("metrics.csv", "metrics.jsonl")
 AFTERWARDS = ("classes.csv", "confusion.csv", "curves.png", "curves.svg")
 
@@ -116,6 +118,8 @@ def train_run(session: Session, labels: NoisyLabels, run: Run) -> None:
             if world.main:  # whoever was killed after a checkpoint left them without its epoch
                 write_metrics(own / "metrics", [replace(run, history=trainer.history)])
             progress.skip(len(trainer.history) * len(trainer.batches))
+        elif config.resume:
+            say(f"  there is nothing to go on from in {own}: trained from the start")
     if not trainer.done and made_by not in run.made_by:
         run.made_by.append(made_by)
         if own is not None and world.main:
@@ -147,9 +151,10 @@ def train_run(session: Session, labels: NoisyLabels, run: Run) -> None:
                     rows = [(part, data.paths(part)[i], why) for part, i, why in unreadable]
                     write_rows(own / SKIPPED, ("part", "path", "reason"), rows)
     progress.skip((recipe.epochs - len(trainer.history)) * len(trainer.batches))
-    if unreadable := trainer.unreadable():
-        where = "" if own is None else f", see {own / SKIPPED}"
-        say(f"  {len(unreadable)} images could not be read and were left out{where}")
+    unreadable = trainer.unreadable()
+    images: dict[Part, Images] = {"train": data.train, "validation": data.validation, "test": data.test}
+    for words in skipped_in_words((images[name], [i for part, i, _ in unreadable if part == name]) for name in images):
+        say(f"  {words} and were left out{'' if own is None else f', see {own / SKIPPED}'}")
     run.history.extend(trainer.history)
     if own is not None and (len(data.test) or trainer.held):
         classified = trainer.classified()
@@ -160,7 +165,9 @@ def train_run(session: Session, labels: NoisyLabels, run: Run) -> None:
 
     last = run.history[-1]
     wrong_ones = "wrong labels" if data.verified else "labels changed"
-    memorised = f"{last.memorised:6.1%} of the {wrong_ones} memorised, " if last.memorised == last.memorised else ""
+    memorised = ""
+    if not math.isnan(last.memorised):
+        memorised = f"{last.memorised:6.1%} of the {trainer.wrong} {wrong_ones} memorised, "
     already = f", {resumed} of {len(run.history)} epochs trained before" if resumed else ""
     best = run.history[trainer.best_epoch - 1]
     validated = f"validation {best.validation_accuracy:6.1%} in epoch {best.epoch}, the best, " if trainer.held else ""
@@ -197,5 +204,5 @@ def make_folder(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"the folder {folder} cannot be made: {error}") from error
+        raise UsageError(f"the folder {folder} cannot be made: {reason(error)}") from error
     return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -12,8 +13,8 @@ import torch
 from dal_kernels.training import UsageError, main
 from dal_kernels.training.corrections import read_corrections
 from dal_kernels.training.data import load_data
-from dal_kernels.training.inspect_report import auroc, precision_at
-from dal_kernels.training.inspection import COLUMNS
+from dal_kernels.training.inspect_report import _doubt, auroc, precision_at
+from dal_kernels.training.inspection import COLUMNS, inspect
 from dal_kernels.training.noise import NoisyLabels
 from dal_kernels.training.train import Trainer
 from support.children import torchrun
@@ -56,6 +57,7 @@ def test_inspect_ranks_the_wrong_labels_of_digits_first(inspected: Path) -> None
     assert all((float(row["confidence"]) > 0.5) == (row["given"] != row["suggested"]) for row in rows)
     text = (inspected / "inspect.md").read_text(encoding="utf-8")
     assert "The truth is known here: 30.0% of the labels are wrong" in text
+    assert "Where the two shares differ, believe the estimated one" in text
     pairs = rows_of(inspected / "confusion.csv")
     assert sum(int(row["samples"]) for row in pairs) == sum(row["given"] != row["suggested"] for row in rows)
 
@@ -73,12 +75,15 @@ def test_training_on_what_is_suggested_mends_cross_entropy(
     command = ["train", *COMMAND, "--losses", "cross-entropy", "--output"]
     assert main([*command, str(tmp_path)]) == 0
     assert main([*command, str(tmp_path), "--labels", str(inspected / "suggested.csv")]) == 0
+    said = capsys.readouterr().out
+    assert "of the labels; " in said
+    # How many are left: of few even all that are memorised are no cause for alarm.
+    assert re.search(r"of the (\d+) wrong labels memorised.*of the (\d+) wrong labels memorised", said, re.DOTALL)
     accuracies = {
         "corrected" in str(path.parent): float(rows_of(path)[-1]["test_accuracy"])
         for path in tmp_path.glob("digits/*/metrics.csv")
     }
     assert accuracies[True] > accuracies[False] + 0.05
-    assert "of the labels; " in capsys.readouterr().out
 
 
 def test_clean_labels_are_believed(tmp_path: Path) -> None:
@@ -134,6 +139,62 @@ def test_features_have_no_contact_sheet(tmp_path: Path) -> None:
     assert "The truth is known" not in (tmp_path / "inspect.md").read_text(encoding="utf-8")
 
 
+def overlapping(path: Path, features: int) -> str:
+    """Two classes that a line tells apart by their first feature, a fifth of the training labels wrong."""
+    import numpy
+
+    generator = numpy.random.default_rng(0)
+    truth = numpy.arange(400) % 2
+    values = generator.normal(size=(400, features))
+    values[:, 0] += 4 * truth
+    labels = numpy.where(numpy.arange(400) % 10 < 2, 1 - truth, truth)
+    labels[200:] = truth[200:]
+    split = numpy.repeat(["train", "test"], 200)
+    numpy.savez(path, features=values, labels=labels, split=split)
+    return f"npz:{path}"
+
+
+@pytest.mark.parametrize(
+    ("features", "settings", "said"),
+    [
+        (1, "--learning-rate 0.05", None),
+        (3, "--learning-rate 0.002", "many of the labels that it doubts are its own mistakes. Inspect with"),
+        (100, "--widths 256 --learning-rate 0.01 --losses cross-entropy", "learnt the training labels by heart, wrong"),
+    ],
+)
+def test_a_network_that_is_a_bad_judge_is_told_by_its_test(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], features: int, settings: str, said: str | None
+) -> None:
+    data = overlapping(tmp_path / "f.npz", features)
+    assert main(["inspect", "--data", data, *settings.split(), "--output", str(tmp_path / "out")]) == 0
+    text = (tmp_path / "out" / "inspect.md").read_text(encoding="utf-8")
+    assert text in capsys.readouterr().out
+    assert text.count("if the labels of the test are right") == (said is not None)
+    assert said is None or said in text
+
+
+@pytest.mark.parametrize(
+    ("doubted", "test_error", "said"),
+    [
+        (0.20, 0.31, "31.0% of the labels of the test, and prefers another class to 20.0% of those that"),
+        (0.20, 0.31, "by heart"),
+        (0.20, 0.29, "its own mistakes"),
+        (0.20, 0.11, "its own mistakes"),
+        (0.20, 0.09, None),
+        (0.02, 0.025, "its own mistakes"),
+        (0.02, 0.015, None),
+        (0.20, float("nan"), None),  # no test
+    ],
+)
+def test_doubts_begin_at_the_shares_that_they_name(doubted: float, test_error: float, said: str | None) -> None:
+    margin = torch.where(torch.arange(100) < 100 * doubted, -0.8, 0.8)
+    labels = torch.zeros(100, dtype=torch.long)
+    found = inspect(labels, labels + 1, margin, margin, margin.clamp(min=0), labels + 1)
+    text = _doubt(found, test_error)
+    assert bool(text) == (said is not None)
+    assert said is None or said in text
+
+
 def table(path: Path, *lines: str) -> Path:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
@@ -186,7 +247,7 @@ def test_wrong_corrections_are_refused(tmp_path: Path, lines: list[str], message
     [
         ("--losses dal gce", "inspect trains one network"),
         ("--seeds 0 1", "inspect trains one network"),
-        ("--losses torch.nn.CrossEntropyLoss", "an inspector of labels need a loss of dal_kernels"),
+        ("--losses torch.nn.CrossEntropyLoss", "an inspection of labels needs a loss of dal_kernels, got torch.nn"),
     ],
 )
 def test_inspect_refuses(arguments: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dal_kernels.training import PRESETS, UsageError
-from dal_kernels.training.losses import FAMILY, LOSSES, build_loss, exponents
+from dal_kernels.training.losses import FAMILY, FIXED, INSTEAD, LOSSES, build_loss, exponents
 from dal_kernels.training.recipes import recipe_for
 from support.trainings import needs_training
 
@@ -106,10 +106,20 @@ def test_losses_start_before_any_step_and_end_where_they_should(
     assert exponents(loss) == pytest.approx(last, rel=1e-3, nan_ok=True)
 
 
+def test_a_name_that_takes_no_settings_has_others_instead() -> None:
+    assert set(INSTEAD) == set(LOSSES | FIXED) - set(FAMILY)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("vocal", "losses must be among cross-entropy, gce, mae, dal, .*, or package.module:attribute, got 'vocal'"),
+        ("cross_entropy", "^do you mean cross-entropy[?] losses must be among cross-entropy, .* got 'cross_entropy'"),
+        ("generalised-cross-entropy:q=1", "^do you mean generalized-cross-entropy[?] losses must be among"),
+        ("unlike:q=1", "^losses must be among"),
+        ("gce:q=3", "loss gce has no settings of its own, give generalized-cross-entropy:q=3, or --gce-q; got 'gce:q"),
+        ("mae:scale=2", "loss mae has no settings of its own, give mean-absolute-error:scale=2; got"),
+        ("dal:qq=3", "loss dal has no settings of its own, give --q-start and --q-end; got 'dal:qq=3'"),
         ("torch.nn.NoSuchLoss", "cannot be imported: .*NoSuchLoss"),
         ("no_such_package:Loss", "cannot be imported: No module named"),
         (":Loss", "losses must be among"),

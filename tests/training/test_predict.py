@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,27 @@ def test_the_newest_run_predicts_unless_another_is_named(tmp_path: Path) -> None
     assert find_checkpoint(tmp_path).parent.name == "b"
     (tmp_path / "digits" / "b" / "best.pt").write_bytes(b"")
     assert find_checkpoint(tmp_path).name == "best.pt"
+
+
+def test_an_inspection_predicts_only_where_there_is_no_other_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained(tmp_path, "train --val-fraction 0.2")
+    inspection = trained(tmp_path, "inspect")
+    capsys.readouterr()
+    assert main(["predict", "--output", str(tmp_path)]) == 0
+    assert f"by {run / 'best.pt'} (epoch" in capsys.readouterr().out
+    shutil.rmtree(run)
+    assert main(["predict", "--output", str(tmp_path)]) == 0
+    assert f"by {inspection / 'checkpoint.pt'} (epoch" in capsys.readouterr().out
+
+
+def trained(out: Path, command: str) -> Path:
+    """The folder of a run that was not there before."""
+    before = {*out.glob("digits/*")}
+    assert main([*command.split(), "--epochs", "2", "--output", str(out)]) == 0
+    (run,) = {*out.glob("digits/*")} - before
+    return run
 
 
 @pytest.mark.parametrize(

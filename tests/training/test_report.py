@@ -37,6 +37,12 @@ def test_summary_takes_last_and_best_over_seeds() -> None:
     [
         ({"cross-entropy": 0.5, "dal": 0.9}, ["DAL ends highest", "40.0 points ahead of cross-entropy"], ["tie"]),
         ({"cross-entropy": 0.9, "dal": 0.5}, ["cross-entropy ends highest", "ahead of DAL"], ["DAL ends", "tie"]),
+        ({"gce": 0.8, "dal": 0.8}, ["GCE ends at 80.5 ± 0.7%, level with DAL."], ["points ahead", "tie"]),
+        (
+            {"gce": 0.8, "dal": 0.7999, "mae": 0.8, "cross-entropy": 0.5},
+            ["GCE ends highest at 80.5 ± 0.7%, level with MAE and DAL, 30.0 points ahead of cross-entropy."],
+            [", 0.0 points", "tie"],
+        ),
         ({"gce": 0.801, "dal": 0.8}, ["GCE ends highest", "0.1 points ahead of DAL (less", "a tie"], ["DAL ends"]),
     ],
 )

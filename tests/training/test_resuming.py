@@ -42,6 +42,17 @@ def test_a_run_killed_and_resumed_ends_as_one_left_alone(
     assert len(found["history"]) == 4
 
 
+def test_resuming_says_where_there_is_nothing_to_go_on_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", "--epochs", "1", "--out", str(tmp_path)]
+    said = []
+    for option in ("--resume", "--resume", "--overwrite"):
+        assert main([*command, option]) == 0
+        said.append(capsys.readouterr().out)
+    (run,) = tmp_path.glob("digits/*")
+    assert f"there is nothing to go on from in {run}: trained from the start\n" in said[0]
+    assert not any("nothing to go on" in text for text in said[1:])
+
+
 @pytest.mark.parametrize("change", ["--learning-rate 0.2", "--epochs 3", "--amp bf16"])
 def test_resuming_with_another_setting_names_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str

@@ -146,7 +146,7 @@ def test_grey_of_16_bits_is_not_all_white(tmp_path: Path, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("bad", ["missing", "broken"])
-def test_a_bad_file_is_skipped_wherever_it_is(tmp_path: Path, bad: str) -> None:
+def test_a_bad_file_is_skipped_wherever_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str], bad: str) -> None:
     image = pytest.importorskip("PIL.Image")
     for i in range(12):
         image.new("RGB", (8, 8), (20 * i,) * 3).save(tmp_path / f"{i}.png")
@@ -157,9 +157,16 @@ def test_a_bad_file_is_skipped_wherever_it_is(tmp_path: Path, bad: str) -> None:
     (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows]), encoding="utf-8")
     command = ["train", "--data", f"csv:{tmp_path / 'list.csv'}", "--epochs", "1", "--batch-size", "4"]
     out = ["--output", str(tmp_path / "out")]
+    said = "1 images could not be read"
+    if bad == "missing":
+        said = f"1 of 12 files are missing (the first is {tmp_path / '0.png'})"
     assert main([*command, "--noise", "instance:0.3", "--val-fraction", "0.25", *out]) == 0
-    (skipped,) = rows_of(next(tmp_path.glob("out/*/*/skipped.csv")))
+    (table,) = tmp_path.glob("out/*/*/skipped.csv")
+    assert f"  {said} and were left out, see {table}\n" in capsys.readouterr().out
+    (skipped,) = rows_of(table)
     assert skipped["path"] == "0.png"
+    assert main(["predict", *command[1:3], *out]) == 0
+    assert f"; {said}\n" in capsys.readouterr().out
     assert main([*command, "--bad-images", "error", *out]) == 2
 
 

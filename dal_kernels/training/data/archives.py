@@ -17,7 +17,7 @@ from dal_kernels.training.data.files import title_of
 from dal_kernels.training.data.image_folder import SUFFIXES, with_side
 from dal_kernels.training.data.table import SPLITS, split_parts
 from dal_kernels.training.data.transforms import IMAGENET, ImageTransform
-from dal_kernels.training.errors import UsageError, need
+from dal_kernels.training.errors import UsageError, need, reason
 
 __all__ = ["ARCHIVES", "Archive", "archive_images"]
 
@@ -73,7 +73,7 @@ def _hugging_face(path: Path) -> Archive:
     try:
         loaded = library.load_from_disk(str(path))
     except Exception as error:  # the library raises anything
-        raise UsageError(f"{path} cannot be read as a folder of datasets' save_to_disk: {error}") from error
+        raise UsageError(f"{path} cannot be read as a folder of datasets' save_to_disk: {reason(error)}") from error
     parts = dict(loaded) if isinstance(loaded, library.DatasetDict) else {"train": loaded}
     for part in parts:
         if part.lower() not in SPLITS:
@@ -148,7 +148,7 @@ def _webdataset(path: Path) -> Archive:
         except UsageError:
             raise
         except Exception as error:  # the library raises anything
-            raise UsageError(f"{tar} cannot be read: {error}") from error
+            raise UsageError(f"{tar} cannot be read: {reason(error)}") from error
     return Archive(images.__getitem__, paths, words, split)
 
 

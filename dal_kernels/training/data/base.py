@@ -6,7 +6,7 @@ import io
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dal_kernels.training.data.transforms import ImageTransform
-from dal_kernels.training.errors import UsageError, need
+from dal_kernels.training.errors import UsageError, need, reason
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -155,7 +155,7 @@ class EncodedImages(ABC):
                 with library.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
                     yield image
         except Exception as error:  # a damaged image can raise anything
-            raise UnreadableError(f"the image {self.title(index)} cannot be read: {error}") from error
+            raise UnreadableError(f"the image {self.title(index)} cannot be read: {reason(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -181,9 +181,10 @@ class FileImages(EncodedImages):
     def __len__(self) -> int:
         return len(self.names)
 
-    def missing(self) -> list[Path]:
-        """Which of the first files are."""
-        return [path for name in self.names[:FIRST] if not (path := self.root / name).is_file()]
+    def missing(self, indices: Iterable[int] | None = None) -> list[Path]:
+        """Which of these files are; None: of the first ones."""
+        looked_for = range(len(self.names[:FIRST])) if indices is None else indices
+        return [path for i in looked_for if not (path := self.source(i)).is_file()]
 
     @property
     def paths(self) -> list[str]:

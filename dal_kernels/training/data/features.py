@@ -13,7 +13,7 @@ from torch import Tensor
 from dal_kernels.training.data.base import DataSet
 from dal_kernels.training.data.files import title_of
 from dal_kernels.training.data.table import split_parts
-from dal_kernels.training.errors import UsageError, need
+from dal_kernels.training.errors import UsageError, need, reason
 
 __all__ = ["FeatureRows", "feature_rows", "need_finite", "read_features"]
 
@@ -72,10 +72,15 @@ def read_features(path: Path, labelled: bool = True) -> dict[str, Any]:
             files = [path / f"{name}.npy" for name in NAMES]
             arrays = {file.stem: numpy.load(file, mmap_mode="r") for file in files if file.exists()}
         else:
-            with numpy.load(path) as content:
+            content = numpy.load(path, mmap_mode="r")  # of a single array nothing is read
+            if isinstance(content, numpy.ndarray):
+                raise UsageError(f"{path} is a single array; save it with its labels by numpy.savez: {ADVICE}")
+            with content:
                 arrays = {name: content[name] for name in NAMES if name in content}
+    except UsageError:
+        raise
     except Exception as error:  # a damaged file can raise anything
-        raise UsageError(f"{path} cannot be read: {error}; it must hold {ADVICE}") from error
+        raise UsageError(f"{path} cannot be read: {reason(error)}; it must hold {ADVICE}") from error
     if not {"features", *(["labels"] if labelled else [])} <= arrays.keys():
         raise UsageError(f"{path} must hold {ADVICE}, got {', '.join(arrays) or 'none of them'}")
     features, labels = arrays["features"], arrays.get("labels")

@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from dal_kernels.training.data.base import DataSet, byte_images
-from dal_kernels.training.errors import UsageError, need
+from dal_kernels.training.errors import UsageError, need, reason
 
 __all__ = ["CLASSES", "characters", "draw_glyphs", "find_fonts", "kanji"]
 
@@ -111,7 +111,7 @@ def draw_glyphs(font: Path, chosen: str) -> Glyphs:
     try:
         face = fonts.truetype(str(font), EM, layout_engine=fonts.Layout.BASIC)
     except OSError as error:
-        raise UsageError(f"the font {font} cannot be read: {error}") from error
+        raise UsageError(f"the font {font} cannot be read: {reason(error)}") from error
 
     def ink(character: str) -> tuple[tuple[int, int], bytes]:
         mask = face.getmask(character)

@@ -14,7 +14,7 @@ from dal_kernels.training.data.base import NOTHING, DataSet, FileImages, Images
 from dal_kernels.training.data.files import class_labels, ordered, title_of
 from dal_kernels.training.data.image_folder import with_side
 from dal_kernels.training.data.transforms import IMAGENET, ImageTransform
-from dal_kernels.training.errors import UsageError, need
+from dal_kernels.training.errors import UsageError, need, reason
 
 __all__ = ["Parts", "other_rows", "read_table", "split_parts", "table_images", "table_root"]
 
@@ -167,7 +167,7 @@ def read_table(
     except UsageError:
         raise
     except Exception as error:  # a damaged file can raise anything
-        raise UsageError(f"{path} cannot be read: {error}") from error
+        raise UsageError(f"{path} cannot be read: {reason(error)}") from error
     if any(name not in names for name in needed):
         raise UsageError(f"{path} must have the columns {', '.join(needed)}, got {', '.join(names) or 'none'}")
     twice = [name for name in (*needed, *optional) if names.count(name) > 1]

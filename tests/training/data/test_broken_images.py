@@ -50,6 +50,14 @@ def test_broken_images_are_skipped_and_listed(
     assert any("the file is empty" in row["reason"] for row in rows)
 
 
+def test_an_inspection_says_why_it_saw_fewer_images(pictures: Path, tmp_path: Path) -> None:
+    spoil(pictures)
+    arguments = ["inspect", "--data", f"folder:{pictures}", "--epochs", "1", "--output", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    text = (tmp_path / "out" / "inspect.md").read_text(encoding="utf-8")
+    assert "Of 27 training samples 24 were seen; the other 3 could not be read." in text
+
+
 def test_a_broken_image_is_an_error_if_asked_for(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -201,14 +201,21 @@ def test_wrong_features_are_refused(tmp_path: Path, arrays: dict[str, Any], mess
         load_data(f"npz:{tmp_path / 'f.npz'}")
 
 
+def test_a_single_array_is_no_features_with_labels(tmp_path: Path) -> None:
+    numpy.save(tmp_path / "f.npy", numpy.zeros((4, 2)))
+    with pytest.raises(UsageError, match=r"f\.npy is a single array; save it with its labels by numpy\.savez: feat"):
+        load_data(f"npz:{tmp_path / 'f.npy'}")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--data", "folder:"], "folder:PATH"),
         (["--data", "tar:x"], "data must be one of digits, .*, folder:PATH, csv:PATH, .*, npz:PATH, got 'tar:x'"),
         (["--data", "folder:nowhere"], "the data folder nowhere does not exist"),
-        (["--data", "csv:nowhere.csv"], "nowhere.csv cannot be read"),
-        (["--data", "npz:nowhere.npz"], "nowhere.npz cannot be read"),
+        (["--data", "csv:nowhere.csv"], "^dal-train: nowhere.csv cannot be read: No such file or directory$"),
+        (["--data", "npz:nowhere.npz"], "^dal-train: nowhere.npz cannot be read: No such file or directory; it must"),
+        (["--config", "nowhere.json"], "^dal-train: nowhere.json cannot be read: No such file or directory$"),
         (["--data", "folder:x", "--data-dir", "y"], "data_dir is for data sets with a name"),
         (["--image-size", "32"], "image_size is for images of KIND:PATH"),
         (["--image-size", "3"], "image_size must be 0 or from 8 to 4096, got 3"),
