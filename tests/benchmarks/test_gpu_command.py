@@ -91,10 +91,10 @@ def test_a_command_that_is_cut_off_sums_up(tmp_path: Path) -> None:
 
 
 def test_one_that_is_deaf_ends_within_its_limit(tmp_path: Path) -> None:
-    ended = run(["sh", "-c", "trap '' INT; sleep 60"], 0.4, tmp_path / "log")
+    ended = run(["sh", "-c", "trap '' INT; sleep 60"], 4.0, tmp_path / "log")
     assert ended.cut
     assert ended.status == -signal.SIGKILL
-    assert ended.seconds < 5
+    assert ended.seconds < 20
 
 
 @pytest.mark.parametrize("leader", ["exit 0", "exec sleep 60"], ids=["ends", "is cut off"])
