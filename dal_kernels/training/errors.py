@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 __all__ = ["UsageError", "need", "reason", "usage_errors"]
@@ -25,9 +26,16 @@ def usage_errors() -> Iterator[None]:
         raise UsageError(str(error)) from error
 
 
-def reason(error: Exception) -> str:
-    """What went wrong, for a sentence that names the file already, as the text of an ``OSError`` does."""
-    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+def reason(error: Exception, folder: Path | None = None) -> str:
+    """What went wrong, for a sentence that names the file already, as the text of an ``OSError`` does.
+
+    Args:
+        folder: all that the sentence names: what went wrong may be another file, in it or above it.
+    """
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    is_another = folder is not None and error.filename is not None and str(error.filename) != str(folder)
+    return f"{error.strerror}: {error.filename}" if is_another else error.strerror
 
 
 def need(module: str, package: str | None = None, in_extra: bool = True) -> ModuleType:

