@@ -195,6 +195,13 @@ def test_the_readme_has_every_loss() -> None:
     assert said[number] == len(modules - {DynamicsAwareLoss.__name__})
 
 
+def test_the_site_has_every_table_of_results() -> None:
+    index = text_of(ROOT / "docs" / "index.md")
+    tables = sorted((ROOT / "benchmarks" / "results").glob("*.md"))
+    assert len(tables) > 3
+    assert [path.stem for path in tables if f"<../benchmarks/results/{path.stem}>" not in index] == []
+
+
 def anchors(page: Path) -> set[str]:
     """As a forge makes them of headings: words with hyphens between, without punctuation."""
     headings = re.findall(r"^#+ (.*)$", text_of(page), re.MULTILINE)
