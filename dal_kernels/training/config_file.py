@@ -67,7 +67,7 @@ def _read(path: Path) -> dict[Any, Any]:
     except UsageError:
         raise
     except Exception as error:  # a damaged file can raise anything
-        raise UsageError(f"{path} cannot be read: {' '.join(reason(error).split())}") from error
+        raise UsageError(f"{path} cannot be read: {' '.join(reason(error, path).split())}") from error
     if not isinstance(content, dict):
         raise UsageError(f"{path} must be a table of options, got {type(content).__name__}")
     return content

@@ -26,15 +26,14 @@ def usage_errors() -> Iterator[None]:
         raise UsageError(str(error)) from error
 
 
-def reason(error: Exception, folder: Path | None = None) -> str:
-    """What went wrong, for a sentence that names the file already, as the text of an ``OSError`` does.
+def reason(error: Exception, named: Path | str) -> str:
+    """What went wrong, for a sentence that names a file or a folder already.
 
-    Args:
-        folder: all that the sentence names: what went wrong may be another file, in it or above it.
+    An ``OSError`` names its file too: that is left out where it is ``named``, and not where it is another one.
     """
     if not isinstance(error, OSError) or not error.strerror:
         return str(error)
-    is_another = folder is not None and error.filename is not None and str(error.filename) != str(folder)
+    is_another = error.filename is not None and str(error.filename) != str(named)
     return f"{error.strerror}: {error.filename}" if is_another else error.strerror
 
 

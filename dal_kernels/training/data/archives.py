@@ -150,7 +150,7 @@ def _webdataset(path: Path) -> Archive:
         except UsageError:
             raise
         except Exception as error:  # the library raises anything
-            raise UsageError(f"{tar} cannot be read: {reason(error)}") from error
+            raise UsageError(f"{tar} cannot be read: {reason(error, tar)}") from error
     return Archive(images.__getitem__, paths, words, split)
 
 

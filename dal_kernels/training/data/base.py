@@ -155,7 +155,9 @@ class EncodedImages(ABC):
                 with library.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
                     yield image
         except Exception as error:  # a damaged image can raise anything
-            raise UnreadableError(f"the image {self.title(index)} cannot be read: {reason(error)}") from error
+            raise UnreadableError(
+                f"the image {self.title(index)} cannot be read: {reason(error, self.title(index))}"
+            ) from error
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def read_idx(path: Path) -> Tensor:
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib_error) as error:
-        raise UsageError(f"{path} cannot be read: {reason(error)}") from error
+        raise UsageError(f"{path} cannot be read: {reason(error, path)}") from error
     if len(content) < 4 or content[:3] != b"\0\0\x08" or content[3] == 0:
         raise UsageError(f"{path} is not an idx file of bytes: its magic number is 0x{content[:4].hex()}")
     header = 4 + 4 * content[3]

@@ -80,7 +80,7 @@ def read_features(path: Path, labelled: bool = True) -> dict[str, Any]:
     except UsageError:
         raise
     except Exception as error:  # a damaged file can raise anything
-        raise UsageError(f"{path} cannot be read: {reason(error)}; it must hold {ADVICE}") from error
+        raise UsageError(f"{path} cannot be read: {reason(error, path)}; it must hold {ADVICE}") from error
     if not {"features", *(["labels"] if labelled else [])} <= arrays.keys():
         raise UsageError(f"{path} must hold {ADVICE}, got {', '.join(arrays) or 'none of them'}")
     features, labels = arrays["features"], arrays.get("labels")

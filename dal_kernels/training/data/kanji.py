@@ -111,7 +111,7 @@ def draw_glyphs(font: Path, chosen: str) -> Glyphs:
     try:
         face = fonts.truetype(str(font), EM, layout_engine=fonts.Layout.BASIC)
     except OSError as error:
-        raise UsageError(f"the font {font} cannot be read: {reason(error)}") from error
+        raise UsageError(f"the font {font} cannot be read: {reason(error, font)}") from error
 
     def ink(character: str) -> tuple[tuple[int, int], bytes]:
         mask = face.getmask(character)

@@ -167,7 +167,7 @@ def read_table(
     except UsageError:
         raise
     except Exception as error:  # a damaged file can raise anything
-        raise UsageError(f"{path} cannot be read: {reason(error)}") from error
+        raise UsageError(f"{path} cannot be read: {reason(error, path)}") from error
     if any(name not in names for name in needed):
         raise UsageError(f"{path} must have the columns {', '.join(needed)}, got {', '.join(names) or 'none'}")
     twice = [name for name in (*needed, *optional) if names.count(name) > 1]

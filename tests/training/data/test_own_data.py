@@ -201,6 +201,12 @@ def test_wrong_features_are_refused(tmp_path: Path, arrays: dict[str, Any], mess
         load_data(f"npz:{tmp_path / 'f.npz'}")
 
 
+def test_of_a_folder_of_arrays_the_one_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "features.npy").mkdir()
+    with pytest.raises(UsageError, match=r"cannot be read: .*features\.npy; it must hold"):
+        load_data(f"npz:{tmp_path}")
+
+
 def test_a_single_array_is_no_features_with_labels(tmp_path: Path) -> None:
     numpy.save(tmp_path / "f.npy", numpy.zeros((4, 2)))
     with pytest.raises(UsageError, match=r"f\.npy is a single array; save it with its labels by numpy\.savez: feat"):
