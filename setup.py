@@ -135,8 +135,8 @@ class BuildOrGoWithout(build_ext):
         if ext.name == CUDA:
             ext.include_dirs = [sysconfig.get_path("include")]
             nvcc = cuda.find_nvcc()
-            ext.extra_compile_args = [nvcc, *cuda.architecture_flags(nvcc, self.for_this_machine)]
-            cuda.need_torch_for_gpus(is_for_gpus(torch))
+            flags = cuda.architecture_flags(nvcc, self.for_this_machine, is_for_gpus(torch))
+            ext.extra_compile_args = [nvcc, *flags]
         else:
             compiler = working_compiler()
             os.environ["CXX"] = os.environ.get("CXX", compiler)

@@ -42,46 +42,35 @@ def visible_gpus() -> list[str]:
     return sorted(set(re.findall(r"^\d+\.\d$", printed, re.MULTILINE)), key=float)
 
 
-def need_torch_for_gpus(is_for_gpus: bool) -> None:
-    """A wheel is for all GPUs, which takes many minutes to build: not beside a torch that takes no CUDA tensors.
-
-    Raises:
-        CannotBuildError: torch is such a build, and nobody asked for the CUDA kernels.
-    """
-    asked = os.environ.get("DAL_KERNELS_CUDA") == "1" or os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
-    if not is_for_gpus and not asked:
-        raise CannotBuildError(
-            "torch is its build for CPUs, which takes no CUDA tensors. DAL_KERNELS_CUDA=1 or TORCH_CUDA_ARCH_LIST "
-            "builds them all the same"
-        )
-
-
-def wanted(known: set[str], this_machine_only: bool) -> list[str]:
+def wanted(known: set[str], this_machine_only: bool, torch_is_for_gpus: bool) -> list[str]:
     """The targets as TORCH_CUDA_ARCH_LIST writes them ("9.0", "12.0+PTX"): what it asks for, or all.
 
     For this machine only: those of its GPUs.
 
     Raises:
-        CannotBuildError: this machine has no GPU, and nobody asked for the CUDA kernels.
+        CannotBuildError: nobody asked for the CUDA kernels, and this machine has no GPU, or torch takes no CUDA
+            tensors, beside which the many minutes that those for all GPUs take are lost.
     """
     listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
     if listed:
         return re.split(r"[;,\s]+", listed)
     names = visible_gpus() if this_machine_only else []
-    if this_machine_only and not names and os.environ.get("DAL_KERNELS_CUDA") != "1":
-        raise CannotBuildError(
-            "this machine shows no NVIDIA GPU (nvidia-smi), and an editable installation is for this machine. "
-            "DAL_KERNELS_CUDA=1 or TORCH_CUDA_ARCH_LIST builds them all the same"
-        )
+    why = ""
+    if this_machine_only and not names:
+        why = "this machine shows no NVIDIA GPU (nvidia-smi), and an editable installation is for this machine"
+    elif not torch_is_for_gpus:
+        why = "torch is its build for CPUs, which takes no CUDA tensors"
+    if why and os.environ.get("DAL_KERNELS_CUDA") != "1":
+        raise CannotBuildError(f"{why}. DAL_KERNELS_CUDA=1 or TORCH_CUDA_ARCH_LIST builds them all the same")
     names = names or [name for name in ARCHITECTURES if name.replace(".", "") in known]
     return [*names[:-1], f"{names[-1]}+PTX"]
 
 
-def architecture_flags(nvcc: str, this_machine_only: bool) -> list[str]:
+def architecture_flags(nvcc: str, this_machine_only: bool, torch_is_for_gpus: bool) -> list[str]:
     """For nvcc: binaries of the wanted targets, and PTX where asked for."""
     known = set(re.findall(r"compute_(\d+)", run([nvcc, "--list-gpu-arch"])))
     flags = []
-    for name in wanted(known, this_machine_only):
+    for name in wanted(known, this_machine_only, torch_is_for_gpus):
         number, plus, _ = name.partition("+PTX")
         code = number.replace(".", "")
         if not re.fullmatch(r"\d+\.\d[af]?", number) or code.rstrip("af") not in known:

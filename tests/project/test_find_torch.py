@@ -153,7 +153,7 @@ def test_the_cuda_kernels_are_built_for(
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed)
     monkeypatch.setenv("DAL_KERNELS_CUDA", asked)
     monkeypatch.setattr(cuda, "visible_gpus", lambda: gpus)
-    assert cuda.wanted(KNOWN, this_machine_only) == expected
+    assert cuda.wanted(KNOWN, this_machine_only, torch_is_for_gpus=True) == expected
 
 
 def test_in_place_without_a_gpu_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +161,7 @@ def test_in_place_without_a_gpu_there_are_none(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(cuda, "visible_gpus", list)
     with pytest.raises(CannotBuildError, match="no NVIDIA GPU"):
-        cuda.wanted(KNOWN, this_machine_only=True)
+        cuda.wanted(KNOWN, this_machine_only=True, torch_is_for_gpus=True)
 
 
 @pytest.mark.parametrize(
@@ -176,9 +176,9 @@ def test_beside_a_torch_for_cpus_they_must_be_asked_for(
         for name in ("TORCH_CUDA_ARCH_LIST", "DAL_KERNELS_CUDA"):
             monkeypatch.delenv(name, raising=False)
         with nullcontext() if is_for_gpus else pytest.raises(CannotBuildError, match="torch is its build for CPUs"):
-            cuda.need_torch_for_gpus(is_for_gpus)
+            cuda.wanted(KNOWN, False, is_for_gpus)
         monkeypatch.setenv(asked, "1" if asked == "DAL_KERNELS_CUDA" else "9.0")
-        cuda.need_torch_for_gpus(is_for_gpus)
+        cuda.wanted(KNOWN, False, is_for_gpus)
 
 
 def test_the_gpus_of_a_machine_are_read_from_its_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
