@@ -57,7 +57,8 @@ def demonstrate(config: training.TrainingConfig) -> None:
     print(f"\nForward + backward, medians (20 to 80 %); {machine()}\n", flush=True)
     timings = micro.measure(SIZES, ["fp32"], ["-k", "warm and step and not compile"], memory=False)
     print(micro.ratios(timings, "warm", "step"))
-    if warning := micro.busy(timings):
+    warning = micro.busy(timings)
+    if warning:
         print(f"\n{warning}")
 
     print("\nTraining with wrong labels\n", flush=True)
@@ -66,7 +67,7 @@ def demonstrate(config: training.TrainingConfig) -> None:
     ratios = [timings.ratio(cell, micro.CROSS_ENTROPY).median for cell in timings.samples]
     speed = (
         "The timings say nothing, because the machine was busy"
-        if micro.busy(timings)
+        if warning
         else f"F.cross_entropy took {min(ratios):.1f} to {max(ratios):.1f} times as long as our loss, by the size"
     )
     print(

@@ -87,7 +87,7 @@ def sendable(error: Exception) -> Exception:
 
 def raise_everywhere(problem: Exception | None, group: Group) -> None:
     """Raise on all ranks, which must all call this, the error of the first that has one; on none if none has."""
-    problems = gathered(problem, group)
+    problems = objects_of_ranks(problem, group)
     ranks = [rank for rank, error in enumerate(problems) if error is not None]
     if ranks:
         first = problems[ranks[0]]
@@ -112,7 +112,7 @@ def rows_of_ranks(rows: int, same: Mapping[str, str], problem: Exception | None,
     if min(checksums) < 0:
         raise_everywhere(problem, group)
     if len(set(checksums)) > 1:
-        of_ranks = gathered(dict(same), group)
+        of_ranks = objects_of_ranks(dict(same), group)
         for name in same:
             values = [of_rank.get(name) for of_rank in of_ranks]
             if len(set(values)) > 1:
@@ -120,7 +120,7 @@ def rows_of_ranks(rows: int, same: Mapping[str, str], problem: Exception | None,
     return list(counts)
 
 
-def gathered(own: Any, group: Group) -> list[Any]:
+def objects_of_ranks(own: Any, group: Group) -> list[Any]:
     """What each rank gives, in their order. All must call this."""
     of_ranks: list[Any] = [None] * dist.get_world_size(group)
     with _all_must_answer(group):

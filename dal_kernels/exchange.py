@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dal_kernels.arguments import Call
-from dal_kernels.collectives import Group, gather_into, gathered, raise_everywhere
+from dal_kernels.collectives import Group, gather_into, objects_of_ranks, raise_everywhere
 from dal_kernels.fields import loss_dtype
 from dal_kernels.slices import Statistics, merge
 
@@ -157,7 +157,7 @@ def agreement(header: Tensor, look: bool, call: Call, group: Group) -> Tensor:
         )
     if look and not bool(same):
         weights = -1 if call.weight is None else int(_checksum(call.weight.unsqueeze(1)))
-        if len(set(gathered(weights, group))) > 1:
+        if len(set(objects_of_ranks(weights, group))) > 1:
             raise ValueError("weight must be the same on every rank of the group, got class weights that differ")
         raise ValueError("target must be the same on every rank of the group, got labels that differ")
     if look and not bool(alike):
