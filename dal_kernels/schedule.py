@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dal_kernels.live import LiveNumbers
 from dal_kernels.shapes import check_warmup, number, share_of_way
+from dal_kernels.surroundings import outside_of_graphs
 from dal_kernels.tensors import check_choice
 
 __all__ = ["DynamicsAwareSchedule"]
@@ -202,7 +203,7 @@ def _shown(name: str, value: float) -> str:
 
 
 # Not compiled, because the position is a number: compiled code would hold it fixed, and be compiled anew at each step.
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@outside_of_graphs
 def _step(schedule: DynamicsAwareSchedule, t: float | None) -> tuple[float, float]:
     schedule.position = schedule.position + 1.0 if t is None else number("t", t)
     return schedule.at(schedule.position)

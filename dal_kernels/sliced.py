@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from dal_kernels.once import DifferentiableOnce
 from dal_kernels.quantities import RowStatistics, as_statistics, differentiable_rows
 from dal_kernels.reference import run_weighted
 from dal_kernels.slices import IGNORED, Statistics, fields_of, finish, gradient, joined, statistics, within
+from dal_kernels.surroundings import outside_of_graphs
 from dal_kernels.tensors import refuse_dtensor
 
 # torch.compile gives it as the reason of an error where fullgraph=True.
@@ -32,8 +33,8 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def breaks_graph(function: _F) -> _F:
-    """:func:`torch.compiler.disable`, which would forget the types."""
-    return cast(_F, torch.compiler.disable(function, reason=_NO_GRAPH))
+    """:func:`outside_of_graphs`, for that reason."""
+    return outside_of_graphs(function, _NO_GRAPH)
 
 
 @breaks_graph

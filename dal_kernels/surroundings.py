@@ -5,9 +5,10 @@ Some of it torch tells only through private hooks. Each of them stands here, wit
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -44,6 +45,33 @@ _top_saved_tensors_hooks = getattr(torch._C._autograd, "_top_saved_tensors_defau
 # subclass with a __torch_function__. Then the call is handed over.
 wants_the_call: Callable[..., bool] = has_torch_function_variadic
 hand_over: Callable[..., Any] = handle_torch_function
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def outside_of_graphs(function: _F, reason: str | None = None) -> _F:
+    """:func:`torch.compiler.disable`, which would forget the types, and import the compiler, at once.
+
+    With the compiler ``import dal_kernels`` takes four times as long. Here it comes with the first call that it
+    compiles.
+    """
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **options: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            return function(*arguments, **options)
+        return torch.compiler.disable(function, reason=reason)(*arguments, **options)
+
+    return cast(_F, call)
+
+
+def constant_in_graphs(function: _F) -> _F:
+    """:func:`torch.compiler.assume_constant_result`, which would import the compiler: all that it does is this mark.
+
+    Where a torch has another mark, what is compiled has a break there.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def transforms_active() -> bool:

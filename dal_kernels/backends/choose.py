@@ -15,7 +15,7 @@ from dal_kernels import extensions, ops, reference
 from dal_kernels.arguments import BACKENDS, Call, RowStats, raise_for_labels
 from dal_kernels.autograd import fused_loss
 from dal_kernels.objectives import OBJECTIVES
-from dal_kernels.surroundings import frames_inside, transforms_active
+from dal_kernels.surroundings import constant_in_graphs, frames_inside, transforms_active
 from dal_kernels.tensors import check_choice, classes_of
 
 Run = Callable[[Call], tuple[Tensor, RowStats | None]]
@@ -146,7 +146,7 @@ def _auto(input: Tensor, objective: int | None) -> tuple[str, ...]:
     return ("cuda", "triton") if ahead else ("triton", "cuda")
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_in_graphs
 def cuda_runs_on(device: torch.device) -> bool:
     """Whether the CUDA extension is there, and has code for that GPU, or code that its driver can compile."""
     return _cuda_runs_on(device)

@@ -7,9 +7,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, Protocol, get_args
 
-import torch
-
 from dal_kernels.shapes import Shape, check_warmup, number, share_of_way
+from dal_kernels.surroundings import outside_of_graphs
 from dal_kernels.tensors import check_choice
 
 
@@ -128,7 +127,7 @@ class Ramp:
 
 
 # Not compiled, because the position is a number: compiled code would hold it fixed, and be compiled anew at each step.
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@outside_of_graphs
 def _step(ramp: Ramp, t: float | None) -> dict[str, float]:
     ramp.position = ramp.position + 1.0 if t is None else t
     return ramp.at(ramp.position)

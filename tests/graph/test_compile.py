@@ -13,7 +13,9 @@ from dal_kernels import dynamics_aware_loss
 from dal_kernels.objective import Objective
 from dal_kernels.objectives import dynamics_aware, dynamics_aware_hard, normalized_and_absolute
 from dal_kernels.ops import KERNELS
+from dal_kernels.surroundings import constant_in_graphs
 from support.axes import dtypes
+from support.children import printed_by
 from support.truth import make_case
 
 
@@ -46,6 +48,19 @@ def test_one_graph_and_one_compilation_while_the_schedule_moves(
         tolerance = {} if dtype not in (torch.bfloat16, torch.float16) else {"rtol": 1e-2, "atol": 1e-4}
         torch.testing.assert_close(got, true, **tolerance)
     assert counter.frame_count == 1
+
+
+def test_the_compiler_is_not_imported_with_the_package() -> None:
+    """It takes four times as long as the package, and most trainings never compile."""
+    program = "import sys, torch; before = set(sys.modules); import dal_kernels; print(*set(sys.modules) - before)"
+    loaded = printed_by("-c", program).split()
+    assert "dal_kernels" in loaded
+    assert not [name for name in loaded if name.startswith(("torch._dynamo", "torch._inductor", "sympy"))]
+
+
+def test_what_is_constant_in_graphs_is_marked_as_torch_marks_it() -> None:
+    marked, torchs = constant_in_graphs(lambda: 0), torch.compiler.assume_constant_result(lambda: 0)
+    assert vars(marked) == vars(torchs) != {}
 
 
 def test_a_python_number_may_change_between_compiled_calls(backend: str) -> None:
