@@ -5,9 +5,9 @@
 
 namespace dal {
 
-// Float32 numbers side by side, the six of PaceNumbers in pace.py.
+// Float32 numbers side by side, the eight of PaceNumbers in pace.py.
 struct Pace {
-  float q, bootstrap_weight, confidence, agreement, bound, opening;
+  float q, bootstrap_weight, confidence, agreement, calls, bound, q_start, opening;
 };
 
 struct PaceLimits {
@@ -44,19 +44,30 @@ DAL_HD void follow(Pace& pace, const Learnt& call) {
   if (call.rows == 0) return;
   pace.confidence += static_cast<float>((1 - kDecay) * (call.confidence / call.rows - pace.confidence));
   pace.agreement += static_cast<float>((1 - kDecay) * (call.agreement / call.rows - pace.agreement));
+  pace.calls += 1;
+}
+
+DAL_HD double share(double value) { return fmin(fmax(value, 0.0), 1.0); }
+
+// How far a network is unsure because of its labels: from 0, it is not, to 1.
+DAL_HD double doubt(double confidence, double agreement, double calls) {
+  constexpr double kCalls = 700, kFrom = 0.1, kRise = 0.1, kTo = 0.6, kFall = 0.2, kSlow = 1.3, kSlowness = 0.3;
+  return share(calls / kCalls) * share((confidence - kFrom) / kRise) * share((kTo - confidence) / kFall) *
+         share((kSlow - agreement / confidence) / kSlowness);
 }
 
 // q and the bootstrap weight from the averages and the bound.
 DAL_HD void keep_pace(Pace& pace, const PaceLimits& limits) {
   constexpr double kLeast = 0.2, kSlope = 15, kTolerated = 0.12, kLogTen = 2.302585092994046;
-  const double reach = limits.q_end * pace.confidence;
-  const double bracket = kLeast + kSlope * (1 - static_cast<double>(pace.agreement) / pace.confidence);
+  const double confidence = pace.confidence, agreement = pace.agreement, reach = limits.q_end * confidence;
+  const double bracket = kLeast + kSlope * (1 - agreement / confidence);
   const double free = fmin(fmax(reach * bracket / (1 + kSlope * kTolerated * reach), kLeast * reach), reach);
-  const double opening = pace.opening / fmax(-log(static_cast<double>(pace.confidence)) / kLogTen, 1.0);
-  const double q = fmin(static_cast<double>(pace.bound), fmax(opening, free));
+  const double least = pace.q_start * fmax(static_cast<double>(pace.opening), doubt(confidence, agreement, pace.calls)) /
+                       fmax(-log(confidence) / kLogTen, 1.0);
+  const double q = fmin(static_cast<double>(pace.bound), fmax(least, free));
   pace.q = static_cast<float>(q);
   pace.bootstrap_weight = static_cast<float>(
-      limits.q_end > 1 ? limits.max_weight * fmin(fmax((q - 1) / (limits.q_end - 1), 0.0), 1.0) : 0.0);
+      limits.q_end > 1 ? limits.max_weight * share((q - 1) / (limits.q_end - 1)) : 0.0);
 }
 
 }  // namespace dal

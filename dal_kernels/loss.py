@@ -35,9 +35,9 @@ __all__ = ["DynamicsAwareLoss"]
 
 TargetShift = float | Tensor | Literal["fading"] | None
 
-# What a state may hold, as it is saved and as it was before schedules had shapes. Its length says which.
+# What a state may hold, as it is saved and as it once was. Its length says which.
 _STATES = tuple(
-    names for kind in (DynamicsAwareSchedule, SelfPacedSchedule) for names in (kind.STATE, kind.EARLIER_STATE)
+    names for kind in (DynamicsAwareSchedule, SelfPacedSchedule) for names in (kind.STATE, *kind.EARLIER_STATES)
 )
 
 

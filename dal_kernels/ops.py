@@ -28,12 +28,12 @@ Statistics are (3, N): m = max z, S = sum e^(z - m), W = sum e^(z - m) (z - m), 
 D = sum (z - m) and P = sum e^(2 (z - m)). m of a row of -inf alone is -inf, and its S, W and P are 0; m of a row with a
 NaN is NaN.
 
-The pace of DAL is kept in place, in the six numbers of :class:`dal_kernels.pace.PaceNumbers`:
+The pace of DAL is kept in place, in the eight numbers of :class:`dal_kernels.pace.PaceNumbers`:
 
     see(numbers, max_prob, target_prob, prediction, target, every, q_end, max_weight): after a call, of whose rows each
         ``every``-th is looked at. ``loss_and_pace`` does so for its own rows, where the numbers may be its knobs: it
         reads them first. On a GPU that takes no launch of its own where losses are reduced by the last block or program
-    keep_pace(numbers, bound, opening, q_end, max_weight): under a new bound
+    keep_pace(numbers, bound, q_start, opening, q_end, max_weight): under a new bound
 
 On a CPU two more make losses of one's own: of targets (T, N), and with slopes by each quantity or None,
 
@@ -226,7 +226,7 @@ _TRITON_SCHEMAS = {
         "(Tensor(a!) numbers, Tensor max_prob, Tensor target_prob, Tensor prediction, Tensor target, int every, "
         "float q_end, float max_weight) -> ()"
     ),
-    "keep_pace": "(Tensor(a!) numbers, float bound, float opening, float q_end, float max_weight) -> ()",
+    "keep_pace": "(Tensor(a!) numbers, float bound, float q_start, float opening, float q_end, float max_weight) -> ()",
 }
 
 

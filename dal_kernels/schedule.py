@@ -64,8 +64,8 @@ class DynamicsAwareSchedule:
 
     # Names of the entries of the state dict, in order.
     STATE: tuple[str, ...] = (*_SETTINGS, "position")
-    # Of one that was saved before schedules had shapes.
-    EARLIER_STATE: tuple[str, ...] = tuple(name for name in STATE if name not in _LATER)
+    # Of those that were saved before schedules had shapes.
+    EARLIER_STATES: tuple[tuple[str, ...], ...] = (tuple(name for name in STATE if name not in _LATER),)
 
     def __init__(
         self,

@@ -26,6 +26,8 @@ Pace = Literal["auto", "fixed"]
 _CPU = torch.device("cpu")
 # A training stays at q_start for this share of its steps, and takes as many to leave it.
 OPENING = 0.15
+# What the state says of the network, with what stands for it in a state that says nothing: one that has learnt.
+_LEARNT = {"confidence": 1.0, "agreement": 0.0, "calls": 0.0}
 
 
 class SelfPacedSchedule(DynamicsAwareSchedule):
@@ -38,9 +40,11 @@ class SelfPacedSchedule(DynamicsAwareSchedule):
     with :math:`q_t` the exponent of :class:`DynamicsAwareSchedule` at the time, c the mean of the largest probability
     and a the share of the rows whose prediction is their label, both averaged over some twenty training calls; see
     :mod:`dal_kernels.pace`. For the first 15 % of ``total_steps``, if that is more than three steps, q is at least
-    q_start, or what comes to the same with more than ten classes, and falls to the formula's in the next. Where the
-    network learns within a small part of ``total_steps``, and some labels are wrong, this comes to the authors'
-    schedule; where they seem right, q stays small: close to cross-entropy.
+    q_start, or what comes to the same with more than ten classes, and falls to the formula's in the next. It is at
+    least so much, too, where the network is unsure (c below 0.6) and hardly more often right than sure, after some
+    hundreds of calls: then most labels are wrong, and a smaller q would let it learn them by heart. Where the network
+    learns within a small part of ``total_steps``, and some labels are wrong, this comes to the authors' schedule; where
+    they seem right, q stays small: close to cross-entropy.
 
     The averages lie beside the logits and are changed there by :meth:`see`; the host reads them only where it is asked
     to: :attr:`q`, :attr:`bootstrap_weight`, :attr:`noise_rate`, :meth:`state_dict` and ``repr`` wait for the device.
@@ -59,8 +63,12 @@ class SelfPacedSchedule(DynamicsAwareSchedule):
     """
 
     live: LivePace  # type: ignore[assignment]
-    STATE = (*DynamicsAwareSchedule.STATE, "confidence", "agreement")
-    EARLIER_STATE = (*DynamicsAwareSchedule.EARLIER_STATE, "confidence", "agreement")
+    STATE = (*DynamicsAwareSchedule.STATE, *_LEARNT)
+    # Before there were shapes, and before calls were counted.
+    EARLIER_STATES = tuple(
+        (*names, "confidence", "agreement")
+        for names in (*DynamicsAwareSchedule.EARLIER_STATES, DynamicsAwareSchedule.STATE)
+    )
 
     def _new_live(self) -> LivePace:  # type: ignore[override]
         return LivePace()
@@ -69,8 +77,8 @@ class SelfPacedSchedule(DynamicsAwareSchedule):
         # Where three more steps end, because a training of few steps must not spend a whole one on opening. A clock of
         # total_steps = 2 or less is not counted in whole steps.
         ahead = (self.position + (3.0 if self.total_steps > 2 else 0.0)) / self.total_steps
-        opening = self.q_start * min(1.0, max(0.0, 2.0 - ahead / OPENING))
-        self.live.set(self.q_end, self.at(self.position)[0], opening, self.max_bootstrap_weight)
+        opening = min(1.0, max(0.0, 2.0 - ahead / OPENING))
+        self.live.set(self.q_end, (self.at(self.position)[0], self.q_start, opening), self.max_bootstrap_weight)
 
     @property
     def q(self) -> float:
@@ -82,7 +90,7 @@ class SelfPacedSchedule(DynamicsAwareSchedule):
 
     @property
     def noise_rate(self) -> float:
-        confidence, agreement = self.live.numbers().learnt.tolist()
+        confidence, agreement = self.live.numbers().averages.tolist()
         return max(0.0, 1.0 - agreement / confidence)
 
     def see(self, stats: RowStats, target: Tensor) -> None:
@@ -117,8 +125,7 @@ class SelfPacedSchedule(DynamicsAwareSchedule):
 
     def state_dict(self) -> dict[str, float]:
         """Settings, position, and what has been learnt."""
-        confidence, agreement = self.live.numbers().learnt.tolist()
-        return {**super().state_dict(), "confidence": confidence, "agreement": agreement}
+        return {**super().state_dict(), **dict(zip(_LEARNT, self.live.numbers().learnt.tolist(), strict=True))}
 
     def load_state_dict(self, state_dict: Mapping[str, float]) -> None:
         """Go to the saved position, and to what had been learnt there.
@@ -129,9 +136,7 @@ class SelfPacedSchedule(DynamicsAwareSchedule):
         Raises:
             ValueError: as of :class:`DynamicsAwareSchedule`.
         """
-        learnt = [
-            number(name, state_dict.get(name, other)) for name, other in (("confidence", 1.0), ("agreement", 0.0))
-        ]
+        learnt = [number(name, state_dict.get(name, other)) for name, other in _LEARNT.items()]
         super().load_state_dict(state_dict)
         self.live.numbers().learnt.copy_(torch.tensor(learnt, device="cpu"))
         self._tell()
@@ -154,7 +159,7 @@ class LivePace:
 
     def __init__(self) -> None:
         # Two tuples, because compiled code holds fixed what it reads of one, and the bounds change with each step.
-        self._limits, self._bounds = (0.0, 1.0), (0.0, 0.0)
+        self._limits, self._bounds = (0.0, 1.0), (0.0, 0.0, 0.0)
         self._numbers = {_CPU: pace_numbers(_CPU)}
         self._device = _CPU
 
@@ -168,9 +173,9 @@ class LivePace:
         self._limits, self._bounds = state["limits"], state["bounds"]
         self.keep()
 
-    def set(self, q_end: float, bound: float, opening: float, max_weight: float) -> None:
-        """Where q ends, its bound now, q_start in the opening of a training, then 0, and the largest weight."""
-        self._limits, self._bounds = (q_end, max_weight), (bound, opening)
+    def set(self, q_end: float, bounds: tuple[float, float, float], max_weight: float) -> None:
+        """Where q ends, bound, q_start and opening of :class:`PaceNumbers`, and the largest weight."""
+        self._limits, self._bounds = (q_end, max_weight), bounds
         self.keep()
 
     def keep(self) -> None:
@@ -179,9 +184,8 @@ class LivePace:
         if (backend := _backend_for(numbers.all)) is not None:
             KERNELS[backend].keep_pace(numbers.all, *self._bounds, *self._limits)
             return
-        bound, opening = self._bounds
-        numbers.bound.fill_(bound)
-        numbers.opening.fill_(opening)
+        for value, bound in zip((numbers.bound, numbers.q_start, numbers.opening), self._bounds, strict=True):
+            value.fill_(bound)
         pace.keep_pace(numbers, *self._limits)
 
     def see(self, stats: RowStats, target: Tensor) -> None:

@@ -15,9 +15,11 @@ void see_cpu(
   max_prob.scalar_type() == ScalarType::Double ? follow(double{}) : follow(float{});
 }
 
-void keep_pace_cpu(Tensor numbers, double bound, double opening, double q_end, double max_weight) {
+void keep_pace_cpu(
+    Tensor numbers, double bound, double q_start, double opening, double q_end, double max_weight) {
   Pace& pace = *pace_of(numbers);
   pace.bound = static_cast<float>(bound);
+  pace.q_start = static_cast<float>(q_start);
   pace.opening = static_cast<float>(opening);
   keep_pace(pace, {q_end, max_weight});
 }

@@ -12,7 +12,7 @@ template <class A> struct Follow {
   PaceRows<A> rows;
   PaceLimits limits;
   bool sets_bound;
-  float bound, opening;
+  float bound, q_start, opening;
 };
 
 // A forward: the batch, and what its reduction needs. gradient_scale is 1 / N for a mean, whose true divisor is not

@@ -30,12 +30,14 @@ void see_cuda(
   max_prob.scalar_type() == ScalarType::Double ? follow_rows(double{}) : follow_rows(float{});
 }
 
-void keep_pace_cuda(Tensor numbers, double bound, double opening, double q_end, double max_weight) {
+void keep_pace_cuda(
+    Tensor numbers, double bound, double q_start, double opening, double q_end, double max_weight) {
   Follow<float> args{};
   args.rows.every = 1;
   args.limits = {q_end, max_weight};
   args.sets_bound = true;
   args.bound = static_cast<float>(bound);
+  args.q_start = static_cast<float>(q_start);
   args.opening = static_cast<float>(opening);
   follow_alone(numbers, args, {});
 }

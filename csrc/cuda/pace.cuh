@@ -31,6 +31,7 @@ template <class A> DAL_D void follow_learnt(const Follow<A>& args, const Learnt&
   Pace pace = *args.pace;
   if (args.sets_bound) {
     pace.bound = args.bound;
+    pace.q_start = args.q_start;
     pace.opening = args.opening;
   }
   follow(pace, learnt);

@@ -99,13 +99,13 @@ class LabelInspector:
             return
         # On a CPU the two dozen operations on a batch would take as long as some layers, so that batches wait for each
         # other, as long as no sample comes twice. A GPU's wait in its queue as it is.
-        indices = batch[0]
-        outside = indices[(indices < 0) | (indices >= self.samples)]
-        if len(outside):
-            raise ValueError(f"indices must be from 0 to {self.samples - 1}, got {outside[0].item()}")
-        if len(self._batches) == WAITING or bool(self._waits[indices].any()):
+        indices = batch[0].to(torch.int64)
+        least, most = (end.item() for end in indices.aminmax()) if len(indices) else (0, 0)
+        if least < 0 or most >= self.samples:
+            raise ValueError(f"indices must be from 0 to {self.samples - 1}, got {least if least < 0 else most}")
+        if len(self._batches) == WAITING or bool(self._waits.index_select(0, indices).any()):
             self._catch_up()
-        self._waits[indices] = True
+        self._waits.index_fill_(0, indices, True)
         self._batches.append([indices.clone(), batch[1].clone(), *batch[2:]])
 
     def _catch_up(self) -> None:

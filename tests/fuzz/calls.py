@@ -74,7 +74,7 @@ def calls(draw: st.DrawFn, operator: str | None = None) -> dict[str, Any]:
     knobs = draw(tensors((count, knob_count) if each else (knob_count,), (accumulated,), fills=("uniform",)))
     weight = draw(st.one_of(st.none(), tensors((classes,), (accumulated,), fills=("uniform",))))
     ignore, reduction = draw(st.sampled_from([-100, -100, -100, 0, -1])), draw(st.integers(0, len(REDUCTIONS) - 1))
-    numbers = {"shape": [6], "dtype": "float32", "layout": "contiguous", "fill": "uniform", "seed": 1}
+    numbers = {"shape": [8], "dtype": "float32", "layout": "contiguous", "fill": "uniform", "seed": 1}
     fields = draw(tensors((10 if OBJECTIVES[objective].is_wide else 8, count), (accumulated,), ("contiguous",)))
     of_rows = [draw(tensors((count,), (accumulated,))) for _ in range(6)]
     contiguous = {"layout": "contiguous"}
@@ -106,7 +106,7 @@ def calls(draw: st.DrawFn, operator: str | None = None) -> dict[str, Any]:
         "quantities": [flat, many, ignore],
         "gradient_of_slopes": [flat, many, ignore, prediction, sums, *slopes],
         "see": [numbers, *(of | contiguous for of in (*of_rows[:2], prediction, target)), *paced[1:]],
-        "keep_pace": [numbers, 1.0, 0.6, 1.5, 1.0],
+        "keep_pace": [numbers, 1.0, 0.6, 0.5, 1.5, 1.0],
     }
     name = draw(st.sampled_from(sorted(templates))) if operator is None else operator
     arguments = list(templates[name])

@@ -143,7 +143,7 @@ def test_a_schedule_is_told_on_the_way(
     results = []
     for told in (True, False):
         numbers = pace_numbers(torch.device("cpu"))
-        numbers.all.copy_(torch.tensor([0.7, 0.2, 0.8, 0.4, 1.4, 0.0]))
+        numbers.all.copy_(torch.tensor([0.7, 0.2, 0.8, 0.4, 900, 1.4, 0.6, 0.0]))
         logits = case.logits.clone().requires_grad_(leaf)
         hearer = (numbers.all, 1, 1.5, 0.8) if told else None
         result: Any = loss_of(

@@ -238,7 +238,7 @@ def test_one_tensor_in_two_places_is_tritons(replayed: Launches) -> None:
     from dal_kernels.backends.triton import record
 
     values, target = torch.rand(8), torch.zeros(8, dtype=torch.int64)
-    numbers = torch.tensor([0.0, 0, 0.5, 0.5, 1, 1])
+    numbers = torch.tensor([0.0, 0, 0.5, 0.5, 900, 1, 0.6, 1])
 
     def see(max_prob: Tensor, target_prob: Tensor) -> Any:
         from dal_kernels.backends.triton import launch_pace

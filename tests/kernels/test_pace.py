@@ -19,14 +19,21 @@ from dal_kernels.pace import PaceNumbers
 from support.axes import reductions
 from support.truth import make_case
 
-# q, weight, confidence, agreement, bound, opening.
+# q, weight, confidence, agreement, calls, bound, q_start, opening.
 STATES = {
-    "at the start": (0.0, 0.0, 1e-6, 1e-6, 0.6, 0.6),
-    "wrong labels": (0.0, 0.0, 0.8, 0.4, 1.4, 0.0),
-    "wrong labels, early": (0.0, 0.0, 0.8, 0.4, 0.7, 0.0),
-    "right labels": (0.0, 0.0, 0.9, 0.9, 1.4, 0.0),
-    "many classes": (0.0, 0.0, 0.01, 0.01, 0.7, 0.5),
-    "sure of everything": (0.0, 0.0, 1.0, 1.0, 1.2, 0.6),
+    "at the start": (0.0, 0.0, 1e-6, 1e-6, 0, 0.6, 0.6, 1.0),
+    "wrong labels": (0.0, 0.0, 0.8, 0.4, 900, 1.4, 0.6, 0.0),
+    "wrong labels, early": (0.0, 0.0, 0.8, 0.4, 90, 0.7, 0.6, 0.0),
+    "right labels": (0.0, 0.0, 0.9, 0.9, 900, 1.4, 0.6, 0.0),
+    "many classes": (0.0, 0.0, 0.01, 0.01, 90, 0.7, 0.6, 0.8),
+    "sure of everything": (0.0, 0.0, 1.0, 1.0, 900, 1.2, 0.6, 1.0),
+    "most labels wrong": (0.0, 0.0, 0.3, 0.3, 900, 1.4, 0.6, 0.0),
+    "most labels wrong, early": (0.0, 0.0, 0.3, 0.3, 300, 1.4, 0.6, 0.0),
+    "most labels wrong, more than in the opening": (0.0, 0.0, 0.25, 0.24, 700, 1.4, 0.5, 0.3),
+    "nearly sure": (0.0, 0.0, 0.45, 0.48, 900, 1.4, 0.6, 0.0),
+    "little above a guess": (0.0, 0.0, 0.13, 0.14, 900, 1.4, 0.6, 0.0),
+    "slow": (0.0, 0.0, 0.2, 0.24, 900, 1.4, 0.6, 0.0),
+    "very slow": (0.0, 0.0, 0.2, 0.6, 900, 1.4, 0.6, 0.0),
 }
 
 
@@ -64,9 +71,9 @@ def test_an_operator_sees_what_plain_operations_see(state: str, rows: int, dtype
 def test_an_operator_keeps_the_pace_that_plain_operations_keep(
     state: str, q_end: float, max_weight: float, fused: str
 ) -> None:
-    *learnt, bound, opening = STATES[state]
-    got, expected = numbers_of((*learnt, 0.0, 0.0)), numbers_of(STATES[state])
-    KERNELS[fused].keep_pace(got.all, bound, opening, q_end, max_weight)
+    *learnt, bound, q_start, opening = STATES[state]
+    got, expected = numbers_of((*learnt, 0.0, 0.0, 0.0)), numbers_of(STATES[state])
+    KERNELS[fused].keep_pace(got.all, bound, q_start, opening, q_end, max_weight)
     pace.keep_pace(expected, q_end, max_weight)
     torch.testing.assert_close(got.all, expected.all, rtol=1e-5, atol=1e-6)
 
@@ -132,7 +139,7 @@ def test_many_rows_are_looked_at_evenly() -> None:
 
 WRONG: dict[str, tuple[Callable[[list[Any]], Any], str]] = {
     "numbers of another dtype": (lambda given: given.__setitem__(0, given[0].double()), "numbers must be"),
-    "numbers too short": (lambda given: given.__setitem__(0, given[0][:5]), "numbers must be"),
+    "numbers too short": (lambda given: given.__setitem__(0, given[0][:7]), "numbers must be"),
     "one row less": (lambda given: given.__setitem__(2, given[2][1:]), "of N rows"),
     "columns": (lambda given: given.__setitem__(1, torch.rand(9, 2)[:, 0]), "contiguous"),
     "half precision": (lambda given: given.__setitem__(slice(1, 3), [torch.rand(9).half()] * 2), "max_prob"),
@@ -153,7 +160,7 @@ def test_an_operator_refuses_what_it_cannot_read(wrong: str, fused: str) -> None
 
 
 WRONG_CALLS: dict[str, tuple[Callable[[list[Any]], Any], str]] = {
-    "numbers too short": (lambda given: given.__setitem__(-4, given[-4][:5]), "numbers must be"),
+    "numbers too short": (lambda given: given.__setitem__(-4, given[-4][:7]), "numbers must be"),
     "a strided target": (lambda given: given.__setitem__(1, torch.zeros(9, 2, dtype=torch.long)[:, 0]), "contiguous"),
     "no step": (lambda given: given.__setitem__(-3, 0), "every"),
     "no such reduction": (lambda given: given.__setitem__(6, 3), "reduction"),
@@ -177,7 +184,7 @@ def test_the_operators_are_what_their_schemas_say(dtype: torch.dtype, fused: str
     numbers = numbers_of(STATES["wrong labels"]).all
     rows = (stats.max_prob, stats.target_prob, stats.prediction, target)
     torch.library.opcheck(KERNELS[fused].see, (numbers, *rows, 1, 1.5, 1.0))
-    torch.library.opcheck(KERNELS[fused].keep_pace, (numbers, 0.9, 0.1, 1.5, 1.0))
+    torch.library.opcheck(KERNELS[fused].keep_pace, (numbers, 0.9, 0.6, 0.1, 1.5, 1.0))
 
 
 @reductions

@@ -119,7 +119,7 @@ def test_the_last_program_keeps_the_pace(gpuless: ModuleType, rows: int, launche
     case = make_case(rows, 257)
     found = []
     for order in ORDERS:
-        numbers = torch.tensor([0.7, 0.0, 0.3, 0.2, 1.2, 0.0])
+        numbers = torch.tensor([0.7, 0.0, 0.3, 0.2, 900, 1.2, 0.6, 0.0])
         with gpuless.install(90, warp_order=order, cta_order=order) as recorder:
             KERNELS["triton"].loss_and_pace(
                 case.logits, case.target, numbers[:2], None, 0, -100, 1, True, numbers, 1, 1.5, 0.5

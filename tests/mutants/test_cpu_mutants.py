@@ -101,13 +101,14 @@ PACE_MUTANTS = {
     "ignored rows agree": ("pace.h", "agreement += counted && ", "agreement += "),
     "a shorter memory": ("pace.h", "kDecay = 0.95", "kDecay = 0.9"),
     "a call without rows is one": ("pace.h", "if (call.rows == 0) return;", ""),
-    "the opening is that of ten classes": (
-        "pace.h",
-        "fmax(-log(static_cast<double>(pace.confidence)) / kLogTen, 1.0)",
-        "1",
-    ),
-    "above the bound": ("pace.h", "fmin(static_cast<double>(pace.bound), fmax(opening, free))", "fmax(opening, free)"),
-    "the largest weight forgotten": ("pace.h", "limits.max_weight * fmin", "fmin"),
+    "the opening is that of ten classes": ("pace.h", "fmax(-log(confidence) / kLogTen, 1.0)", "1"),
+    "no opening": ("pace.h", "fmax(static_cast<double>(pace.opening), doubt(", "(doubt("),
+    "no doubt": ("pace.h", ", doubt(confidence, agreement))", ", 0.0)"),
+    "a guess is doubt": ("pace.h", "share((confidence - kFrom) / kRise) * ", ""),
+    "doubt without an end": ("pace.h", "share((kTo - confidence) / kFall) *", ""),
+    "a slow network is in doubt": ("pace.h", "share((kSlow - agreement / confidence) / kSlowness)", "1"),
+    "above the bound": ("pace.h", "fmin(static_cast<double>(pace.bound), fmax(least, free))", "fmax(least, free)"),
+    "the largest weight forgotten": ("pace.h", "limits.max_weight * share", "share"),
     "every row looked at": ("cpu/follow.h", "row += rows.every", "++row"),
 }
 

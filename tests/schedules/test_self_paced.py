@@ -22,17 +22,25 @@ from support.paced import CALLS, averages, batch, expected_averages
 pytestmark = pytest.mark.usefixtures("way")
 
 
-def expected_q(confidence: float, agreement: float, authors: float, opening: float = 0.0) -> float:
+def share(value: float) -> float:
+    return min(1.0, max(0.0, value))
+
+
+def expected_q(confidence: float, agreement: float, calls: int, authors: float, opening: float) -> float:
     free, too_large = 0.0, 1.5
     for _ in range(100):  # halves, to where q is what it gives
         q = (free + too_large) / 2
         gives = 1.5 * confidence * min(1.0, max(0.2, 0.2 + 15 * (1 - agreement / confidence - 0.12 * q)))
         free, too_large = (q, too_large) if gives > q else (free, q)
-    low = opening * min(1.0, math.log(10) / -math.log(confidence))
-    return min(authors, max(low, free))
+    in_doubt = share(calls / 700) * share((confidence - 0.1) / 0.1) * share((0.6 - confidence) / 0.2)
+    in_doubt *= share((1.3 - agreement / confidence) / 0.3)
+    least = 0.6 * max(opening, in_doubt) * min(1.0, math.log(10) / -math.log(confidence))
+    return min(authors, max(least, free))
 
 
-@pytest.mark.parametrize(("position", "opening"), [(0, 0.6), (4, 0.6), (5, 0.56), (8, 0.32), (12, 0), (50, 0), (80, 0)])
+@pytest.mark.parametrize(
+    ("position", "opening"), [(0, 1), (4, 1), (5, 14 / 15), (8, 8 / 15), (12, 0), (50, 0), (80, 0)]
+)
 def test_q_is_what_the_formula_says(position: int, opening: float, backend: str) -> None:
     criterion = DynamicsAwareLoss(total_steps=50, backend=backend)
     criterion.step(position)
@@ -43,7 +51,7 @@ def test_q_is_what_the_formula_says(position: int, opening: float, backend: str)
         torch.testing.assert_close(loss, dynamics_aware_loss(logits, target, *before, backend=backend))
         learnt = expected_averages(batches[: count + 1])
         assert averages(criterion) == pytest.approx(learnt, rel=1e-5)
-        q = expected_q(*learnt, min(1.5, 0.6 + 0.9 * position / 50), opening)
+        q = expected_q(*learnt, count + 1, min(1.5, 0.6 + 0.9 * position / 50), opening)
         assert criterion.q.item() == criterion.schedule.q == pytest.approx(q, rel=1e-5)
         assert criterion.schedule.bootstrap_weight == pytest.approx(max(0.0, (q - 1) / 0.5), abs=1e-5)
         assert criterion.schedule.noise_rate == pytest.approx(max(0.0, 1 - learnt[1] / learnt[0]), abs=1e-5)
@@ -81,6 +89,32 @@ def test_the_opening_pulls_as_with_ten_classes(classes: int) -> None:
     for _ in range(200):  # to where the average is the chance of a class
         criterion(torch.zeros(2, classes, requires_grad=True), torch.zeros(2, dtype=torch.long))
     assert (1 / classes) ** criterion.schedule.q == pytest.approx(max(10**-0.6, classes**-0.6), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("confidence", "agreement", "calls", "held"),
+    [
+        (0.3, 0.3, 700, 1.0),  # calibrated, because most labels are wrong
+        (0.3, 0.3, 350, 0.5),
+        (0.3, 0.3, 2**24, 1.0),
+        (0.3, 0.2, 900, 1.0),
+        (0.25, 0.25 * 1.15, 900, 0.5),
+        (0.25, 0.4, 900, 0.0),  # right more often than sure: the network is slow
+        (0.5, 0.5, 900, 0.5),
+        (0.6, 0.6, 900, 0.0),
+        (0.15, 0.15, 900, 0.5),
+        (0.1, 0.1, 900, 0.0),  # it guesses
+    ],
+)
+def test_q_is_held_where_wrong_labels_are_what_makes_a_network_unsure(
+    confidence: float, agreement: float, calls: int, held: float
+) -> None:
+    criterion = DynamicsAwareLoss(total_steps=60)
+    criterion.step(30)
+    learnt = {"confidence": confidence, "agreement": agreement, "calls": calls}
+    criterion.schedule.load_state_dict({**criterion.schedule.state_dict(), **learnt})
+    without = min(1.05, 1.5 * confidence * (1.0 if agreement < 0.7 * confidence else 0.2))
+    assert criterion.schedule.q == pytest.approx(max(0.6 * held, without), rel=1e-4)
 
 
 def test_a_short_training_learns() -> None:

@@ -19,8 +19,8 @@ _BLOCK = 1024
 
 def _check_numbers(numbers: Tensor) -> None:
     require(
-        numbers.shape == (6,) and numbers.dtype == torch.float32 and numbers.is_contiguous(),
-        "numbers must be (6,) contiguous float32",
+        numbers.shape == (8,) and numbers.dtype == torch.float32 and numbers.is_contiguous(),
+        "numbers must be (8,) contiguous float32",
     )
 
 
@@ -69,7 +69,7 @@ def loss_and_pace(logits: Tensor, target: Tensor, *arguments: Any) -> Made:
     return made
 
 
-def keep_pace(numbers: Tensor, bound: float, opening: float, q_end: float, max_weight: float) -> None:
+def keep_pace(numbers: Tensor, bound: float, q_start: float, opening: float, q_end: float, max_weight: float) -> None:
     _check_numbers(numbers)
     with device.current(numbers):
-        start(set_bound, (1,))(numbers, bound, opening, q_end, max_weight, num_warps=1)
+        start(set_bound, (1,))(numbers, bound, q_start, opening, q_end, max_weight, num_warps=1)

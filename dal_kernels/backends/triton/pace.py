@@ -10,22 +10,36 @@ from dal_kernels import pace
 _DECAY = tl.constexpr(pace.DECAY)
 _LEAST, _SLOPE, _TOLERATED = tl.constexpr(pace.LEAST), tl.constexpr(pace.SLOPE), tl.constexpr(pace.TOLERATED)
 _LOG_TEN = tl.constexpr(pace.LOG_TEN)
+_FOR_CALLS = tl.constexpr(pace.CALLS)
+_FROM, _RISE, _TO, _FALL = (tl.constexpr(value) for value in (pace.FROM, pace.RISE, pace.TO, pace.FALL))
+_SLOW, _SLOWNESS = tl.constexpr(pace.SLOW), tl.constexpr(pace.SLOWNESS)
 # Places of the numbers.
-_Q, _WEIGHT, _CONFIDENCE, _AGREEMENT, _BOUND, _OPENING = (tl.constexpr(place) for place in range(6))
+_Q, _WEIGHT, _CONFIDENCE, _AGREEMENT, _CALLS, _BOUND, _START, _OPENING = (tl.constexpr(place) for place in range(8))
 
 
 @triton.jit
-def store_pace(numbers_ptr, confidence, agreement, bound, opening, q_end, max_weight):
+def _share(value):
+    return tl.minimum(tl.maximum(value, 0.0), 1.0)
+
+
+@triton.jit
+def doubt(confidence, agreement, calls):
+    """As :func:`dal_kernels.pace.doubt`."""
+    unsure = _share((confidence - _FROM) / _RISE) * _share((_TO - confidence) / _FALL)
+    return _share(calls / _FOR_CALLS) * unsure * _share((_SLOW - agreement / confidence) / _SLOWNESS)
+
+
+@triton.jit
+def store_pace(numbers_ptr, confidence, agreement, calls, bound, q_start, opening, q_end, max_weight):
     """q and the bootstrap weight, as :func:`dal_kernels.pace.keep_pace`."""
     reach = q_end * confidence
     bracket = (1.0 - agreement / confidence) * _SLOPE + _LEAST
     free = reach * bracket / (reach * (_SLOPE * _TOLERATED) + 1.0)
     free = tl.minimum(tl.maximum(free, reach * _LEAST), reach)
-    opening = opening / tl.maximum(-tl.log(confidence) / _LOG_TEN, 1.0)
-    q = tl.minimum(bound, tl.maximum(opening, free))
+    least = q_start * tl.maximum(opening, doubt(confidence, agreement, calls))
+    q = tl.minimum(bound, tl.maximum(least / tl.maximum(-tl.log(confidence) / _LOG_TEN, 1.0), free))
     tl.store(numbers_ptr + _Q, q)
-    grown = tl.minimum(tl.maximum((q - 1.0) / (q_end - 1.0), 0.0), 1.0)
-    tl.store(numbers_ptr + _WEIGHT, tl.where(q_end > 1.0, max_weight * grown, 0.0))
+    tl.store(numbers_ptr + _WEIGHT, tl.where(q_end > 1.0, max_weight * _share((q - 1.0) / (q_end - 1.0)), 0.0))
 
 
 @triton.jit
@@ -49,6 +63,7 @@ def follow(
         agreement += (counted & (prediction == target)).to(tl.float64)
         rows += counted.to(tl.float64)
     number = tl.sum(rows, 0)
+    calls = tl.load(numbers_ptr + _CALLS) + tl.where(number > 0.0, 1.0, 0.0)
     weight = tl.where(number > 0.0, 1.0 - _DECAY, 0.0)
     number = tl.maximum(number, 1.0)
     sure = tl.load(numbers_ptr + _CONFIDENCE)
@@ -57,8 +72,10 @@ def follow(
     agreeing += (weight * (tl.sum(agreement, 0) / number - agreeing)).to(tl.float32)
     tl.store(numbers_ptr + _CONFIDENCE, sure)
     tl.store(numbers_ptr + _AGREEMENT, agreeing)
-    bound, opening = tl.load(numbers_ptr + _BOUND), tl.load(numbers_ptr + _OPENING)
-    store_pace(numbers_ptr, sure, agreeing, bound, opening, q_end, max_weight)
+    tl.store(numbers_ptr + _CALLS, calls)
+    bound, q_start = tl.load(numbers_ptr + _BOUND), tl.load(numbers_ptr + _START)
+    opening = tl.load(numbers_ptr + _OPENING)
+    store_pace(numbers_ptr, sure, agreeing, calls, bound, q_start, opening, q_end, max_weight)
 
 
 @triton.jit
@@ -74,8 +91,10 @@ def follow_rows(
 
 
 @triton.jit
-def set_bound(numbers_ptr, bound, opening, q_end, max_weight):
+def set_bound(numbers_ptr, bound, q_start, opening, q_end, max_weight):
     tl.store(numbers_ptr + _BOUND, bound)
+    tl.store(numbers_ptr + _START, q_start)
     tl.store(numbers_ptr + _OPENING, opening)
     confidence, agreement = tl.load(numbers_ptr + _CONFIDENCE), tl.load(numbers_ptr + _AGREEMENT)
-    store_pace(numbers_ptr, confidence, agreement, bound, opening, q_end, max_weight)
+    calls = tl.load(numbers_ptr + _CALLS)
+    store_pace(numbers_ptr, confidence, agreement, calls, bound, q_start, opening, q_end, max_weight)
