@@ -73,7 +73,8 @@ class Finding:
     Attributes:
         suspicion: (N,), high for labels that look wrong.
         trained: seconds of the trainings, those of a test after each epoch among them.
-        added: seconds above that.
+        followed: seconds added to the trainings.
+        judged: seconds after them.
         held: bytes that are held for all samples.
         peak: bytes that making the ranking took.
         named: (M,) int64, the labels that are said to be wrong.
@@ -81,7 +82,8 @@ class Finding:
 
     suspicion: Tensor
     trained: float
-    added: float
+    followed: float
+    judged: float
     held: int
     peak: int
     named: Tensor
@@ -99,10 +101,10 @@ def by_inspector(recipe: Recipe, data: DataSet, labels: Tensor, seed: int) -> Fi
     seconds = _seconds(trained(recipe, data, labels, "dal", seed, inspector))
     before, start = peak_memory(reset=True), time.perf_counter()
     found = inspector.inspect()
-    added, peak = time.perf_counter() - start + inspector.seconds, peak_memory() - before
+    judged, peak = time.perf_counter() - start, peak_memory() - before
     held = sum(of.nbytes for of in inspector.state_dict().values() if isinstance(of, Tensor))
     named = (found.suggested != found.given).nonzero()[:, 0]
-    return Finding(-found.margin, seconds - inspector.seconds, added, held, peak, named)
+    return Finding(-found.margin, seconds - inspector.seconds, inspector.seconds, judged, held, peak, named)
 
 
 def by_cleanlab(recipe: Recipe, data: DataSet, labels: Tensor, seed: int, loss: str) -> Finding:
@@ -130,10 +132,9 @@ def by_cleanlab(recipe: Recipe, data: DataSet, labels: Tensor, seed: int, loss: 
     before, start = peak_memory(reset=True), time.perf_counter()
     named = issues.find_label_issues(given, matrix, return_indices_ranked_by="normalized_margin", n_jobs=1)
     quality = rank.get_label_quality_scores(given, matrix, method="normalized_margin")
-    added, peak = time.perf_counter() - start, peak_memory() - before
-    return Finding(
-        -torch.from_numpy(quality), seconds, added, probabilities.nbytes, peak, torch.from_numpy(named.copy())
-    )
+    judged, peak = time.perf_counter() - start, peak_memory() - before
+    named_labels = torch.from_numpy(named.copy())
+    return Finding(-torch.from_numpy(quality), seconds, 0.0, judged, probabilities.nbytes, peak, named_labels)
 
 
 def _seconds(trainer: Trainer) -> float:
@@ -149,14 +150,15 @@ def rows_of(name: str, finding: Finding, wrong: Tensor) -> list[str]:
         f"{precision_at(order, wrong):.1%}",
         f"{len(finding.named)}, {right:.1%} rightly",
         f"{finding.trained:.1f}",
-        f"{finding.added:.2f}",
+        f"{finding.followed:.2f} ({finding.followed / finding.trained:.1%})",
+        f"{finding.judged:.2f}",
         f"{finding.held / 2**20:.1f}",
         f"{finding.peak / 2**20:.0f}",
     ]
 
 
-HEADERS = ("", "AUROC", "precision at the noise rate", "said to be wrong", "training, s", "added, s")
-HEADERS += ("held, MiB", "peak of the ranking, MiB")
+HEADERS = ("", "AUROC", "precision at the noise rate", "said to be wrong", "training, s")
+HEADERS += ("added in training, s", "after it, s", "held, MiB", "peak of the ranking, MiB")
 
 
 def main(arguments: Sequence[str]) -> None:
