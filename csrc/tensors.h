@@ -221,7 +221,8 @@ struct PaceGiven {
 #define DAL_SEE_ARGUMENTS                                                                                 \
   "Tensor(a!) numbers, Tensor max_prob, Tensor target_prob, Tensor prediction, Tensor target, int every, " \
   "float q_end, float max_weight"
-#define DAL_KEEP_PACE_ARGUMENTS "Tensor(a!) numbers, float bound, float q_start, float opening, float q_end, float max_weight"
+#define DAL_KEEP_PACE_ARGUMENTS \
+  "Tensor(a!) numbers, float bound, float q_start, float opening, float q_end, float max_weight"
 #define DAL_LOSS_ARGUMENTS                                                                              \
   "Tensor logits, Tensor target, Tensor knobs, Tensor? weight, int objective, int ignore_index, "      \
   "int reduction, bool want_gradient"
