@@ -16,6 +16,7 @@ from dal_kernels.ops import KERNELS
 from dal_kernels.surroundings import constant_in_graphs
 from support.axes import dtypes
 from support.children import printed_by
+from support.marks import needs_cpu_kernels
 from support.truth import make_case
 
 
@@ -146,6 +147,7 @@ def test_opcheck(fused: str, dtype: torch.dtype, reduction: int, objective: Obje
     torch.library.opcheck(kernels.gradient, (*arguments[:2], fields, prediction, upstream, -100, *correction))
 
 
+@needs_cpu_kernels
 @dtypes
 def test_opcheck_of_losses_of_ones_own(dtype: torch.dtype) -> None:
     kernels, case = KERNELS["cpu"], make_case(6, 9, dtype)
