@@ -56,11 +56,22 @@ def outside_of_graphs(function: _F, reason: str | None = None) -> _F:
     compiles.
     """
 
+    disabled: list[Callable[..., Any]] = []
+
+    # Constant, and so run where a graph is made: the compiler would break the graph at torch.compiler.disable already,
+    # and give that for the reason.
+    @constant_in_graphs
+    def prepare() -> bool:
+        if not disabled:
+            disabled.append(torch.compiler.disable(function, reason=reason))
+        return True
+
     @functools.wraps(function)
     def call(*arguments: Any, **options: Any) -> Any:
         if not torch.compiler.is_compiling():
             return function(*arguments, **options)
-        return torch.compiler.disable(function, reason=reason)(*arguments, **options)
+        prepare()
+        return disabled[0](*arguments, **options)
 
     return cast(_F, call)
 

@@ -13,7 +13,7 @@ from dal_kernels import dynamics_aware_loss
 from dal_kernels.objective import Objective
 from dal_kernels.objectives import dynamics_aware, dynamics_aware_hard, normalized_and_absolute
 from dal_kernels.ops import KERNELS
-from dal_kernels.surroundings import constant_in_graphs
+from dal_kernels.surroundings import constant_in_graphs, outside_of_graphs
 from support.axes import dtypes
 from support.children import printed_by
 from support.marks import needs_cpu_kernels
@@ -62,6 +62,24 @@ def test_the_compiler_is_not_imported_with_the_package() -> None:
 def test_what_is_constant_in_graphs_is_marked_as_torch_marks_it() -> None:
     marked, torchs = constant_in_graphs(lambda: 0), torch.compiler.assume_constant_result(lambda: 0)
     assert vars(marked) == vars(torchs) != {}
+
+
+def test_what_stays_outside_of_graphs_is_not_compiled_and_says_why() -> None:
+    compiling = []
+
+    def told(value: Tensor) -> Tensor:
+        compiling.append(torch.compiler.is_compiling())
+        return value + len(compiling)
+
+    outside = outside_of_graphs(told, "it counts its calls")
+    whole = torch.compile(lambda value: outside(2 * value), backend="eager", fullgraph=True)
+    with pytest.raises(Exception, match="it counts its calls"):
+        whole(torch.ones(2))
+    assert compiling == []
+    broken = torch.compile(lambda value: 3 * outside(2 * value), backend="eager")
+    assert [broken(torch.ones(1)).item() for _ in range(3)] == [9.0, 12.0, 15.0]
+    assert outside(torch.ones(1)).item() == 5
+    assert compiling == [False] * 4
 
 
 def test_a_python_number_may_change_between_compiled_calls(backend: str) -> None:
