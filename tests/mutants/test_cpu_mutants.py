@@ -103,7 +103,7 @@ PACE_MUTANTS = {
     "a call without rows is one": ("pace.h", "if (call.rows == 0) return;", ""),
     "the opening is that of ten classes": ("pace.h", "fmax(-log(confidence) / kLogTen, 1.0)", "1"),
     "no opening": ("pace.h", "fmax(static_cast<double>(pace.opening), doubt(", "(doubt("),
-    "no doubt": ("pace.h", ", doubt(confidence, agreement))", ", 0.0)"),
+    "no doubt": ("pace.h", ", doubt(confidence, agreement, pace.calls))", ", 0.0)"),
     "a guess is doubt": ("pace.h", "share((confidence - kFrom) / kRise) * ", ""),
     "doubt without an end": ("pace.h", "share((kTo - confidence) / kFall) *", ""),
     "a slow network is in doubt": ("pace.h", "share((kSlow - agreement / confidence) / kSlowness)", "1"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import cuda_emulator, executor
-from dal_kernels.ops import KERNELS
 
 
 def _absent() -> str | None:
@@ -16,6 +15,5 @@ def _absent() -> str | None:
     return None
 
 
-needs_cpu_kernels = pytest.mark.skipif("cpu" not in KERNELS, reason="the CPU kernels are not built")
 needs_executor = pytest.mark.skipif(_absent() is not None, reason=str(_absent()))
 needs_emulator = pytest.mark.skipif(cuda_emulator.missing() is not None, reason=str(cuda_emulator.missing()))
