@@ -49,13 +49,21 @@ hand_over: Callable[..., Any] = handle_torch_function
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
+def constant_in_graphs(function: _F) -> _F:
+    """:func:`torch.compiler.assume_constant_result`, which would import the compiler: all that it does is this mark.
+
+    Where a torch has another mark, what is compiled has a break there.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 def outside_of_graphs(function: _F, reason: str | None = None) -> _F:
     """:func:`torch.compiler.disable`, which would forget the types, and import the compiler, at once.
 
     With the compiler ``import dal_kernels`` takes four times as long. Here it comes with the first call that it
     compiles.
     """
-
     disabled: list[Callable[..., Any]] = []
 
     # Constant, and so run where a graph is made: the compiler would break the graph at torch.compiler.disable already,
@@ -74,15 +82,6 @@ def outside_of_graphs(function: _F, reason: str | None = None) -> _F:
         return disabled[0](*arguments, **options)
 
     return cast(_F, call)
-
-
-def constant_in_graphs(function: _F) -> _F:
-    """:func:`torch.compiler.assume_constant_result`, which would import the compiler: all that it does is this mark.
-
-    Where a torch has another mark, what is compiled has a break there.
-    """
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
 
 
 def transforms_active() -> bool:
