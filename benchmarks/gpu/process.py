@@ -37,6 +37,13 @@ class Ended:
         return "\n".join(self.output.strip().splitlines()[-15:])
 
 
+def _heed_interrupts() -> None:
+    """In a process that is about to begin: where ours was started in the background of a script, it ignores interrupts,
+    a command would inherit that, and end without a word.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def run(command: Sequence[str], limit: float, log: Path, cwd: Path = ROOT) -> Ended:
     """Run a command for at most ``limit`` seconds: it is interrupted before, and at last killed.
 
@@ -55,6 +62,7 @@ def run(command: Sequence[str], limit: float, log: Path, cwd: Path = ROOT) -> En
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=_heed_interrupts,
         )
         cut, grace = False, min(GRACE, limit / 2)
         try:

@@ -6,7 +6,9 @@ import os
 import re
 import select
 import signal
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,7 +83,10 @@ def test_what_time_does_not_allow_is_not_begun(ran: list[str]) -> None:
     assert "| works | not reached | |" in Path("gpu-output/report.md").read_text()
 
 
-def test_a_command_that_is_cut_off_sums_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("inherited", [signal.default_int_handler, signal.SIG_IGN], ids=["heeded", "ignored"])
+def test_a_command_that_is_cut_off_sums_up(tmp_path: Path, inherited: Any, request: pytest.FixtureRequest) -> None:
+    # A shell lets what it starts in the background ignore interrupts, and what that starts inherits it.
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, inherited)))
     # A shell, and seconds to begin and to end in, because a machine may be busy. The interrupt comes after five.
     child = """sh -c 'trap "echo the child too; exit" INT; sleep 5.5'"""
     ended = run(["sh", "-c", f"trap 'echo summed up' INT; {child}"], 10.0, tmp_path / "log")
