@@ -13,7 +13,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import peak_memory
+from benchmarks.subset import with_training_samples
 from dal_kernels import training
-from dal_kernels.training.data.base import DataSet, Images
+from dal_kernels.training.data.base import DataSet
 from dal_kernels.training.errors import need
 from dal_kernels.training.inspect_report import auroc, precision_at
 from dal_kernels.training.loader import evaluation_loader
@@ -34,20 +35,6 @@ from dal_kernels.training.recipes import Recipe
 from dal_kernels.training.train import Trainer
 
 FOLDS = 5
-
-
-@dataclass(frozen=True)
-class Subset:
-    """Some of the images, by their numbers (n,)."""
-
-    images: Images
-    indices: Tensor
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def batch(self, indices: Sequence[int], train: bool) -> Tensor:
-        return self.images.batch(self.indices[torch.as_tensor(indices)].tolist(), train)
 
 
 class TimedInspector(training.LabelInspector):
@@ -115,13 +102,7 @@ def by_cleanlab(recipe: Recipe, data: DataSet, labels: Tensor, seed: int, loss: 
         kept = torch.ones(len(labels), dtype=torch.bool)
         kept[fold] = False
         rest = kept.nonzero()[:, 0]
-        part = replace(
-            data,
-            train=Subset(data.train, rest),
-            train_labels=data.train_labels[rest],
-            true_labels=data.true_labels[rest],
-            train_paths=None,
-        )
+        part = with_training_samples(data, rest)
         trainer = trained(recipe, part, labels[rest], loss, seed)
         seconds += _seconds(trainer)
         network = trainer.evaluated.eval()

@@ -2,11 +2,11 @@
 
     python -m benchmarks.tuned --data digits --epochs 30 --out tuned
 
-A loss gets twelve trials for each noise: learning rates and weight decays with settings of its own, from its paper or
-beside it; cross-entropy's are of label smoothing. A tenth of the training samples is held out with its labels as given,
-wrong ones among them, and chooses the trial, and for an early stop the epoch; so nothing is chosen by the test. What
-is chosen is trained with each seed. A trial has a seed of its own, 100. What is done is kept, and the same command
-goes on.
+A loss gets twelve trials for each noise, or six with one of ``--weight-decays``: learning rates and weight decays with
+settings of its own, from its paper or beside it; cross-entropy's are of label smoothing. A tenth of the training
+samples is held out with its labels as given, wrong ones among them, and chooses the trial, and for an early stop the
+epoch; so nothing is chosen by the test. What is chosen is trained with each seed. A trial has a seed of its own, 100.
+What is done is kept, and the same command goes on.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import tabulate
+import torch
 from tqdm import tqdm
 
+from benchmarks.subset import with_training_samples
 from dal_kernels import training
 from dal_kernels.training.machine import machine
 from dal_kernels.training.metrics import EpochMetrics, chosen_epoch
@@ -31,7 +33,7 @@ from dal_kernels.training.summary import Spread
 
 # Of the preset's learning rate; a loss without settings of its own has the second.
 FEW_RATES, MANY_RATES = (1 / 3, 1.0, 3.0), (1 / 9, 1 / 3, 2 / 3, 1.0, 2.0, 3.0)
-WEIGHT_DECAYS = (0.0, 5e-4)
+WEIGHT_DECAYS = [0.0, 5e-4]
 TRIAL_SEED, HELD_OUT = 100, 0.1
 
 # The losses as `dal-train` takes them and changes of the recipe, two of each: what its paper has, and another.
@@ -69,13 +71,13 @@ class Trial:
         return ", ".join([self.loss, *(f"{name} {value:.3g}" for name, value in self.changes.items())])
 
 
-def trials(name: str, learning_rate: float) -> list[Trial]:
-    """Twelve settings of the loss called ``name`` in ``VARIANTS``."""
+def trials(name: str, learning_rate: float, weight_decays: Sequence[float]) -> list[Trial]:
+    """Six settings a weight decay of the loss called ``name`` in ``VARIANTS``."""
     variants = VARIANTS[name]
     factors = FEW_RATES if len(variants) > 1 else MANY_RATES
     return [
         Trial(loss, {"learning_rate": factor * learning_rate, "weight_decay": decay, **changes})
-        for (loss, changes), factor, decay in product(variants, factors, WEIGHT_DECAYS)
+        for (loss, changes), factor, decay in product(variants, factors, weight_decays)
     ]
 
 
@@ -87,7 +89,9 @@ class Bench:
             training.TrainingConfig, data=arguments.data, data_dir=arguments.data_dir, preset=arguments.preset
         )
         self.changes = {"epochs": arguments.epochs, "val_fraction": HELD_OUT}
-        self.data = self.config().load()
+        data = self.config().load()
+        self.data = data if arguments.samples is None else with_training_samples(data, torch.arange(arguments.samples))
+        self.weight_decays: Sequence[float] = arguments.weight_decays
         self.file = arguments.out / f"{self.data.name}.jsonl"
         self.file.parent.mkdir(parents=True, exist_ok=True)
         self.known: dict[str, list[dict[str, Any]]] = {}
@@ -119,8 +123,8 @@ class Outcome:
 
 
 def outcome(bench: Bench, name: str, noise: str, seeds: Sequence[int]) -> Outcome:
-    learning_rate = bench.config().recipe.learning_rate
-    tried = [(trial, bench.history(trial, noise, TRIAL_SEED)) for trial in trials(name, learning_rate)]
+    settings = trials(name, bench.config().recipe.learning_rate, bench.weight_decays)
+    tried = [(trial, bench.history(trial, noise, TRIAL_SEED)) for trial in settings]
     stopped_by, _ = max(tried, key=lambda one: chosen_epoch(one[1]).validation_accuracy)
     last_by, _ = max(tried, key=lambda one: one[1][-1].validation_accuracy)
     stopped = [chosen_epoch(bench.history(stopped_by, noise, seed)).test_accuracy for seed in seeds]
@@ -152,7 +156,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--data", default="digits", help="as dal-train takes it")
     parser.add_argument("--data-dir", type=Path, help="folder of its files, if not the usual place")
     parser.add_argument("--preset", help="settings to start from, as dal-train takes it")
+    parser.add_argument("--samples", type=int, metavar="N", help="train on the first N samples, not on all")
     parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--weight-decays", nargs="+", type=float, default=WEIGHT_DECAYS)
     parser.add_argument("--noise", nargs="+", default=NOISES)
     parser.add_argument("--losses", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -165,7 +171,8 @@ def main(arguments: Sequence[str]) -> None:
         for name, noise in tqdm(cells, unit="cell", disable=None)
     }
     text = "\n".join(report(outcomes, given.losses, given.noise))
-    said = f"{bench.data.name}, {given.epochs} epochs, seeds {given.seeds}; {machine()}\n\n{text}"
+    name = bench.data.name if given.samples is None else f"{bench.data.name}, {given.samples} samples"
+    said = f"{name}, {given.epochs} epochs, seeds {given.seeds}; {machine()}\n\n{text}"
     (given.out / f"{bench.data.name}.md").write_text(said, encoding="utf-8")
     print(said)
 

@@ -59,16 +59,25 @@ class LabelInspector:
             raise ValueError(f"momentum must be in [0, 1), got {momentum}")
         self.samples, self.classes, self.momentum = samples, classes, momentum
         self._placed = device is not None
-        # A row a sample, because a gather and a scatter of rows take a fraction of the time of those of many columns.
-        # Averages lack their early weights, 1 - momentum ** visits in all: who reads them divides by these.
-        self._averages = torch.zeros(samples, 4, device=device)  # margin, p_y, agreement, votes for the other class
-        self._classes = torch.zeros(samples, 4, dtype=torch.int32, device=device)  # label, other class, visits, fresh
+        # A row a sample, because a gather of rows reads one cache line for each, one of columns eight: in float32 its
+        # averaged margin, p_y, agreement and votes for the other class, then in int32 its label, other class, visits
+        # and whether it is fresh. Averages lack their early weights, 1 - momentum ** visits in all: who reads them
+        # divides by these. The last row is of no sample: it takes what says nothing of any.
+        self._rows = torch.zeros(samples + 1, 8, device=device)
         self._classes[:, :2] = -1
-        self._negative = torch.zeros((), dtype=torch.int64, device=device)
+        # Of all indices, because nobody waits for a GPU to tell which of them are of no sample.
+        self._least, self._most = torch.zeros(2, dtype=torch.int64, device=device)
         self._batches: list[list[Tensor]] = []
-        self._waits = torch.zeros(samples, dtype=torch.bool)
+        self._counts = torch.zeros(samples + 1, dtype=torch.uint8)  # how often each waits, while they are counted
 
-    @torch.no_grad()
+    @property
+    def _averages(self) -> Tensor:
+        return self._rows[: self.samples, :4]
+
+    @property
+    def _classes(self) -> Tensor:
+        return self._rows.view(torch.int32)[: self.samples, 4:]
+
     def update(self, indices: Tensor, target: Tensor, stats: RowStats) -> None:
         """Take in a batch.
 
@@ -78,8 +87,8 @@ class LabelInspector:
             stats: (B,) each, of a loss called with ``return_stats=True``.
 
         Raises:
-            ValueError: the shapes differ, there are no class indices, or an index is not in [0, N); on a GPU, which is
-                not waited for, :meth:`inspect` raises it.
+            ValueError: the shapes differ, there are no class indices, or an index is not in [0, N). Of an index on a
+                CPU one of the next calls may say so; on a GPU, which is not waited for, :meth:`inspect` does.
         """
         if indices.ndim != 1 or not indices.shape == target.shape == stats.target_prob.shape:
             raise ValueError(
@@ -88,56 +97,82 @@ class LabelInspector:
             )
         if not self._placed:
             device = stats.target_prob.device
-            self._averages, self._classes, self._placed = self._averages.to(device), self._classes.to(device), True
-            self._negative = self._negative.to(device)
-        where = self._averages.device
-        batch = [
-            moved(values, where) for values in (indices, target, stats.target_prob, stats.prediction, stats.max_prob)
-        ]
-        if where.type != "cpu":
+            self._rows, self._placed = self._rows.to(device), True
+            self._least, self._most = self._least.to(device), self._most.to(device)
+        batch = [indices, target, stats.target_prob, stats.prediction, stats.max_prob]
+        if not indices.device == target.device == stats.target_prob.device == self._rows.device:
+            batch = [moved(values, self._rows.device) for values in batch]
+        if not self._rows.is_cpu:
             self._take_in(*batch)
             return
         # On a CPU the two dozen operations on a batch would take as long as some layers, so that batches wait for each
-        # other, as long as no sample comes twice. A GPU's wait in its queue as it is.
-        indices = batch[0].to(torch.int64)
-        least, most = (end.item() for end in indices.aminmax()) if len(indices) else (0, 0)
-        if least < 0 or most >= self.samples:
-            raise ValueError(f"indices must be from 0 to {self.samples - 1}, got {least if least < 0 else most}")
-        if len(self._batches) == WAITING or bool(self._waits.index_select(0, indices).any()):
+        # other. A GPU's wait in its queue as it is. Indices and labels are copied, because who calls may fill their
+        # tensors with the next batch.
+        self._batches.append([batch[0].clone(), batch[1].clone(), *batch[2:]])
+        if len(self._batches) == WAITING:
             self._catch_up()
-        self._waits.index_fill_(0, indices, True)
-        self._batches.append([indices.clone(), batch[1].clone(), *batch[2:]])
 
     def _catch_up(self) -> None:
         """Take in the batches that wait."""
-        if self._batches:
-            self._take_in(*(torch.cat(parts) for parts in zip(*self._batches, strict=True)))
-            self._batches.clear()
-            self._waits.zero_()
+        batches, self._batches = self._batches, []
+        if batches:
+            self._take_in_together(batches)
+            self._refuse_outside()
+
+    def _take_in_together(self, batches: list[list[Tensor]]) -> None:
+        """As many at once as have no sample in common, because a visit counts from what the one before has left."""
+        indices, *rest = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        if len(batches) == 1 or self._all_different(self._place(indices)):
+            self._take_in(indices, *rest)
+            return
+        half = len(batches) // 2
+        self._take_in_together(batches[:half])
+        self._take_in_together(batches[half:])
+
+    def _all_different(self, places: Tensor) -> bool:
+        """Counted per sample; sorting them takes twice as long."""
+        self._counts.index_add_(0, places, torch.ones_like(places, dtype=torch.uint8))
+        # A byte says 1 again of 257 visits, which so few batches have only where one has a sample more than once.
+        once = bool((self._counts.index_select(0, places) == 1).all())
+        self._counts.index_fill_(0, places, 0)
+        return once
+
+    def _place(self, indices: Tensor) -> Tensor:
+        """The row of each sample, the last for an index of none."""
+        indices = indices.long()
+        return torch.where(indices == indices.clamp(0, self.samples - 1), indices, self.samples)
+
+    def _refuse_outside(self) -> None:
+        least, most = self._least.item(), self._most.item()
+        if least < 0 or most >= self.samples:
+            raise ValueError(f"indices must be from 0 to {self.samples - 1}, got {least if least < 0 else most}")
 
     @torch.no_grad()
     def _take_in(
         self, indices: Tensor, target: Tensor, target_prob: Tensor, prediction: Tensor, max_prob: Tensor
     ) -> None:
-        # On a GPU an index below 0 is told by who waits for it; one above N stops the device by itself.
-        self._negative += (indices < 0).sum()
-        averages, classes = self._averages[indices], self._classes[indices]
-        other = classes[:, 1]
+        if not len(indices):
+            return
+        least, most = indices.aminmax()
+        self._least, self._most = torch.minimum(self._least, least), torch.maximum(self._most, most)
+        # NaN: an ignored row, or logits that are not finite.
+        places = self._place(indices).masked_fill(target_prob.isnan(), self.samples)
+
+        before = self._rows.index_select(0, places)
+        averages, (other, visits) = before.unbind(1)[:4], before.view(torch.int32).unbind(1)[5:7]
+        target, prediction = target.int(), prediction.int()
         agrees = prediction == target
         preferred = max_prob.masked_fill(agrees, 0.0)
         # The other class is the one that is preferred to the label most often: the votes for another are taken from
         # those of the one in the lead, and give the lead to it when none are left.
         vote = torch.where(prediction == other, preferred, -preferred)
-        values = torch.stack([target_prob - preferred, target_prob, agrees.to(target_prob.dtype), vote], 1).float()
-        after = torch.lerp(values, averages, self.momentum)
-        votes = after[:, 3]
-        other = torch.where(votes < 0, prediction, other)
-        votes.abs_()
-        visited = torch.stack([target, other, classes[:, 2] + 1, torch.ones_like(other)], 1).int()
-
-        seen = ~target_prob.isnan()[:, None]  # NaN: an ignored row, or logits that are not finite
-        self._averages[indices] = torch.where(seen, after, averages)
-        self._classes[indices] = torch.where(seen, visited, classes)
+        values = (target_prob - preferred, target_prob, agrees, vote)
+        *learnt, votes = (
+            torch.lerp(value.float(), average, self.momentum) for value, average in zip(values, averages, strict=True)
+        )
+        numbers = (target, torch.where(votes < 0, prediction, other), visits + 1, torch.ones_like(target))
+        after = torch.stack([*learnt, votes.abs(), *(number.view(torch.float32) for number in numbers)], 1)
+        self._rows.index_copy_(0, places, after)
 
     def synchronize(self) -> None:
         """Give all processes what each has seen since the last call; all of them call this. Alone it does nothing."""
@@ -149,21 +184,20 @@ class LabelInspector:
         processes, summed = fresh.float(), self._averages * fresh
         distributed.all_reduce(processes)
         distributed.all_reduce(summed)
-        self._averages = torch.where(processes > 0, summed / processes.clamp(min=1), self._averages)
+        self._averages.copy_(torch.where(processes > 0, summed / processes.clamp(min=1), self._averages))
         largest = torch.where(fresh > 0, self._classes, -1)
         distributed.all_reduce(largest, distributed.ReduceOp.MAX)
-        self._classes = torch.where(processes > 0, largest, self._classes)
+        self._classes.copy_(torch.where(processes > 0, largest, self._classes))
         self._classes[:, 3] = 0
 
     def inspect(self) -> Inspection:
         """What the labels look like now; this waits for the device.
 
         Raises:
-            ValueError: an index of an :meth:`update` on a GPU was below 0.
+            ValueError: an index of an :meth:`update` was not in [0, N).
         """
         self._catch_up()
-        if self._negative > 0:
-            raise ValueError(f"indices must be from 0 to {self.samples - 1}, got {self._negative.item()} below 0")
+        self._refuse_outside()
         given, other, visits, _ = self._classes.cpu().unbind(1)
         weight = (1 - self.momentum ** visits.double()).clamp(min=1e-12)
         margin, target_prob, agreement, _ = (self._averages.cpu() / weight[:, None]).unbind(1)
@@ -173,7 +207,7 @@ class LabelInspector:
         """Tensors and plain numbers, to go on from."""
         self._catch_up()
         numbers = {"momentum": self.momentum, "num_classes": self.classes}
-        return {**numbers, "averages": self._averages, "classes": self._classes}
+        return {**numbers, "averages": self._averages.clone(), "classes": self._classes.clone()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a :meth:`state_dict`; the numbers stay on their device.
@@ -188,6 +222,7 @@ class LabelInspector:
                 f"got {', '.join(map(str, saved))}"
             )
         self._batches.clear()
-        self._waits.zero_()
+        self._least.zero_()
+        self._most.zero_()
         self._averages.copy_(state["averages"])
         self._classes.copy_(state["classes"])

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import tuned
+from dal_kernels.training.data.base import DataSet
 from dal_kernels.training.losses import build_loss
 from dal_kernels.training.recipes import recipe_for
 
 
 @pytest.mark.parametrize("name", tuned.VARIANTS)
 def test_every_loss_has_the_same_number_of_trials_all_different(name: str) -> None:
-    trials = tuned.trials(name, 0.1)
+    trials = tuned.trials(name, 0.1, tuned.WEIGHT_DECAYS)
     assert len({str(trial) for trial in trials}) == len(trials) == 12
     for trial in trials:
         build_loss(trial.loss, recipe_for("digits", **trial.changes), total_steps=3)
@@ -22,9 +25,9 @@ def test_every_loss_has_the_same_number_of_trials_all_different(name: str) -> No
 def test_the_validation_chooses_and_a_second_call_trains_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tuned, "WEIGHT_DECAYS", (0.0,))
     monkeypatch.setattr(tuned, "MANY_RATES", (1e-4, 1.0))  # the first learns nothing in an epoch
     call = ["--epochs", "1", "--noise", "0.2", "--losses", "Fisher-Rao", "--seeds", "0", "--out", str(tmp_path)]
+    call += ["--weight-decays", "0"]
     tuned.main(call)
     said = capsys.readouterr().out
     assert "fisher-rao, learning_rate 0.1, weight_decay 0" in said
@@ -35,3 +38,24 @@ def test_the_validation_chooses_and_a_second_call_trains_nothing(
     assert capsys.readouterr().out == said
     assert (tmp_path / "digits.jsonl").read_bytes() == trained
     assert (tmp_path / "digits.md").read_text(encoding="utf-8") == said.rstrip("\n") + "\n"
+
+
+def test_some_of_the_samples_are_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call = ["--samples", "200", "--epochs", "1", "--noise", "0.2", "--losses", "Fisher-Rao", "--seeds", "0"]
+    trained_on = []
+    run = tuned.training.run_training
+
+    def watched(config: Any, data: DataSet) -> Any:
+        trained_on.append(data)
+        return run(config, data)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(tuned.training, "run_training", watched)
+        tuned.main([*call, "--weight-decays", "0", "--out", str(tmp_path)])
+    assert capsys.readouterr().out.startswith("digits, 200 samples, 1 epochs")
+    whole = tuned.training.TrainingConfig().load()
+    for data in trained_on:
+        assert len(data.train) == len(data.true_labels) == 200
+        assert torch.equal(data.train_labels, whole.train_labels[:200])
+        assert torch.equal(data.train.batch([7], False), whole.train.batch([7], False))
+        assert len(data.test) == len(whole.test)

@@ -13,6 +13,7 @@ from torch import Tensor
 from dal_kernels import CrossEntropyLoss, DynamicsAwareLoss, RowStats
 from dal_kernels.training import LabelInspector
 from dal_kernels.training.inspection import inspect
+from dal_kernels.training.inspector import WAITING
 from support.trainings import needs_training, rows_of
 
 needs_training()
@@ -40,9 +41,10 @@ def fed(inspector: LabelInspector, batches: list[tuple[Tensor, Tensor, RowStats]
 # --- its numbers
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
 @pytest.mark.parametrize("twice", [False, True])
-def test_the_averages_are_those_of_each_sample_by_itself(twice: bool) -> None:
-    batches = visits(20, 4, 12)
+def test_the_averages_are_those_of_each_sample_by_itself(twice: bool, dtype: torch.dtype) -> None:
+    batches = [(indices.to(dtype), *rest) for indices, *rest in visits(20, 4, 12)]
     if twice:  # while the first waits to be taken in
         batches = [batch for batch in batches for _ in range(2)]
     found = fed(LabelInspector(20, 4, momentum=0.8), batches).inspect()
@@ -61,16 +63,45 @@ def test_the_averages_are_those_of_each_sample_by_itself(twice: bool) -> None:
 
 
 @pytest.mark.parametrize("index", [-1, 20])
-def test_an_index_of_no_sample_is_refused(index: int) -> None:
-    ((indices, labels, stats),) = visits(20, 4, 1)
-    indices[3] = index
-    inspector = LabelInspector(20, 4)
-    with pytest.raises(ValueError, match=f"indices must be from 0 to 19, got {index}$"):
-        inspector.update(indices, labels, stats)
-    if index < 0:  # as on a GPU, where nothing waits for the indices
-        inspector._take_in(indices, labels, stats.target_prob, stats.prediction, stats.max_prob)
-        with pytest.raises(ValueError, match="indices must be from 0 to 19, got 1 below 0"):
+@pytest.mark.parametrize("waits", [True, False])  # as on a CPU, and as on a GPU
+def test_an_index_of_no_sample_is_refused(index: int, waits: bool) -> None:
+    inspector, other = LabelInspector(20, 4), LabelInspector(20, 4)
+    (batch,) = visits(20, 4, 1)
+    indices, labels, stats = batch
+    outside = indices.clone()
+    outside[3] = index
+    if waits:
+        inspector.update(outside, labels, stats)
+    else:
+        inspector._take_in(outside, labels, stats.target_prob, stats.prediction, stats.max_prob)
+    for _ in range(2):  # it is not forgotten
+        with pytest.raises(ValueError, match=f"indices must be from 0 to 19, got {index}$"):
             inspector.inspect()
+    kept = torch.arange(len(indices)) != 3
+    other.update(indices[kept], labels[kept], RowStats(*(values[kept] for values in stats)))
+    for name, value in inspector.state_dict().items():
+        torch.testing.assert_close(value, other.state_dict()[name], rtol=0, atol=0)
+
+
+def test_a_training_hears_of_an_index_of_no_sample_before_it_ends() -> None:
+    inspector = LabelInspector(20, 4)
+    (batch,) = visits(20, 4, 1)
+    inspector.update(batch[0] + 11, *batch[1:])
+    with pytest.raises(ValueError, match="indices must be from 0 to 19, got"):
+        fed(inspector, [batch] * (WAITING - 1))
+
+
+def test_who_calls_may_fill_the_tensors_with_the_next_batch() -> None:
+    batches = visits(20, 4, 6)
+    whole = fed(LabelInspector(20, 4), batches)
+    inspector = LabelInspector(20, 4)
+    indices, labels = (torch.empty_like(numbers) for numbers in batches[0][:2])
+    for batch in batches:
+        indices.copy_(batch[0])
+        labels.copy_(batch[1])
+        inspector.update(indices, labels, batch[2])
+    for name, value in inspector.state_dict().items():
+        torch.testing.assert_close(value, whole.state_dict()[name], rtol=0, atol=0)
 
 
 def test_the_class_that_was_preferred_most_is_suggested() -> None:
@@ -139,17 +170,17 @@ def test_an_update_waits_for_no_device() -> None:
 
 
 def test_what_a_cpu_takes_is_there_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the way from a GPU, where no test without one could see it."""
-    to, waited = Tensor.to, []
+    """On the way from a GPU; tensors without content stand for its."""
+    waited = []
 
-    def watched(tensor: Tensor, *arguments: Any, **options: Any) -> Tensor:
-        waited.append(not options.get("non_blocking", False))
-        return to(tensor, *arguments, **options)
+    def copied(tensor: Tensor, device: torch.device, non_blocking: bool, **_: Any) -> Tensor:
+        waited.append(not non_blocking)
+        return torch.zeros(tensor.shape, dtype=tensor.dtype, device=device)
 
-    (batch,) = visits(20, 4, 1)
-    monkeypatch.setattr(Tensor, "to", watched)
-    LabelInspector(20, 4, device="cpu").update(*batch)
-    assert waited[:5] == [True] * 5
+    whole, probability = torch.zeros(8, dtype=torch.long, device="meta"), torch.zeros(8, device="meta")
+    monkeypatch.setattr(Tensor, "to", copied)
+    LabelInspector(20, 4, device="cpu").update(whole, whole, RowStats(probability, probability, whole, probability))
+    assert waited == [True] * 5
 
 
 # --- what is refused
