@@ -205,6 +205,7 @@ _PRESET_OF = {
     "folder": "images",
     "csv": "images",
     "hf": "images",
+    "hf-stream": "images",
     "wds": "images",
     "npz": "features",
 }

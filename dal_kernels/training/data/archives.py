@@ -66,21 +66,78 @@ def archive_images(kind: str, path: Path, image_size: int = 0) -> DataSet:
 
 
 def _hugging_face(path: Path) -> Archive:
-    """What save_to_disk of Hugging Face's datasets wrote: a column of images, and one of labels called label or labels,
-    or the only one of the type ClassLabel. Images stay on the disk.
-    """
+    """What Hugging Face's datasets makes of a place, see ``_parts``. Images stay on the disk."""
     library = need("datasets", in_extra=False)
+    parts = _parts(library, path, streaming=False)
+    column, label, named = _columns(library, path, parts)
+    kept = [column] if label is None else [column, label]
     try:
-        loaded = library.load_from_disk(str(path))
+        dataset = library.concatenate_datasets([part.select_columns(kept) for part in parts.values()])
+    except Exception as error:
+        raise UsageError(
+            f"{path}: the splits {', '.join(parts)} must have columns of the same types: {error}"
+        ) from error
+    # Undecoded, so that an image that cannot be read is told from the others.
+    dataset = dataset.cast_column(column, library.Image(decode=False))
+    words = [""] * len(dataset) if label is None else [_word(value, named) for value in dataset[label]]
+    return Archive(
+        partial(_hugging_face_record, dataset, column),
+        [f"{name}/{row}" for name, part in parts.items() for row in range(len(part))],
+        words,
+        [name for name, part in parts.items() for _ in range(len(part))],
+    )
+
+
+def _hugging_face_stream(path: Path) -> Archive:
+    """The same read once, as a stream, without a copy on the disk. Encoded, all images are kept in memory."""
+    library = need("datasets", in_extra=False)
+    parts = _parts(library, path, streaming=True)
+    column, label, named = _columns(library, path, parts)
+    images: list[Path | bytes] = []
+    paths, words, split = [], [], []
+    for name, part in parts.items():
+        try:
+            for row, record in enumerate(part.cast_column(column, library.Image(decode=False))):
+                images.append(_content(record[column]))
+                paths.append(f"{name}/{row}")
+                words.append("" if label is None else _word(record[label], named))
+                split.append(name)
+        except Exception as error:  # the library raises anything
+            raise UsageError(f"{path}, split {name} cannot be read: {reason(error, path)}") from error
+    return Archive(images.__getitem__, paths, words, split)
+
+
+def _parts(library: Any, path: Path, streaming: bool) -> dict[str, Any]:
+    """The splits of a folder of save_to_disk, or of whatever else load_dataset takes: a folder of Parquet files, of
+    images, or a name on the hub.
+    """
+    place = path.as_posix()
+    try:
+        if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+            loaded = library.load_from_disk(place)
+        else:
+            loaded = library.load_dataset(place, streaming=streaming)
+        parts = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
+        if streaming:
+            parts = {
+                name: part.to_iterable_dataset() if isinstance(part, library.Dataset) else part
+                for name, part in parts.items()
+            }
     except Exception as error:  # the library raises anything
         raise UsageError(
-            f"{path} cannot be read as a folder of datasets' save_to_disk: {reason(error, path)}"
+            f"{path} cannot be read by datasets, as a folder or as a name on the hub: {reason(error, path)}"
         ) from error
-    parts = dict(loaded) if isinstance(loaded, library.DatasetDict) else {"train": loaded}
-    for part in parts:
-        if part.lower() not in SPLITS:
-            raise UsageError(f"{path}: splits must be among {', '.join(filter(None, SPLITS))}, got {part!r}")
-    features = next(iter(parts.values())).features
+    for name in parts:
+        if name.lower() not in SPLITS:
+            raise UsageError(f"{path}: splits must be among {', '.join(filter(None, SPLITS))}, got {name!r}")
+    return parts
+
+
+def _columns(library: Any, path: Path, parts: dict[str, Any]) -> tuple[str, str | None, Any]:
+    """The column of images; that of labels, called label or labels, or the only one of the type ClassLabel; and this
+    type, which names the classes. None for what is not there.
+    """
+    features = next(iter(parts.values())).features or {}
     images = [name for name, feature in features.items() if isinstance(feature, library.Image)]
     if len(images) != 1:
         raise UsageError(f"{path} must have one column of images, got {len(images)} of {', '.join(features)}")
@@ -88,25 +145,8 @@ def _hugging_face(path: Path) -> Archive:
     labels = [name for name in LABELS if name in features] or classes
     if len(labels) > 1 and labels == classes:
         raise UsageError(f"{path} must have one column of labels, got {', '.join(labels)}; call it label")
-    kept = [*images, *labels[:1]]
-    # Undecoded, so that an image that cannot be read is told from the others.
-    try:
-        dataset = library.concatenate_datasets([part.select_columns(kept) for part in parts.values()])
-    except Exception as error:
-        raise UsageError(
-            f"{path}: the splits {', '.join(parts)} must have columns of the same types: {error}"
-        ) from error
-    dataset = dataset.cast_column(images[0], library.Image(decode=False))
-    words = [""] * len(dataset)
-    if labels:
-        named = features[labels[0]] if labels[0] in classes else None
-        words = [_word(value, named) for value in dataset[labels[0]]]
-    return Archive(
-        partial(_hugging_face_record, dataset, images[0]),
-        [f"{name}/{row}" for name, part in parts.items() for row in range(len(part))],
-        words,
-        [name for name, part in parts.items() for _ in range(len(part))],
-    )
+    label = labels[0] if labels else None
+    return images[0], label, features[label] if label in classes else None
 
 
 def _word(value: Any, named: Any) -> str:
@@ -119,6 +159,16 @@ def _word(value: Any, named: Any) -> str:
 def _hugging_face_record(dataset: Any, column: str, index: int) -> Path | bytes:
     record = dataset[index][column]
     return Path(record["path"]) if record["bytes"] is None else record["bytes"]
+
+
+def _content(record: dict[str, Any]) -> Path | bytes:
+    """The image of an undecoded record of a stream, whose path may lead into an archive or to another machine."""
+    if record["bytes"] is not None:
+        return record["bytes"]
+    if "://" not in record["path"]:
+        return Path(record["path"])
+    with need("fsspec", in_extra=False).open(record["path"], "rb") as file:
+        return file.read()
 
 
 def _webdataset(path: Path) -> Archive:
@@ -155,4 +205,8 @@ def _webdataset(path: Path) -> Archive:
 
 
 # Kinds of KIND:PATH, and what opens the path.
-ARCHIVES: dict[str, Callable[[Path], Archive]] = {"hf": _hugging_face, "wds": _webdataset}
+ARCHIVES: dict[str, Callable[[Path], Archive]] = {
+    "hf": _hugging_face,
+    "hf-stream": _hugging_face_stream,
+    "wds": _webdataset,
+}

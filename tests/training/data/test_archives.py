@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 
 from dal_kernels.training import UsageError, main
 from dal_kernels.training.data import load_data
+from dal_kernels.training.data.archives import _content
 from dal_kernels.training.data.base import UnreadableError
 from support.trainings import needs_training, rows_of
 
@@ -52,6 +55,34 @@ def write_hugging_face(folder: Path, records: list[tuple[bytes, str, str]], labe
     return f"hf:{folder}"
 
 
+def write_stream(folder: Path, records: list[tuple[bytes, str, str]], labelled: bool = True) -> str:
+    return write_hugging_face(folder, records, labelled).replace("hf:", "hf-stream:")
+
+
+def write_parquet(folder: Path, records: list[tuple[bytes, str, str]], labelled: bool = True) -> str:
+    """In the layout of the hub, whose names of files say the split."""
+    datasets = pytest.importorskip("datasets")
+    write_hugging_face(folder.parent / "saved" / folder.name, records, labelled)
+    (folder / "data").mkdir(parents=True)
+    for name, part in datasets.load_from_disk(str(folder.parent / "saved" / folder.name)).items():
+        part.to_parquet(str(folder / "data" / f"{name}-00000-of-00001.parquet"))
+    return f"hf:{folder}"
+
+
+def write_parquet_stream(folder: Path, records: list[tuple[bytes, str, str]], labelled: bool = True) -> str:
+    return write_parquet(folder, records, labelled).replace("hf:", "hf-stream:")
+
+
+def write_folders(folder: Path, records: list[tuple[bytes, str, str]], labelled: bool = True) -> str:
+    """Images below split and class, as the library takes them too."""
+    pytest.importorskip("datasets")
+    for i, (image, label, part) in enumerate(records):
+        path = folder / part / (label if labelled else "") / f"{i:04}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(image)
+    return f"hf-stream:{folder}"
+
+
 def write_tars(folder: Path, records: list[tuple[bytes, str, str]], labelled: bool = True) -> str:
     pytest.importorskip("webdataset")
     folder.mkdir()
@@ -67,13 +98,27 @@ def write_tars(folder: Path, records: list[tuple[bytes, str, str]], labelled: bo
     return f"wds:{folder}"
 
 
-WRITE = {"hf": write_hugging_face, "wds": write_tars}
+WRITE = {
+    "hf": write_hugging_face,
+    "hf, Parquet": write_parquet,
+    "hf-stream": write_stream,
+    "hf-stream, Parquet": write_parquet_stream,
+    "hf-stream, folders": write_folders,
+    "wds": write_tars,
+}
+
+
+@pytest.fixture(autouse=True)
+def prepared_here(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where datasets keeps what it has prepared: not in the home of who runs the tests."""
+    if importlib.util.find_spec("datasets") is not None:
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
 
 
 @pytest.mark.parametrize("kind", WRITE)
 def test_an_archive_is_what_was_written(tmp_path: Path, kind: str) -> None:
     data = load_data(WRITE[kind](tmp_path / "pictures", RECORDS))
-    assert data.name == f"{kind}-pictures"
+    assert data.name == f"{kind.partition(',')[0]}-pictures"
     assert data.names == ["dark", "light"]
     assert not data.verified
     for part, labels, images in (
@@ -82,6 +127,8 @@ def test_an_archive_is_what_was_written(tmp_path: Path, kind: str) -> None:
         ("test", data.test_labels, data.test),
     ):
         expected = [(label, image) for image, label, its in RECORDS if its == part]
+        if kind == "hf-stream, folders":
+            expected.sort(key=lambda record: record[0])  # a folder is read after the other
         assert [data.names[label] for label in labels.tolist()] == [label for label, _ in expected]
         for i, (_, image) in enumerate(expected):
             assert images.open(i).getpixel((0, 0)) == library.open(io.BytesIO(image)).getpixel((0, 0))
@@ -114,7 +161,7 @@ def test_an_archive_is_trained_on_and_predicted(tmp_path: Path, kind: str) -> No
     assert [row["predicted"] for row in rows_of(tmp_path / "out" / "predictions.csv")] == ["dark", "light"] * 6
 
 
-@pytest.mark.parametrize(("kind", "module"), [("hf", "datasets"), ("wds", "webdataset")])
+@pytest.mark.parametrize(("kind", "module"), [("hf", "datasets"), ("hf-stream", "datasets"), ("wds", "webdataset")])
 def test_a_missing_library_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str, module: str
 ) -> None:
@@ -136,12 +183,38 @@ def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
         load_data(f"wds:{tmp_path}")
 
 
-def test_what_is_no_saved_dataset_is_refused(tmp_path: Path) -> None:
+def test_a_stream_reads_what_lies_in_an_archive_of_its_own(tmp_path: Path) -> None:
+    pytest.importorskip("fsspec")
+    with zipfile.ZipFile(tmp_path / "train.zip", "w") as archive:
+        archive.writestr("dark/0.png", b"an image")
+    path = f"zip://dark/0.png::{tmp_path / 'train.zip'}"
+    assert _content({"bytes": None, "path": path}) == b"an image"
+
+
+@pytest.mark.parametrize("kind", ["hf", "hf-stream"])
+def test_what_is_no_dataset_is_refused(tmp_path: Path, kind: str) -> None:
     datasets = pytest.importorskip("datasets")
-    with pytest.raises(UsageError, match="cannot be read as a folder of datasets' save_to_disk"):
-        load_data(f"hf:{tmp_path}")
+    with pytest.raises(UsageError, match="cannot be read by datasets, as a folder or as a name on the hub: "):
+        load_data(f"{kind}:{tmp_path}")
     datasets.Dataset.from_dict({"text": ["a"], "label": [0]}).save_to_disk(str(tmp_path / "text"))
     with pytest.raises(UsageError, match="must have one column of images, got 0 of text, label"):
-        load_data(f"hf:{tmp_path / 'text'}")
+        load_data(f"{kind}:{tmp_path / 'text'}")
     with pytest.raises(UsageError, match=r"splits must be among train, val, .* got 'extra'"):
-        load_data(write_hugging_face(tmp_path / "extra", [(*RECORDS[0][:2], "extra")]))
+        load_data(write_hugging_face(tmp_path / "extra", [(*RECORDS[0][:2], "extra")]).replace("hf", kind))
+
+
+@pytest.mark.parametrize("kind", ["hf", "hf-stream"])
+def test_a_name_on_the_hub_is_asked_for_there(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    datasets = pytest.importorskip("datasets")
+    asked: list[Any] = []
+    column = {"image": [{"bytes": image, "path": None} for image, *_ in RECORDS], "label": [i % 2 for i in range(22)]}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["dark", "light"])})
+    whole = datasets.Dataset.from_dict(column, features=features)
+
+    def loaded(place: str, streaming: bool) -> Any:
+        asked.append((place, streaming))
+        return datasets.DatasetDict({"train": whole, "test": whole})
+
+    monkeypatch.setattr(datasets, "load_dataset", loaded)
+    assert len(load_data(f"{kind}:owner/pictures").train) == 22
+    assert asked == [("owner/pictures", kind == "hf-stream")]
