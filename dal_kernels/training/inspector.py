@@ -14,7 +14,9 @@ from dal_kernels.training.inspection import Inspection, inspect
 
 __all__ = ["LabelInspector"]
 
-WAITING = 64  # batches that are taken in together, on a CPU
+# Batches that are taken in together on a CPU, and rows of them that are enough: of more, the numbers on the way would
+# not stay in the cache.
+WAITING, ENOUGH = 256, 2**14
 
 
 class LabelInspector:
@@ -68,6 +70,7 @@ class LabelInspector:
         # Of all indices, because nobody waits for a GPU to tell which of them are of no sample.
         self._least, self._most = torch.zeros(2, dtype=torch.int64, device=device)
         self._batches: list[list[Tensor]] = []
+        self._waiting = 0  # rows
         self._counts = torch.zeros(samples + 1, dtype=torch.uint8)  # how often each waits, while they are counted
 
     @property
@@ -109,12 +112,13 @@ class LabelInspector:
         # other. A GPU's wait in its queue as it is. Indices and labels are copied, because who calls may fill their
         # tensors with the next batch.
         self._batches.append([batch[0].clone(), batch[1].clone(), *batch[2:]])
-        if len(self._batches) == WAITING:
+        self._waiting += len(indices)
+        if self._waiting >= ENOUGH or len(self._batches) == WAITING:
             self._catch_up()
 
     def _catch_up(self) -> None:
         """Take in the batches that wait."""
-        batches, self._batches = self._batches, []
+        batches, self._batches, self._waiting = self._batches, [], 0
         if batches:
             self._take_in_together(batches)
             self._refuse_outside()
@@ -132,7 +136,7 @@ class LabelInspector:
     def _all_different(self, places: Tensor) -> bool:
         """Counted per sample; sorting them takes twice as long."""
         self._counts.index_add_(0, places, torch.ones_like(places, dtype=torch.uint8))
-        # A byte says 1 again of 257 visits, which so few batches have only where one has a sample more than once.
+        # A byte says 1 again of 257 visits: of so few batches, one would have the sample twice.
         once = bool((self._counts.index_select(0, places) == 1).all())
         self._counts.index_fill_(0, places, 0)
         return once
@@ -221,7 +225,7 @@ class LabelInspector:
                 f"the state must be of {self.samples} samples, {self.classes} classes and momentum {self.momentum}, "
                 f"got {', '.join(map(str, saved))}"
             )
-        self._batches.clear()
+        self._batches, self._waiting = [], 0
         self._least.zero_()
         self._most.zero_()
         self._averages.copy_(state["averages"])

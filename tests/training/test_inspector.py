@@ -12,8 +12,8 @@ from torch import Tensor
 
 from dal_kernels import CrossEntropyLoss, DynamicsAwareLoss, RowStats
 from dal_kernels.training import LabelInspector
+from dal_kernels.training import inspector as inspector_module
 from dal_kernels.training.inspection import inspect
-from dal_kernels.training.inspector import WAITING
 from support.trainings import needs_training, rows_of
 
 needs_training()
@@ -83,12 +83,17 @@ def test_an_index_of_no_sample_is_refused(index: int, waits: bool) -> None:
         torch.testing.assert_close(value, other.state_dict()[name], rtol=0, atol=0)
 
 
-def test_a_training_hears_of_an_index_of_no_sample_before_it_ends() -> None:
+@pytest.mark.parametrize(("limit", "value"), [("WAITING", 3), ("ENOUGH", 30)])
+def test_a_training_hears_of_an_index_of_no_sample_before_it_ends(
+    monkeypatch: pytest.MonkeyPatch, limit: str, value: int
+) -> None:
+    monkeypatch.setattr(inspector_module, limit, value)
     inspector = LabelInspector(20, 4)
-    (batch,) = visits(20, 4, 1)
+    (batch,) = visits(20, 4, 1)  # ten rows
     inspector.update(batch[0] + 11, *batch[1:])
+    inspector.update(*batch)
     with pytest.raises(ValueError, match="indices must be from 0 to 19, got"):
-        fed(inspector, [batch] * (WAITING - 1))
+        inspector.update(*batch)
 
 
 def test_who_calls_may_fill_the_tensors_with_the_next_batch() -> None:
