@@ -71,14 +71,13 @@ def _hugging_face(path: Path) -> Archive:
     parts = _parts(library, path, streaming=False)
     column, label, named = _columns(library, path, parts)
     kept = [column] if label is None else [column, label]
+    parts = _undecoded(library, path, parts, column)
     try:
         dataset = library.concatenate_datasets([part.select_columns(kept) for part in parts.values()])
     except Exception as error:
         raise UsageError(
             f"{path}: the splits {', '.join(parts)} must have columns of the same types: {error}"
         ) from error
-    # Undecoded, so that an image that cannot be read is told from the others.
-    dataset = dataset.cast_column(column, library.Image(decode=False))
     words = [""] * len(dataset) if label is None else [_word(value, named) for value in dataset[label]]
     return Archive(
         partial(_hugging_face_record, dataset, column),
@@ -95,9 +94,9 @@ def _hugging_face_stream(path: Path) -> Archive:
     column, label, named = _columns(library, path, parts)
     images: list[Path | bytes] = []
     paths, words, split = [], [], []
-    for name, part in parts.items():
+    for name, part in _undecoded(library, path, parts, column).items():
         try:
-            for row, record in enumerate(part.cast_column(column, library.Image(decode=False))):
+            for row, record in enumerate(part):
                 images.append(_content(record[column]))
                 paths.append(f"{name}/{row}")
                 words.append("" if label is None else _word(record[label], named))
@@ -147,6 +146,14 @@ def _columns(library: Any, path: Path, parts: dict[str, Any]) -> tuple[str, str 
         raise UsageError(f"{path} must have one column of labels, got {', '.join(labels)}; call it label")
     label = labels[0] if labels else None
     return images[0], label, features[label] if label in classes else None
+
+
+def _undecoded(library: Any, path: Path, parts: dict[str, Any], column: str) -> dict[str, Any]:
+    """With the files of the images, so that one that cannot be read is told from the others."""
+    try:
+        return {name: part.cast_column(column, library.Image(decode=False)) for name, part in parts.items()}
+    except Exception as error:  # the library raises anything
+        raise UsageError(f"{path} cannot be read by datasets: {error}") from error
 
 
 def _word(value: Any, named: Any) -> str:

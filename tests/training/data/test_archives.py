@@ -183,6 +183,23 @@ def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
         load_data(f"wds:{tmp_path}")
 
 
+@pytest.mark.parametrize("kind", ["hf", "hf-stream"])
+def test_what_the_library_cannot_do_is_said_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """As datasets 5.2 beside pyarrow 26, which cannot tell a type of the one by that of the other."""
+    data = write_hugging_face(tmp_path / "pictures", RECORDS).replace("hf", kind)
+    datasets = sys.modules["datasets"]
+
+    def fails(*_: Any) -> Any:
+        raise TypeError("what it says")
+
+    for of in (datasets.Dataset, datasets.IterableDataset):
+        monkeypatch.setattr(of, "cast_column", fails)
+    with pytest.raises(UsageError, match="pictures cannot be read by datasets: what it says"):
+        load_data(data)
+
+
 def test_a_stream_reads_what_lies_in_an_archive_of_its_own(tmp_path: Path) -> None:
     pytest.importorskip("fsspec")
     with zipfile.ZipFile(tmp_path / "train.zip", "w") as archive:
