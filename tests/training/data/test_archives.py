@@ -56,7 +56,7 @@ def write_hugging_face(folder: Path, records: list[tuple[bytes, str, str]], labe
 
 
 def write_stream(folder: Path, records: list[tuple[bytes, str, str]], labelled: bool = True) -> str:
-    return write_hugging_face(folder, records, labelled).replace("hf:", "hf-stream:")
+    return write_hugging_face(folder, records, labelled).replace("hf:", "hf-stream:", 1)
 
 
 def write_parquet(folder: Path, records: list[tuple[bytes, str, str]], labelled: bool = True) -> str:
@@ -70,7 +70,7 @@ def write_parquet(folder: Path, records: list[tuple[bytes, str, str]], labelled:
 
 
 def write_parquet_stream(folder: Path, records: list[tuple[bytes, str, str]], labelled: bool = True) -> str:
-    return write_parquet(folder, records, labelled).replace("hf:", "hf-stream:")
+    return write_parquet(folder, records, labelled).replace("hf:", "hf-stream:", 1)
 
 
 def write_folders(folder: Path, records: list[tuple[bytes, str, str]], labelled: bool = True) -> str:
@@ -188,7 +188,7 @@ def test_what_the_library_cannot_do_is_said_in_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """As datasets 5.2 beside pyarrow 26, which cannot tell a type of the one by that of the other."""
-    data = write_hugging_face(tmp_path / "pictures", RECORDS).replace("hf", kind)
+    data = write_hugging_face(tmp_path / "pictures", RECORDS).replace("hf:", f"{kind}:", 1)
     datasets = sys.modules["datasets"]
 
     def fails(*_: Any) -> Any:
@@ -217,7 +217,7 @@ def test_what_is_no_dataset_is_refused(tmp_path: Path, kind: str) -> None:
     with pytest.raises(UsageError, match="must have one column of images, got 0 of text, label"):
         load_data(f"{kind}:{tmp_path / 'text'}")
     with pytest.raises(UsageError, match=r"splits must be among train, val, .* got 'extra'"):
-        load_data(write_hugging_face(tmp_path / "extra", [(*RECORDS[0][:2], "extra")]).replace("hf", kind))
+        load_data(write_hugging_face(tmp_path / "extra", [(*RECORDS[0][:2], "extra")]).replace("hf:", f"{kind}:", 1))
 
 
 @pytest.mark.parametrize("kind", ["hf", "hf-stream"])
