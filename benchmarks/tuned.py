@@ -33,7 +33,7 @@ from dal_kernels.training.summary import Spread
 
 # Of the preset's learning rate; a loss without settings of its own has the second.
 FEW_RATES, MANY_RATES = (1 / 3, 1.0, 3.0), (1 / 9, 1 / 3, 2 / 3, 1.0, 2.0, 3.0)
-WEIGHT_DECAYS = [0.0, 5e-4]
+WEIGHT_DECAYS = (0.0, 5e-4)
 TRIAL_SEED, HELD_OUT = 100, 0.1
 
 # The losses as `dal-train` takes them and changes of the recipe, two of each: what its paper has, and another.
@@ -89,10 +89,16 @@ class Bench:
             training.TrainingConfig, data=arguments.data, data_dir=arguments.data_dir, preset=arguments.preset
         )
         self.changes = {"epochs": arguments.epochs, "val_fraction": HELD_OUT}
-        data = self.config().load()
-        self.data = data if arguments.samples is None else with_training_samples(data, torch.arange(arguments.samples))
+        self.data = self.config().load()
+        # What is not in the settings of a run is in the file's name, lest another call take its numbers for its own.
+        self.name = self.data.name if arguments.preset is None else f"{self.data.name}-{arguments.preset}"
+        if arguments.samples is not None:
+            if not 1 <= arguments.samples <= len(self.data.train):
+                raise SystemExit(f"--samples must be from 1 to {len(self.data.train)}, got {arguments.samples}")
+            self.data = with_training_samples(self.data, torch.arange(arguments.samples))
+            self.name += f"-{arguments.samples}"
         self.weight_decays: Sequence[float] = arguments.weight_decays
-        self.file = arguments.out / f"{self.data.name}.jsonl"
+        self.file = arguments.out / f"{self.name}.jsonl"
         self.file.parent.mkdir(parents=True, exist_ok=True)
         self.known: dict[str, list[dict[str, Any]]] = {}
         for line in self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else ():
@@ -173,7 +179,7 @@ def main(arguments: Sequence[str]) -> None:
     text = "\n".join(report(outcomes, given.losses, given.noise))
     name = bench.data.name if given.samples is None else f"{bench.data.name}, {given.samples} samples"
     said = f"{name}, {given.epochs} epochs, seeds {given.seeds}; {machine()}\n\n{text}"
-    (given.out / f"{bench.data.name}.md").write_text(said, encoding="utf-8")
+    (given.out / f"{bench.name}.md").write_text(said, encoding="utf-8")
     print(said)
 
 

@@ -106,7 +106,7 @@ class LabelInspector:
         if not indices.device == target.device == stats.target_prob.device == self._rows.device:
             batch = [moved(values, self._rows.device) for values in batch]
         if not self._rows.is_cpu:
-            self._take_in(*batch)
+            self._take_in(self._place(batch[0]), *batch[1:])
             return
         # On a CPU the two dozen operations on a batch would take as long as some layers, so that batches wait for each
         # other. A GPU's wait in its queue as it is. Indices and labels are copied, because who calls may fill their
@@ -126,8 +126,9 @@ class LabelInspector:
     def _take_in_together(self, batches: list[list[Tensor]]) -> None:
         """As many at once as have no sample in common, because a visit counts from what the one before has left."""
         indices, *rest = (torch.cat(parts) for parts in zip(*batches, strict=True))
-        if len(batches) == 1 or self._all_different(self._place(indices)):
-            self._take_in(indices, *rest)
+        places = self._place(indices)
+        if len(batches) == 1 or self._all_different(places):
+            self._take_in(places, *rest)
             return
         half = len(batches) // 2
         self._take_in_together(batches[:half])
@@ -142,7 +143,10 @@ class LabelInspector:
         return once
 
     def _place(self, indices: Tensor) -> Tensor:
-        """The row of each sample, the last for an index of none."""
+        """The row of each sample, the last for an index of none, which :meth:`_refuse_outside` tells."""
+        if len(indices):
+            least, most = indices.aminmax()
+            self._least, self._most = torch.minimum(self._least, least), torch.maximum(self._most, most)
         indices = indices.long()
         return torch.where(indices == indices.clamp(0, self.samples - 1), indices, self.samples)
 
@@ -153,14 +157,10 @@ class LabelInspector:
 
     @torch.no_grad()
     def _take_in(
-        self, indices: Tensor, target: Tensor, target_prob: Tensor, prediction: Tensor, max_prob: Tensor
+        self, places: Tensor, target: Tensor, target_prob: Tensor, prediction: Tensor, max_prob: Tensor
     ) -> None:
-        if not len(indices):
-            return
-        least, most = indices.aminmax()
-        self._least, self._most = torch.minimum(self._least, least), torch.maximum(self._most, most)
         # NaN: an ignored row, or logits that are not finite.
-        places = self._place(indices).masked_fill(target_prob.isnan(), self.samples)
+        places = places.masked_fill(target_prob.isnan(), self.samples)
 
         before = self._rows.index_select(0, places)
         averages, (other, visits) = before.unbind(1)[:4], before.view(torch.int32).unbind(1)[5:7]

@@ -59,3 +59,10 @@ def test_some_of_the_samples_are_trained_on(tmp_path: Path, capsys: pytest.Captu
         assert torch.equal(data.train_labels, whole.train_labels[:200])
         assert torch.equal(data.train.batch([7], False), whole.train.batch([7], False))
         assert len(data.test) == len(whole.test)
+    assert [path.name for path in tmp_path.glob("*.jsonl")] == ["digits-200.jsonl"], "of other samples another file"
+
+
+@pytest.mark.parametrize("samples", [0, 1348])
+def test_samples_that_are_not_there_are_refused(tmp_path: Path, samples: int) -> None:
+    with pytest.raises(SystemExit, match=rf"--samples must be from 1 to 1347, got {samples}"):
+        tuned.main(["--samples", str(samples), "--out", str(tmp_path)])

@@ -73,7 +73,7 @@ def test_an_index_of_no_sample_is_refused(index: int, waits: bool) -> None:
     if waits:
         inspector.update(outside, labels, stats)
     else:
-        inspector._take_in(outside, labels, stats.target_prob, stats.prediction, stats.max_prob)
+        inspector._take_in(inspector._place(outside), labels, stats.target_prob, stats.prediction, stats.max_prob)
     for _ in range(2):  # it is not forgotten
         with pytest.raises(ValueError, match=f"indices must be from 0 to 19, got {index}$"):
             inspector.inspect()

@@ -70,10 +70,9 @@ def _hugging_face(path: Path) -> Archive:
     library = need("datasets", in_extra=False)
     parts = _parts(library, path, streaming=False)
     column, label, named = _columns(library, path, parts)
-    kept = [column] if label is None else [column, label]
     parts = _undecoded(library, path, parts, column)
     try:
-        dataset = library.concatenate_datasets([part.select_columns(kept) for part in parts.values()])
+        dataset = library.concatenate_datasets([_kept(part, column, label) for part in parts.values()])
     except Exception as error:
         raise UsageError(
             f"{path}: the splits {', '.join(parts)} must have columns of the same types: {error}"
@@ -96,7 +95,7 @@ def _hugging_face_stream(path: Path) -> Archive:
     paths, words, split = [], [], []
     for name, part in _undecoded(library, path, parts, column).items():
         try:
-            for row, record in enumerate(part):
+            for row, record in enumerate(_kept(part, column, label)):
                 images.append(_content(record[column]))
                 paths.append(f"{name}/{row}")
                 words.append("" if label is None else _word(record[label], named))
@@ -156,6 +155,11 @@ def _undecoded(library: Any, path: Path, parts: dict[str, Any], column: str) -> 
         raise UsageError(f"{path} cannot be read by datasets: {error}") from error
 
 
+def _kept(part: Any, column: str, label: str | None) -> Any:
+    """Without the columns that nobody asks for, which need not be read."""
+    return part.select_columns([column] if label is None else [column, label])
+
+
 def _word(value: Any, named: Any) -> str:
     """A label as a word: of a number its name, if the column has names; nothing of those that mean no label."""
     if value is None or (named is not None and value < 0):
@@ -164,12 +168,11 @@ def _word(value: Any, named: Any) -> str:
 
 
 def _hugging_face_record(dataset: Any, column: str, index: int) -> Path | bytes:
-    record = dataset[index][column]
-    return Path(record["path"]) if record["bytes"] is None else record["bytes"]
+    return _content(dataset[index][column])
 
 
 def _content(record: dict[str, Any]) -> Path | bytes:
-    """The image of an undecoded record of a stream, whose path may lead into an archive or to another machine."""
+    """The image of an undecoded record; that of a stream may have a path into an archive or to another machine."""
     if record["bytes"] is not None:
         return record["bytes"]
     if "://" not in record["path"]:
