@@ -115,16 +115,11 @@ def _parts(library: Any, path: Path, streaming: bool) -> dict[str, Any]:
             loaded = library.load_from_disk(place)
         else:
             loaded = library.load_dataset(place, streaming=streaming)
-        parts = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
-        if streaming:
-            parts = {
-                name: part.to_iterable_dataset() if isinstance(part, library.Dataset) else part
-                for name, part in parts.items()
-            }
     except Exception as error:  # the library raises anything
         raise UsageError(
             f"{path} cannot be read by datasets, as a folder or as a name on the hub: {reason(error, path)}"
         ) from error
+    parts = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
     for name in parts:
         if name.lower() not in SPLITS:
             raise UsageError(f"{path}: splits must be among {', '.join(filter(None, SPLITS))}, got {name!r}")
